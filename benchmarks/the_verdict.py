@@ -1,0 +1,60 @@
+"""The book's own training run, ours beside the published numbers.
+
+    python benchmarks/the_verdict.py path/to/the-verdict.txt
+
+Trains configs/the-verdict.yaml (124M parameters, fp32) on the short story (20,479 characters, 5,145 GPT-2
+tokens) from chapter 2 of "Build a Large Language Model (From Scratch)" and prints its losses beside those
+that chapter 5 shows. Exits with 1 if ours end outside of what the same recipe should give.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from gptscale import load_config, prepare, train
+from gptscale.runtime.device import default_device, describe_device
+from gptscale.tracking.jsonl import read_log
+
+CONFIG = Path(__file__).parent.parent / "configs" / "the-verdict.yaml"
+PUBLISHED_BEFORE = (10.99, 10.98)
+PUBLISHED_AFTER = (0.54, 6.39)
+PUBLISHED_BEST = 6.1
+ENDS_BELOW, ENDS_WITHIN = 1.0, (6.0, 6.7)
+
+
+def main() -> int:
+    """Train and compare; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    text = parser.parse_args().text
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = load_config(
+            CONFIG, [f"data.source.path={text}", f"data.dir={folder}/corpus", f"run.dir={folder}/the-verdict"]
+        )
+        prepare(cfg)
+        train(cfg)
+        records = [r for r in read_log(cfg.run.dir / "log.jsonl") if "val/loss" in r]
+    print(f"\non {describe_device(default_device())}, {cfg.train.precision}\n")
+    print("epoch  training  validation")
+    for r in records:
+        print(f"{r['epoch']:5.0f}  {r['eval_train/loss']:8.3f}  {r['val/loss']:10.3f}")
+    return compare(records)
+
+
+def compare(records: list[dict[str, float]]) -> int:
+    """Print ours beside the published figures; 0 if the ends agree."""
+    first, last = records[0], records[-1]
+    best = min(records, key=lambda r: r["val/loss"])
+    print("\n                              ours            published")
+    before = (first["eval_train/loss"], first["val/loss"])
+    after = (last["eval_train/loss"], last["val/loss"])
+    print(f"before  training / validation {before[0]:5.2f} / {before[1]:5.2f}   {'%5.2f / %5.2f' % PUBLISHED_BEFORE}")
+    print(f"after   training / validation {after[0]:5.2f} / {after[1]:5.2f}   {'%5.2f / %5.2f' % PUBLISHED_AFTER}")
+    print(f"best validation               {best['val/loss']:5.2f} (epoch {best['epoch']:.0f})  about {PUBLISHED_BEST}")
+    good = after[0] < ENDS_BELOW and ENDS_WITHIN[0] <= after[1] <= ENDS_WITHIN[1]
+    print("agrees" if good else "DOES NOT AGREE: training should end below 1.0, validation within 6.0 and 6.7")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

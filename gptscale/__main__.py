@@ -1,0 +1,5 @@
+"""`python -m gptscale` is the `gptscale` command."""
+
+from gptscale.cli.main import main
+
+main()

@@ -1,0 +1,150 @@
+"""A checkpoint on disk: a folder of parts with one manifest, which is written last.
+
+    checkpoints/step-00001000/
+        part-00000-of-00002.safetensors     keys kind/name@start, flat float32
+        part-00001-of-00002.safetensors
+        manifest.json                       ledger, config, hashes, which range lies where
+
+A folder that is named step-* is whole: it was renamed to that name after everything was on disk.
+"""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from gptscale.errors import CheckpointError
+
+FORMAT = "gptscale-checkpoint-1"
+MANIFEST = "manifest.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where elements start to start + numel of a flattened parameter lie."""
+
+    start: int
+    numel: int
+    file: str
+
+
+@dataclass(frozen=True)
+class ParameterRecord:
+    """One parameter in a checkpoint."""
+
+    shape: list[int]
+    kinds: list[str]
+    """`weight` and the per-element optimizer state."""
+    scalars: dict[str, float]
+    ranges: list[Range]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One part as it has to be on disk."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """All of a checkpoint but its tensors."""
+
+    step: int
+    ledger: dict[str, Any]
+    config: dict[str, Any]
+    data_fingerprint: str
+    engine: str
+    world: int
+    files: dict[str, FileRecord]
+    parameters: dict[str, ParameterRecord]
+    format: str = field(default=FORMAT)
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    """The folder of a run that holds its checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def step_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return checkpoints_dir(run_dir) / f"step-{step:08d}"
+
+
+def part_name(rank: int, world: int) -> str:
+    """The file that a rank writes."""
+    return f"part-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def tensor_key(kind: str, name: str, start: int) -> str:
+    """The name of a range inside a part."""
+    return f"{kind}/{name}@{start}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """A run's checkpoint folders, newest first."""
+    folders = checkpoints_dir(run_dir).glob("step-*")
+    steps = [(int(match[1]), path) for path in folders if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(steps, reverse=True)]
+
+
+def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Write the manifest with its own digest, and wait until it is on disk."""
+    body = asdict(manifest)
+    text = json.dumps({**body, "digest": _digest(body)}, indent=1)
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """Read and check a manifest; raises CheckpointError if it is missing or not as it was written."""
+    path = folder / MANIFEST
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        digest = body.pop("digest")
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{path} is damaged; delete {folder}, or restore it from a copy") from None
+    if body.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {body.get('format')!r}; this version reads {FORMAT!r}")
+    if digest != _digest(body):
+        raise CheckpointError(f"{path} was changed after it was written; delete {folder}, or restore it from a copy")
+    return _parse(body)
+
+
+def verify_file(folder: Path, name: str, record: FileRecord) -> None:
+    """Compare one part with its record; raises CheckpointError on the first difference."""
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; restore it, or delete {folder} to go on from an older checkpoint")
+    if (found := path.stat().st_size) != record.bytes:
+        raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
+    if hash_file(path) != record.sha256:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _parse(body: dict[str, Any]) -> CheckpointManifest:
+    files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
+    parameters = {}
+    for name, record in body.pop("parameters").items():
+        ranges = [Range(**r) for r in record.pop("ranges")]
+        parameters[name] = ParameterRecord(**record, ranges=ranges)
+    return CheckpointManifest(**body, files=files, parameters=parameters)

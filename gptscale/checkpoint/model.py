@@ -1,0 +1,44 @@
+"""A model from a checkpoint, for evaluation, generation and export."""
+
+from pathlib import Path
+
+import torch
+
+from gptscale.checkpoint.layout import MANIFEST, list_checkpoints, tensor_key
+from gptscale.checkpoint.store import verified_manifest
+from gptscale.config.load import parse_config
+from gptscale.config.schema import Config
+from gptscale.errors import CheckpointError
+from gptscale.model.gpt import GPTModel
+from gptscale.weights.files import open_tensors
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GPTModel, Config]:
+    """The model of a checkpoint folder, or of a run's newest one, in evaluation mode, with its config.
+
+    Raises CheckpointError if there is none or a file is not as it was written.
+    """
+    folder = find_checkpoint(Path(path))
+    manifest = verified_manifest(folder)
+    cfg = parse_config(manifest.config, str(folder))
+    model = GPTModel(cfg.model, seed=None)
+    flat = {name: p.detach().view(-1) for name, p in model.named_parameters()}
+    for file in manifest.files:
+        with open_tensors(folder / file) as reader:
+            for name, record in manifest.parameters.items():
+                for r in record.ranges:
+                    if r.file == file:
+                        values = reader.read(tensor_key("weight", name, r.start), 0, r.numel)
+                        flat[name][r.start : r.start + r.numel].copy_(values)
+    return model.to(device).eval(), cfg
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest of a run folder."""
+    if (path / MANIFEST).is_file():
+        return path
+    if newest := list_checkpoints(path):
+        return newest[0]
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a run folder or one of its checkpoints/step-* folders")
+    raise CheckpointError(f"{path} holds no checkpoint; give a run folder that `gptscale train` has saved to")

@@ -1,0 +1,56 @@
+"""gptscale demo: the whole way on this machine in minutes, without a network."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptscale.cli.arguments import Overrides
+
+if TYPE_CHECKING:
+    from gptscale.config.schema import Config
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("demo")(run_demo)
+
+
+def run_demo(
+    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The run to make.")] = Path("configs/demo.yaml"),
+    overrides: Overrides = None,
+) -> None:
+    """Prepare, train, evaluate, write text and plots; a second run reuses what is there."""
+    from gptscale.config.load import load_config
+    from gptscale.data.prepare import prepare
+    from gptscale.train.run import train
+
+    cfg = load_config(config, overrides or ())
+    print(f"== 1/4 prepare: {cfg.data.source.path} -> {cfg.data.dir}")
+    prepare(cfg)
+    print(f"\n== 2/4 train -> {cfg.run.dir} (Ctrl-C stops with a checkpoint; the same command goes on)")
+    if train(cfg):
+        _look_back(cfg, config)
+
+
+def _look_back(cfg: "Config", config: Path) -> None:
+    from gptscale.checkpoint.model import find_checkpoint
+    from gptscale.cli.evaluate import run_evaluate
+    from gptscale.cli.generate import run_generate
+    from gptscale.tracking.report import write_report
+
+    run = cfg.run.dir
+    print("\n== 3/4 evaluate and write")
+    run_evaluate(run, sequences=cfg.eval.sequences)
+    run_generate(run, [cfg.sample.prompts[0]] if cfg.sample.prompts else ["\n"])
+    print("\n== 4/4 plot")
+    plots = write_report(run)
+    print(
+        f"\nplots:      {', '.join(str(path) for path in plots)}\n"
+        f"samples:    {run / 'samples.jsonl'}\n"
+        f"checkpoint: {find_checkpoint(run)}\n"
+        "\nnext:\n"
+        f"  gptscale generate {run} --prompt 'The '\n"
+        f"  gptscale train {config} train.steps={2 * (cfg.train.steps or 1000)}     # train it twice as long\n"
+        "  gptscale train configs/the-verdict.yaml --help"
+    )

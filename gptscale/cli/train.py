@@ -1,0 +1,18 @@
+"""gptscale train: train, or go on."""
+
+import typer
+
+from gptscale.cli.arguments import ConfigFile, Overrides
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("train")(run_train)
+
+
+def run_train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train the model of CONFIG; goes on from the run folder's newest good checkpoint."""
+    from gptscale.config.load import load_config
+    from gptscale.train.run import train
+
+    train(load_config(config, overrides or ()))

@@ -1,0 +1,1 @@
+"""What a run is: the schema, the YAML reader and the GPT-2 presets."""

@@ -1,0 +1,105 @@
+"""Configs from YAML files and `section.key=value` overrides. The home of YAML."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gptscale.config.schema import Config, Section
+from gptscale.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and lay `section.key=value` overrides over it.
+
+    Raises ConfigError with every problem of the file at once, each with its full path.
+    """
+    path = Path(path)
+    values = _read_mapping(path)
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], origin: str = "config") -> Config:
+    """Check plain values against the schema; origin names them in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(e) for e in error.errors(include_url=False)]
+        head = f"{origin}: " if len(problems) == 1 else f"{origin} has {len(problems)} problems: "
+        raise ConfigError(head + "; ".join(problems)) from None
+
+
+def dump_config(cfg: Config) -> str:
+    """Write a config as YAML text that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist{_nearby(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no sections; a config has at least run:, data: and train:")
+    return values
+
+
+def _nearby(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {path.parent / close[0]}?" if close else "; configs/ holds examples"
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value, such as train.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
+    for part in parts[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+        values = inner
+    values[parts[-1]] = value
+
+
+def _describe(error: Any) -> str:
+    """One problem as `path: what is wrong (the value), what would be right`."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_fields_at(error["loc"][:-1]))
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {path}; {hint}"
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    message = message[0].lower() + message[1:]
+    return f"{path}={error['input']!r}: {message}"
+
+
+def _fields_at(loc: Sequence[int | str]) -> Iterator[str]:
+    """The field names of the section that an error's location points to."""
+    section: type[BaseModel] = Config
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
+    yield from section.model_fields

@@ -1,0 +1,282 @@
+"""The schema of a run's config. A line under each field gives its unit and what null means.
+
+A section checks itself and `Config` checks what holds between sections; nothing here reads files.
+Where a run lives (devices, ranks, engine) is not part of it: that is said by the launch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from gptscale.config.presets import GPT2_SIZES
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no_bool(value: Any) -> Any:
+    """Keep YAML's true and false from passing as the numbers 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number, not true or false")
+    return value
+
+
+Count = Annotated[PositiveInt, BeforeValidator(_no_bool)]
+
+
+class Section(BaseModel):
+    """A frozen part of the config that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+
+
+class RunConfig(Section):
+    """Where a run is kept and what its randomness starts from."""
+
+    dir: Path
+    """The run folder: config, log, samples, report, checkpoints."""
+    seed: NonNegativeInt = 1337
+    """Initial weights, sample order and dropout masks follow from it."""
+
+
+class ModelConfig(Section):
+    """The shape of a GPTModel, in the words of "Build a Large Language Model (From Scratch)"."""
+
+    preset: Literal["124M", "350M", "774M", "1558M"] | None = None
+    """Fills emb_dim, n_heads and n_layers with a size of GPT-2; null takes them from below."""
+    vocab_size: Count = 50257
+    """Token ids the model can read and write."""
+    context_length: Count = 1024
+    """Tokens the model sees at once."""
+    emb_dim: Count = 768
+    """Width of the residual stream."""
+    n_heads: Count = 12
+    """Attention heads; they divide emb_dim."""
+    n_layers: Count = 12
+    """Transformer blocks."""
+    drop_rate: Fraction = 0.0
+    """Dropout probability of embeddings, attention weights and residual branches."""
+    qkv_bias: bool = True
+    """Whether the query, key and value projections have a bias (GPT-2: yes)."""
+    norm_bias: bool = True
+    """Whether the layer norms have a bias (GPT-2: yes)."""
+    tie_embeddings: bool = True
+    """Whether the output head is the token embedding (GPT-2: yes)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset") in GPT2_SIZES:
+            return {**GPT2_SIZES[values["preset"]], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.emb_dim % self.n_heads:
+            raise ValueError(
+                f"n_heads={self.n_heads} does not divide emb_dim={self.emb_dim}; "
+                f"choose an emb_dim that is a multiple of {self.n_heads}, or other heads"
+            )
+        return self
+
+
+class SourceConfig(Section):
+    """The text a corpus is made from, read by `datasets.load_dataset`."""
+
+    path: str
+    """A file, a glob, a folder, a Hub dataset's name, or python-library for the text inside Python."""
+    format: Literal["auto", "text", "json", "parquet", "hub", "embedded"] = "auto"
+    """How to read it; auto goes by the file's ending, and takes what is no file for a Hub name."""
+    name: str | None = None
+    """The Hub dataset's configuration, such as sample-10BT; null takes its default."""
+    revision: str | None = None
+    """The Hub dataset's commit; null takes today's newest and records it."""
+    split: str = "train"
+    """The Hub dataset's split."""
+    text_column: str = "text"
+    """The column that holds a document's text."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What one document of a plain text file is."""
+
+
+class DataConfig(Section):
+    """A corpus: where it is, what it is made from, and how it is cut."""
+
+    dir: Path
+    """The corpus folder that `prepare` writes and `train` reads."""
+    source: SourceConfig
+    tokenizer: str = "gpt2"
+    """gpt2, bytes, or any encoding that tiktoken knows."""
+    end_of_text: bool = True
+    """Whether an end-of-text token stands before every document."""
+    split: Literal["hash", "tail"] = "hash"
+    """hash: whole documents, chosen by their text; tail: the last characters of every document."""
+    validation_fraction: Fraction = 0.005
+    """Share of the documents (hash) or of the characters (tail) kept for validation."""
+    split_seed: NonNegativeInt = 0
+    """Another number chooses other validation documents (hash)."""
+    documents_per_shard: Count = 100_000
+    """Source documents in one work unit, which becomes one training and one validation shard."""
+    stride: Count | None = None
+    """Tokens between the starts of two samples; null means context_length, so nothing overlaps."""
+
+
+Precision = Literal["fp32", "bf16", "bf16-sharded", "fp16"]
+
+
+class TrainConfig(Section):
+    """How long to train, in which pieces and in which arithmetic."""
+
+    steps: Count | None = None
+    """Length in steps; exactly one of steps, tokens and epochs is given."""
+    tokens: Count | None = None
+    """Length in tokens, rounded down to whole steps."""
+    epochs: Annotated[PositiveFloat, BeforeValidator(_no_bool)] | None = None
+    """Length in passes over the training samples, rounded down to whole steps."""
+    tokens_per_step: Count = 524_288
+    """Tokens in one step over all ranks; a multiple of context_length."""
+    micro_batch_sequences: Count = 8
+    """Samples in one forward and backward on one rank."""
+    precision: Precision = "bf16"
+    """fp32; bf16: fp32 weights, bf16 compute; bf16-sharded: ZeRO only; fp16: CUDA only, with loss scaling."""
+    compile: bool = False
+    """Whether torch.compile translates the model first."""
+    log_every_steps: Count = 10
+    """Steps between two records of loss, learning rate, gradient norm and speed."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [f"{name}={value}" for name in ("steps", "tokens", "epochs") if (value := getattr(self, name))]
+        if len(given) != 1:
+            found = ", ".join(given) or "none"
+            raise ValueError(f"give exactly one of steps, tokens and epochs as the length; found {found}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule: linear warmup to the peak, then a cosine to the floor."""
+
+    lr_peak: PositiveFloat = 6e-4
+    """Learning rate at the end of warmup."""
+    lr_floor: NonNegativeFloat = 6e-5
+    """Learning rate at the last step; equal to lr_peak for a constant rate."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps before the peak; they start above zero."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled decay of the matrices; biases and norms have none."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment per step."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment per step."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Largest global gradient norm; null leaves gradients alone."""
+
+    @model_validator(mode="after")
+    def _floor_below_peak(self) -> Self:
+        if self.lr_floor > self.lr_peak:
+            raise ValueError(f"lr_floor={self.lr_floor} is above lr_peak={self.lr_peak}; lower it or raise lr_peak")
+        return self
+
+
+class EvalConfig(Section):
+    """The evaluations during training. One runs before the first step and one after the last."""
+
+    every_steps: Count | None = 250
+    """Steps between two evaluations; null evaluates before and after training only."""
+    sequences: Count | None = 1024
+    """Validation windows, spread evenly over the split; null takes all of it."""
+    train_sequences: Count | None = 256
+    """Training windows evaluated in the same way; null evaluates none."""
+
+
+class SampleConfig(Section):
+    """The text written at every evaluation."""
+
+    prompts: tuple[str, ...] = ("\n",)
+    """One continuation is written for each; an empty list writes none."""
+    max_new_tokens: Count = 64
+    """Tokens to write after the prompt."""
+    temperature: NonNegativeFloat = 0.8
+    """0 always takes the likeliest token."""
+    top_k: Count | None = 50
+    """Only the k likeliest tokens can be drawn; null allows all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Only the likeliest tokens that together reach this probability can be drawn; null allows all."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written, and how many stay."""
+
+    every_steps: Count | None = 1000
+    """Steps between two checkpoints; null writes one at the end only."""
+    keep: Count | None = 3
+    """Newest checkpoints that are kept; null keeps all."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases, a view of log.jsonl."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    """offline writes into the run folder for `wandb sync`."""
+    project: str = "gptscale"
+    """W&B project."""
+    entity: str | None = None
+    """W&B team; null is the user's default."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+
+
+class Config(Section):
+    """Everything that decides what a run computes."""
+
+    run: RunConfig
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig
+    optim: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    sample: SampleConfig = SampleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig = WandbConfig()
+
+    @property
+    def stride(self) -> int:
+        """Tokens between the starts of two samples."""
+        return self.data.stride or self.model.context_length
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Samples in one step over all ranks."""
+        return self.train.tokens_per_step // self.model.context_length
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Self:
+        tokens, context = self.train.tokens_per_step, self.model.context_length
+        if tokens % context:
+            near = max(1, round(tokens / context)) * context
+            raise ValueError(
+                f"train.tokens_per_step={tokens} is no multiple of model.context_length={context}; "
+                f"the nearest is {near}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batch_within_step(self) -> Self:
+        if self.train.micro_batch_sequences > self.sequences_per_step:
+            raise ValueError(
+                f"train.micro_batch_sequences={self.train.micro_batch_sequences} is more than the "
+                f"{self.sequences_per_step} sequences of a step; lower it or raise train.tokens_per_step"
+            )
+        return self

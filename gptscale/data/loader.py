@@ -1,0 +1,170 @@
+"""The loader: the micro-batches of every step, for any rank of any number of ranks.
+
+Position p counts the samples handed out in a whole run. It lies in epoch p // n of n samples, and
+`order` says which sample it is, so a step's samples follow from its number: seeking is arithmetic.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gptscale.data.order import order
+from gptscale.data.stream import TokenStream
+
+IGNORE = -100
+"""The target that counts nothing in a loss (PyTorch's ignore_index)."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples for one forward and backward on one rank; filling has zeros as inputs and IGNORE as targets."""
+
+    inputs: torch.Tensor  # (B, T) int64
+    targets: torch.Tensor  # (B, T) int64, the inputs' next tokens
+    first_position: int
+    """The position of the first sample: the same for every number of ranks."""
+
+
+def count_samples(tokens: int, context_length: int, stride: int) -> int:
+    """Windows of context_length + 1 tokens whose starts lie stride apart."""
+    return max(0, (tokens - 1 - context_length) // stride + 1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which tokens a position of the run begins at."""
+
+    samples: int
+    stride: int
+    seed: int
+
+    def starts(self, positions: Ints) -> Ints:
+        """The first token of the sample at each position, (n,)."""
+        epochs, within = np.divmod(positions, self.samples)
+        index = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
+        return index * self.stride
+
+
+class StepLoader:
+    """Hands out the micro-batches of one step after another to one rank, read ahead in a thread.
+
+    A step is cut into micro-batches, the last one filled up. They go round the ranks, and a rank that would
+    have one less than others gets one of filling only. Close it, or use it in a `with` statement.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        context_length: int,
+        stride: int,
+        seed: int,
+        sequences_per_step: int,
+        micro_batch_sequences: int,
+        rank: int,
+        world: int,
+        total_steps: int,
+        first_step: int = 0,
+        pin: bool = False,
+        steps_ahead: int = 2,
+    ) -> None:
+        samples = count_samples(len(stream), context_length, stride)
+        assert samples > 0, "check_corpus comes first"
+        self.sampler = Sampler(samples, stride, seed)
+        self.sequences_per_step = sequences_per_step
+        self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
+        self._windows = _Windows(stream, context_length, micro_batch_sequences, pin)
+        self._rank, self._world = rank, world
+        self._steps = iter(range(first_step, total_steps))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._ahead: deque[Future[list[MicroBatch]]] = deque()
+        for _ in range(steps_ahead):
+            self._read_another()
+
+    def next_step(self) -> list[MicroBatch]:
+        """This rank's micro-batches of the next step, micro_batches_per_step of them.
+
+        Raises what reading them raised, and IndexError after the last step.
+        """
+        if not self._ahead:
+            raise IndexError("the last step was handed out")
+        step = self._ahead.popleft().result()
+        self._read_another()
+        return step
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._ahead.clear()
+        self._thread.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_another(self) -> None:
+        step = next(self._steps, None)
+        if step is not None:
+            self._ahead.append(self._thread.submit(self._read_step, step))
+
+    def _read_step(self, step: int) -> list[MicroBatch]:
+        first = step * self.sequences_per_step
+        starts = self.sampler.starts(np.arange(first, first + self.sequences_per_step))
+        mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
+        return [self._windows.micro_batch(starts, number, first) for number in mine]
+
+
+def evenly_spaced_windows(stream: TokenStream, context_length: int, count: int | None) -> Ints:
+    """The starts of up to count fixed windows that do not overlap, spread evenly; null takes all."""
+    windows = count_samples(len(stream), context_length, context_length)
+    taken = windows if count is None else min(count, windows)
+    return np.arange(taken) * windows // max(taken, 1) * context_length
+
+
+def eval_batches(
+    stream: TokenStream, starts: Ints, context_length: int, micro_batch: int, rank: int = 0, world: int = 1
+) -> Iterator[MicroBatch]:
+    """The windows at starts in micro-batches, one rank's share; every rank gets equally many, filled up."""
+    windows = _Windows(stream, context_length, micro_batch, pin=False)
+    rounds = -(-len(starts) // (micro_batch * world))
+    for number in range(rank, rounds * world, world):
+        yield windows.micro_batch(starts, number, 0)
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Cuts micro-batches of a fixed shape from a stream."""
+
+    stream: TokenStream
+    context_length: int
+    sequences: int
+    pin: bool
+
+    def micro_batch(self, starts: Ints, number: int, first_position: int) -> MicroBatch:
+        """Micro-batch `number` of the samples at starts, filled up; starts[0] has first_position."""
+        first = number * self.sequences
+        windows = self.stream.windows(starts[first : first + self.sequences], self.context_length + 1)
+        inputs = np.zeros((self.sequences, self.context_length), np.int64)
+        targets = np.full_like(inputs, IGNORE)
+        inputs[: len(windows)] = windows[:, :-1]
+        targets[: len(windows)] = windows[:, 1:]
+        return MicroBatch(self._tensor(inputs), self._tensor(targets), first_position + first)
+
+    def _tensor(self, values: Ints) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self.pin else tensor

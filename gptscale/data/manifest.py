@@ -1,0 +1,108 @@
+"""The manifest of a corpus: what it was made from, its shards, and the fingerprint that names its tokens."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gptscale.data.files import write_whole
+from gptscale.errors import DataError
+
+FILE_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+Split = Literal["train", "val"]
+
+
+class Record(BaseModel):
+    """A frozen piece of JSON that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardEntry(Record):
+    """One shard of a corpus."""
+
+    file: str
+    split: Split
+    tokens: int
+    documents: int
+    text_bytes: int
+    sha256: str
+
+
+class Settings(Record):
+    """What decides a corpus' bytes; a shard made under other settings is of no use."""
+
+    format_version: int = FORMAT_VERSION
+    tokenizer: dict[str, str | int]
+    dtype: Literal["uint16", "uint32"]
+    end_of_text: int | None
+    """The id before every document; null where there is none."""
+    split: Literal["hash", "tail"]
+    validation_fraction: float
+    split_seed: int
+    documents_per_shard: int
+    source: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The SHA-256 of the settings."""
+        return hash_json(self.deciding())
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings as JSON; the source counts by its content, not by its path."""
+        values = self.model_dump(mode="json")
+        values["source"].pop("path", None)
+        return values
+
+
+class Manifest(Record):
+    """A whole corpus."""
+
+    settings: Settings
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the tokenizer's identity and of every shard's content, in order.
+
+        Corpora with one fingerprint hold the same tokens, wherever and whenever they were made.
+        """
+        shards = [[s.split, s.tokens, s.documents, s.sha256] for s in self.shards]
+        return hash_json({"tokenizer": self.settings.tokenizer, "shards": shards})
+
+    def of(self, split: Split) -> list[ShardEntry]:
+        """The shards of one split, in order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json, whole or not at all."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        write_whole(folder / FILE_NAME, (text + "\n").encode())
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a corpus folder's manifest.
+
+    Raises DataError when there is none or when it is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"data.dir={folder} holds no corpus; run `gptscale prepare CONFIG`") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+        raise DataError(
+            f"{path} is no manifest of this version ({where}: {first['msg']}); "
+            "delete it and run `gptscale prepare CONFIG`"
+        ) from None
+
+
+def hash_json(values: Any) -> str:
+    """The SHA-256 of values in one canonical form of JSON: sorted keys, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

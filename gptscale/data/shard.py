@@ -1,0 +1,114 @@
+"""A shard: a 1,024-byte header, then tokens. Beside it lie the starts of its documents.
+
+The header is that of llm.c (karpathy/llm.c, dev/data/data_common.py): 256 little-endian int32, of which the
+first three are magic, version and token count. llm.c and modded-nanogpt read these files.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptscale.data.files import write_whole
+from gptscale.errors import DataError
+
+HEADER_BYTES = 1024
+MOST_TOKENS = 2**31 - 1
+"""The token count is an int32."""
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+_MAGIC_AND_VERSION = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """The first bytes of a shard: width and number of its tokens."""
+
+    dtype: str
+    tokens: int
+
+    @property
+    def file_bytes(self) -> int:
+        """How long the whole file is."""
+        return HEADER_BYTES + self.tokens * np.dtype(self.dtype).itemsize
+
+    def to_bytes(self) -> bytes:
+        """The header as it stands in the file."""
+        fields = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+        fields[:3] = *_MAGIC_AND_VERSION[self.dtype], self.tokens
+        return fields.tobytes()
+
+
+def write_shard(path: Path, tokens: Tokens, starts: npt.NDArray[np.int64]) -> None:
+    """Write tokens (uint16 or uint32) and document starts, (documents, 2): token offset and source row.
+
+    Both files appear whole or not at all, the tokens last. Raises DataError on a full disk and for more
+    tokens than the header can count.
+    """
+    if len(tokens) > MOST_TOKENS:
+        raise DataError(
+            f"{path.name} would hold {len(tokens):,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
+            "lower data.documents_per_shard"
+        )
+    _write_starts(starts_path(path), starts)
+    little_endian = np.ascontiguousarray(tokens, dtype=tokens.dtype.newbyteorder("<"))
+    write_whole(path, ShardHeader(tokens.dtype.name, len(tokens)).to_bytes(), little_endian.data)
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Read and check a shard's header.
+
+    Raises DataError when the file is missing or is no shard.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"shard {path} is missing; run prepare again, which makes it again") from None
+    magic, version, tokens = np.frombuffer(head[:12].ljust(12, b"\0"), dtype="<i4").tolist()
+    for dtype, known in _MAGIC_AND_VERSION.items():
+        if (magic, version) == known:
+            return ShardHeader(dtype, tokens)
+    raise DataError(
+        f"{path} is no token shard: it begins with magic {magic}, version {version}; "
+        "run prepare again, which makes it again"
+    )
+
+
+def open_shard(path: Path) -> Tokens:
+    """Map a shard's tokens into memory, (tokens,).
+
+    Raises DataError when the file is missing, no shard, or not as long as its header says.
+    """
+    header = read_header(path)
+    found = path.stat().st_size
+    if found != header.file_bytes:
+        raise DataError(
+            f"shard {path} has {found:,} bytes, but its header says {header.file_bytes:,}; "
+            "run prepare again, which makes it again"
+        )
+    dtype = np.dtype(header.dtype).newbyteorder("<")
+    if header.tokens == 0:  # nothing cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(header.tokens,))
+
+
+def starts_path(shard: Path) -> Path:
+    """Where the document starts of a shard lie."""
+    return shard.with_suffix(".starts.npy")
+
+
+def read_starts(shard: Path) -> npt.NDArray[np.int64]:
+    """Map a shard's document starts, (documents, 2): token offset and source row."""
+    starts: npt.NDArray[np.int64] = np.load(starts_path(shard), mmap_mode="r", allow_pickle=False)
+    return starts
+
+
+def _write_starts(path: Path, starts: npt.NDArray[np.int64]) -> None:
+    content = BytesIO()
+    np.save(content, starts.astype("<i8"), allow_pickle=False)
+    write_whole(path, content.getbuffer())

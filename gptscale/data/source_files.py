@@ -1,0 +1,120 @@
+"""The local files that a source's path names, and what they hold."""
+
+import difflib
+import glob
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptscale.config.schema import SourceConfig
+from gptscale.data.files import hash_file
+from gptscale.errors import DataError
+
+SUFFIXES = {
+    "text": {".txt", ".text", ".md", ".rst", ".py", ".tex", ".org"},
+    "json": {".jsonl", ".json", ".ndjson"},
+    "parquet": {".parquet", ".pq"},
+}
+HASHED_BYTES = 2**30
+"""Up to this size in all, files are identified by their content; above it by size and time of change."""
+
+
+def is_local(path: str) -> bool:
+    """Whether a path means files here rather than a Hub dataset."""
+    return (
+        Path(path).expanduser().exists()
+        or glob.has_magic(path)
+        or path.startswith(("/", ".", "~"))
+        or _kind(Path(path)) is not None
+    )
+
+
+def find_files(cfg: SourceConfig) -> tuple[str, list[Path]]:
+    """The kind (text, json, parquet) and the sorted files of a file, a glob or a folder.
+
+    Raises DataError, naming data.source.path, when there are none or when they are of several kinds.
+    """
+    path = Path(cfg.path).expanduser()
+    if path.is_file():
+        return _kind_of_file(path, cfg), [path]
+    if path.is_dir():
+        return _of_one_kind(_walk(path), cfg, "the folder")
+    if glob.has_magic(cfg.path):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        matches = [match for match in found if match.is_file()]
+        if not matches:
+            raise DataError(f"data.source.path={cfg.path} matches no file")
+        if cfg.format != "auto":
+            return cfg.format, matches
+        return _of_one_kind(matches, cfg, "the glob")
+    raise DataError(f"data.source.path={cfg.path} does not exist{_nearby(path)}")
+
+
+def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | int]]:
+    """Name, size and identity of each file; names are relative to root, so the folder may move."""
+    small = sum(path.stat().st_size for path in files) <= HASHED_BYTES
+    return [{"name": _name(path, root), **_size_and_identity(path, small)} for path in files]
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """The SHA-256 of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:" % len(content) + content)
+    return digest.hexdigest()
+
+
+def _size_and_identity(path: Path, small: bool) -> dict[str, str | int]:
+    stat = path.stat()
+    known_by: dict[str, str | int] = {"sha256": hash_file(path)} if small else {"mtime_ns": stat.st_mtime_ns}
+    return {"bytes": stat.st_size, **known_by}
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _kind(path: Path) -> str | None:
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return next((kind for kind, suffixes in SUFFIXES.items() if suffix.lower() in suffixes), None)
+
+
+def _kind_of_file(path: Path, cfg: SourceConfig) -> str:
+    kind = _kind(path) if cfg.format == "auto" else cfg.format
+    if kind is None:
+        raise DataError(
+            f"data.source.path={cfg.path} has an ending that says no format; "
+            "set data.source.format to text, json or parquet"
+        )
+    return kind
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The files below a folder, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[str, list[Path]]:
+    wanted = set(SUFFIXES) if cfg.format == "auto" else {cfg.format}
+    kinds = {path: kind for path in files if (kind := _kind(path)) in wanted and kind is not None}
+    found = sorted(set(kinds.values()))
+    if not found:
+        endings = ", ".join(sorted(suffix for kind in wanted for suffix in SUFFIXES[kind]))
+        raise DataError(f"data.source.path={cfg.path}: {where} holds no file that ends in {endings}")
+    if len(found) > 1:
+        raise DataError(
+            f"data.source.path={cfg.path}: {where} holds {' and '.join(found)} files; "
+            "choose one with data.source.format"
+        )
+    return found[0], list(kinds)
+
+
+def _nearby(path: Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""

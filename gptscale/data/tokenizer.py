@@ -1,0 +1,247 @@
+"""Tokenizers: GPT-2's, plain bytes, and tiktoken's other encodings. The home of tiktoken and gigatoken.
+
+A document is always ordinary text here: `<|endoftext|>` written in it never becomes the special token.
+"""
+
+import base64
+import difflib
+import hashlib
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gptscale.errors import DataError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+Ids = npt.NDArray[np.uint32]
+
+GPT2_RANKS = Path(__file__).with_name("gpt2.tiktoken")
+GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# How GPT-2 cuts text before merging (openai/gpt-2, src/encoder.py), possessive so that it never backtracks.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+END_OF_TEXT = "<|endoftext|>"
+
+_JUDGED_DOCUMENTS = 16  # of every batch, in which gigatoken must agree with tiktoken
+_JUDGED_CHARACTERS = 2048  # at the start and in the middle of each
+_UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    name: str
+    n_vocab: int
+    end_of_text: int
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What decides the ids, as it stands in a corpus' manifest."""
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of every token, (n_vocab,); 0 for end of text and for ids that no text has."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without an end-of-text token."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of many texts, the fast way."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer called gpt2, bytes, or as one of tiktoken's encodings.
+
+    Raises DataError for an unknown name, damaged ranks, or ranks that cannot be downloaded.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return BpeTokenizer(name, _gpt2_encoding(), gigatoken_ranks=GPT2_RANKS)
+    return BpeTokenizer(name, _tiktoken_encoding(name))
+
+
+def text_to_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
+    """Encode one text as a batch of one, (1, T) int64."""
+    return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
+
+
+def ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
+    """Decode (1, T) or (T,) ids."""
+    return tokenizer.decode(ids.reshape(-1).tolist())
+
+
+def utf8(text: str) -> bytes:
+    """A text's bytes; half of a surrogate pair becomes U+FFFD, and two halves become their character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8, 256 is end of text."""
+
+    name = "bytes"
+    n_vocab = 257
+    end_of_text = 256
+
+    @property
+    def identity(self) -> dict[str, str | int]:
+        """What decides the ids, as it stands in a corpus' manifest."""
+        return _identity(self.name, [bytes([i]) for i in range(256)], self.n_vocab)
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of every token, (n_vocab,)."""
+        return np.array([1] * 256 + [0])
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without an end-of-text token."""
+        return list(utf8(text))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of many texts."""
+        return [np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        pieces = (bytes([i]) if 0 <= i < 256 else END_OF_TEXT.encode() if i == 256 else _UNKNOWN for i in ids)
+        return b"".join(pieces).decode(errors="replace")
+
+
+class BpeTokenizer:
+    """A tiktoken encoding; where gigatoken reads its ranks too, batches are encoded by gigatoken."""
+
+    def __init__(self, name: str, encoding: "tiktoken.Encoding", gigatoken_ranks: Path | None = None) -> None:
+        self.name = name
+        self.n_vocab = encoding.n_vocab
+        self.end_of_text = encoding.eot_token
+        self._judge = encoding
+        self._gigatoken_ranks = gigatoken_ranks
+
+    @cached_property
+    def identity(self) -> dict[str, str | int]:
+        """What decides the ids, as it stands in a corpus' manifest."""
+        return _identity(self.name, self._ordinary, self.n_vocab)
+
+    @cached_property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of every token, (n_vocab,)."""
+        return np.array([len(piece or b"") for piece in self._ordinary])
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without an end-of-text token."""
+        return self._judge.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of many texts, by gigatoken if it agrees with tiktoken on excerpts of this batch.
+
+        Warns when it does not; the batch is tiktoken's then. Either way the ids depend on the batch alone.
+        """
+        if self._gigatoken_ranks is None:
+            return self._encode_slowly(texts)
+        excerpts = _excerpts(texts)
+        for mine, judged in zip(self._encode_fast(excerpts), self._encode_slowly(excerpts), strict=True):
+            if not np.array_equal(mine, judged):
+                warnings.warn("gigatoken and tiktoken disagree, so tiktoken encodes (slower)", stacklevel=2)
+                return self._encode_slowly(texts)
+        return self._encode_fast(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        pieces = self._pieces
+        known = (pieces[i] if 0 <= i < self.n_vocab else None for i in ids)
+        return b"".join(_UNKNOWN if piece is None else piece for piece in known).decode(errors="replace")
+
+    def _encode_slowly(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.array(ids, np.uint32) for ids in self._judge.encode_ordinary_batch(list(texts))]
+
+    def _encode_fast(self, texts: Sequence[str]) -> list[Ids]:
+        layout = self._gigatoken.encode_batch([utf8(text) for text in texts]).layout
+        return np.split(layout.content.data, layout.offsets.data[1:-1]) if texts else []
+
+    @cached_property
+    def _gigatoken(self) -> Any:
+        import gigatoken
+
+        # gigatoken finds special tokens in text wherever it knows any, so it is told of none.
+        return gigatoken.Tokenizer.from_tiktoken(self._gigatoken_ranks, pretokenizer="gpt2", special_tokens={})
+
+    @cached_property
+    def _pieces(self) -> list[bytes | None]:
+        """The bytes of every id; None where an encoding leaves an id free."""
+        return [_piece(self._judge, i) for i in range(self.n_vocab)]
+
+    @property
+    def _ordinary(self) -> list[bytes | None]:
+        """The bytes of every id that text can have."""
+        return [None if self._judge.is_special_token(i) else p for i, p in enumerate(self._pieces)]
+
+
+def _identity(name: str, pieces: Sequence[bytes | None], n_vocab: int) -> dict[str, str | int]:
+    """The hash is that of a rank file with these tokens, so for gpt2 it is GPT2_RANKS_SHA256."""
+    lines = (b"%s %d\n" % (base64.b64encode(p), rank) for rank, p in enumerate(pieces) if p is not None)
+    return {"name": name, "ranks_sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "n_vocab": n_vocab}
+
+
+def _piece(encoding: "tiktoken.Encoding", i: int) -> bytes | None:
+    try:
+        return encoding.decode_single_token_bytes(i)
+    except KeyError:
+        return None
+
+
+def _excerpts(texts: Sequence[str]) -> list[str]:
+    chosen = texts[:: max(1, len(texts) // _JUDGED_DOCUMENTS)]
+    return [text[at : at + _JUDGED_CHARACTERS] for text in chosen for at in (0, len(text) // 2)]
+
+
+def _gpt2_encoding() -> "tiktoken.Encoding":
+    import tiktoken
+
+    return tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=_gpt2_ranks(), special_tokens={END_OF_TEXT: 50256}
+    )
+
+
+def _gpt2_ranks() -> dict[bytes, int]:
+    try:
+        content = GPT2_RANKS.read_bytes()
+    except OSError as error:
+        raise DataError(f"GPT-2's ranks cannot be read: {error}; install gptscale again") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != GPT2_RANKS_SHA256:
+        raise DataError(
+            f"{GPT2_RANKS.name} is damaged: its SHA-256 is {found[:12]}..., not {GPT2_RANKS_SHA256[:12]}...; "
+            "install gptscale again"
+        )
+    pairs = (line.split() for line in content.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+
+
+def _tiktoken_encoding(name: str) -> "tiktoken.Encoding":
+    import tiktoken
+
+    known = ["gpt2", "bytes", *sorted(set(tiktoken.list_encoding_names()) - {"gpt2"})]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        raise DataError(f"data.tokenizer={name} is unknown; {hint}")
+    try:
+        return tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"data.tokenizer={name}: its ranks cannot be downloaded ({type(error).__name__}); "
+            "gpt2 and bytes need no network, and TIKTOKEN_CACHE_DIR may name a folder that holds the ranks"
+        ) from None

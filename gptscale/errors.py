@@ -1,0 +1,21 @@
+"""The errors a user can meet. Each message says what is wrong, with the value, and what fixes it."""
+
+
+class GptscaleError(Exception):
+    """A mistake or a condition that the user can mend; commands print it as one line and exit with 2."""
+
+
+class ConfigError(GptscaleError):
+    """The config file or an override cannot be used."""
+
+
+class DataError(GptscaleError):
+    """A source, a corpus or a tokenizer cannot be used."""
+
+
+class CheckpointError(GptscaleError):
+    """A checkpoint cannot be written or read."""
+
+
+class TrainingError(GptscaleError):
+    """A run cannot start or go on."""

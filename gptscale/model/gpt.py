@@ -1,0 +1,160 @@
+"""GPTModel. Axes: B sequences, T positions, C width, H heads, D head width, V vocabulary."""
+
+import math
+from hashlib import blake2b
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptscale.config.schema import ModelConfig
+from gptscale.model.loss import summed_cross_entropy
+
+VOCABULARY_MULTIPLE = 64
+"""The vocabulary is padded to a multiple of this inside, which matrix units like; no user sees the padding."""
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The rows that the embedding and the head really have."""
+    return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+class Attention(nn.Module):
+    """Multi-head attention in which a position sees itself and the past."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = cfg.n_heads
+        self.drop_rate = cfg.drop_rate
+        self.qkv = nn.Linear(cfg.emb_dim, 3 * cfg.emb_dim, bias=cfg.qkv_bias)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)  # each (B, T, H, D)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        drop_rate = self.drop_rate if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop_rate)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # heads side by side
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with GELU in its tanh form between, four times as wide inside."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim)
+        self.out_proj = nn.Linear(4 * cfg.emb_dim, cfg.emb_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return self.out_proj(F.gelu(self.fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(cfg.emb_dim, bias=cfg.norm_bias)
+        self.att = Attention(cfg)
+        self.norm2 = nn.LayerNorm(cfg.emb_dim, bias=cfg.norm_bias)
+        self.ff = FeedForward(cfg)
+        self.drop = nn.Dropout(cfg.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        x = x + self.drop(self.att(self.norm1(x)))
+        return x + self.drop(self.ff(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class Head(nn.Module):
+    """The map from the residual stream to logits, or straight to the loss."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.vocab_size = cfg.vocab_size
+        self.weight = nn.Parameter(torch.empty(padded_vocab_size(cfg.vocab_size), cfg.emb_dim))
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Map (B, T, C) to logits (B, T, V), or with targets (B, T) to their summed loss."""
+        if targets is None:
+            return F.linear(x, self.weight)[..., : self.vocab_size]
+        return summed_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.vocab_size)
+
+
+class GPTModel(nn.Module):
+    """A GPT-2-family language model.
+
+    Weights follow from `seed` alone, the same on every device; null leaves them to be loaded.
+    """
+
+    def __init__(self, cfg: ModelConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tok_emb = nn.Embedding(padded_vocab_size(cfg.vocab_size), cfg.emb_dim)
+        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = nn.Dropout(cfg.drop_rate)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
+        self.final_norm = nn.LayerNorm(cfg.emb_dim, bias=cfg.norm_bias)
+        self.out_head = Head(cfg)
+        if cfg.tie_embeddings:
+            self.tok_emb.weight = self.out_head.weight
+        if seed is not None:
+            self.init_weights(seed)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Map token ids (B, T) to logits (B, T, V); T is at most context_length.
+
+        With targets (B, T), gives the summed cross-entropy in nats instead, a float32 scalar;
+        targets of -100 do not count. With at (B,), gives the logits (B, V) at one position of each row.
+        """
+        x = self.hidden(tokens)
+        if at is not None:
+            x = x[torch.arange(len(x), device=x.device), at]
+        return self.out_head(x, targets)  # type: ignore[no-any-return]
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, T) to the normed residual stream (B, T, C) that the head reads."""
+        length = tokens.shape[1]
+        if length > self.cfg.context_length:
+            raise ValueError(f"{length} tokens do not fit into context_length={self.cfg.context_length}")
+        x = self.tok_emb(tokens) + self.pos_emb.weight[:length]
+        x = self.drop_emb(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """GPT-2's initialisation; each tensor draws from its own stream of (seed, name).
+
+        Normal with deviation 0.02 (positions 0.01), projections onto the residual stream divided
+        by sqrt(2 n_layers), biases 0, norm gains 1 (Radford et al. 2019 and their code).
+        """
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
+                continue
+            drawn = torch.empty(p.shape).normal_(0.0, self._init_std(name), generator=_stream(seed, name))
+            p.copy_(drawn)
+        self.tok_emb.weight[self.cfg.vocab_size :].zero_()
+        self.out_head.weight[self.cfg.vocab_size :].zero_()
+
+    def _init_std(self, name: str) -> float:
+        if name == "pos_emb.weight":
+            return 0.01
+        if name.endswith("out_proj.weight"):
+            return 0.02 / math.sqrt(2 * self.cfg.n_layers)
+        return 0.02
+
+    def num_parameters(self) -> int:
+        """Parameters without vocabulary padding; a tied head counts once."""
+        padding = padded_vocab_size(self.cfg.vocab_size) - self.cfg.vocab_size
+        tables = 1 if self.cfg.tie_embeddings else 2
+        return sum(p.numel() for p in self.parameters()) - tables * padding * self.cfg.emb_dim
+
+
+def _stream(seed: int, name: str) -> torch.Generator:
+    digest = blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -1,0 +1,78 @@
+"""What a rank holds of the training state, as ranges of flattened parameters.
+
+Under every engine a rank's share of a parameter is one contiguous range of its row-major
+flattening. A checkpoint made of such ranges can be read back under any other engine.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A range of one parameter with its optimizer state, as live 1-D views."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    tensors: dict[str, Tensor]
+    """`weight` and the optimizer's per-element state, each (numel,) in float32."""
+    scalars: dict[str, Tensor]
+    """The optimizer's per-parameter state, such as Adam's step; not cut into ranges."""
+
+    @property
+    def numel(self) -> int:
+        """Elements in the range."""
+        return self.tensors["weight"].numel()
+
+    def narrow(self, start: int, stop: int) -> "Fragment":
+        """The part of this fragment from start to stop, counted from the fragment's own start."""
+        cut = {kind: view[start:stop] for kind, view in self.tensors.items()}
+        return Fragment(self.name, self.shape, self.start + start, cut, self.scalars)
+
+
+def parameter_name(name: str) -> str:
+    """The model's own name of a parameter, without what DDP and torch.compile put around it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
+
+
+def whole_fragments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Fragment]:
+    """One fragment per parameter, for engines that keep every parameter whole on every rank."""
+    fragments = []
+    for name, p in model.named_parameters():
+        state = optimizer.state[p]
+        dense = {kind: t.detach().view(-1) for kind, t in state.items() if t.shape == p.shape}
+        scalars = {kind: t for kind, t in state.items() if t.shape != p.shape}
+        tensors = {"weight": p.detach().view(-1), **dense}
+        fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, scalars))
+    return fragments
+
+
+def share(fragments: list[Fragment], rank: int, world: int) -> Iterator[Fragment]:
+    """Rank's equal share of state that every rank holds whole, so that each writes 1/world of it."""
+    total = sum(f.numel for f in fragments)
+    low, high, offset = total * rank // world, total * (rank + 1) // world, 0
+    for fragment in fragments:
+        start, stop = max(low - offset, 0), min(high - offset, fragment.numel)
+        offset += fragment.numel
+        if start < stop:
+            yield fragment.narrow(start, stop)
+
+
+def materialize_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer create its state, as a first step does, without moving the weights.
+
+    A step with zero gradients at rate 0 changes no weight; what it counted is overwritten by a load.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

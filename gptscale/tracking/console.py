@@ -1,0 +1,99 @@
+"""What a run shows while it trains: a progress bar on a terminal, plain lines anywhere else."""
+
+import os
+import sys
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+
+from gptscale.tracking.lines import evaluation_line, sample_line, train_line
+from gptscale.tracking.tracker import Record
+
+
+class Pace:
+    """Seconds per step, smoothed so that the last few records count most."""
+
+    def __init__(self, first_step: int) -> None:
+        self._step, self._time_s = float(first_step), 0.0
+        self._s_per_step: float | None = None
+
+    def update(self, step: float, time_s: float) -> None:
+        """Take the time of training in this process until the step was finished."""
+        if step <= self._step:
+            return
+        newest = (time_s - self._time_s) / (step - self._step)
+        self._step, self._time_s = step, time_s
+        self._s_per_step = newest if self._s_per_step is None else 0.7 * self._s_per_step + 0.3 * newest
+
+    def left_s(self, total_steps: int) -> float | None:
+        """Seconds until the last step; None before the first record."""
+        return None if self._s_per_step is None else max(0.0, total_steps - self._step) * self._s_per_step
+
+
+class Console:
+    """A sink for people. It moves with the records alone; no thread redraws it."""
+
+    required = False
+
+    def __init__(self, total_steps: int, first_step: int = 0, stream: TextIO | None = None) -> None:
+        self._total_steps, self._first_step = total_steps, first_step
+        self._stream = sys.stdout if stream is None else stream
+        self._pace = Pace(first_step)
+        self._bar = _bar(self._stream) if _is_terminal(self._stream) else None
+
+    def log(self, record: Record) -> None:
+        """Show training where the bar is, and an evaluation above it."""
+        if "train/loss" in record:
+            self._pace.update(record["step"], record["time_s"])
+            line = train_line(record, self._total_steps, self._pace.left_s(self._total_steps))
+            self._progress(record["step"], line)
+        if "val/loss" in record or "eval_train/loss" in record:
+            self.say(evaluation_line(record, self._total_steps))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Show the sample above the bar."""
+        self.say(sample_line(step, prompt, text))
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if self._bar:
+            self._bar.console.print(self._writable(text))
+        else:
+            print(self._writable(text), file=self._stream, flush=True)
+
+    def close(self, failed: bool = False) -> None:
+        """Leave the bar where it stands and give the terminal back."""
+        if self._bar:
+            self._bar.stop()
+
+    def _progress(self, step: float, line: str) -> None:
+        if not self._bar:
+            self.say(line)
+            return
+        if not self._bar.tasks:
+            self._bar.add_task("", total=self._total_steps, completed=self._first_step)
+            self._bar.start()
+        self._bar.update(self._bar.tasks[0].id, completed=step, description=self._writable(line), refresh=True)
+
+    def _writable(self, text: str) -> str:
+        """Escape what the stream's encoding has no byte for."""
+        encoding = self._stream.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _bar(stream: TextIO) -> Progress:
+    """A bar and its text, which takes more lines on a narrow terminal."""
+    return Progress(
+        BarColumn(bar_width=16),
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        console=RichConsole(file=stream, force_terminal=True, markup=False, highlight=False, emoji=False),
+        auto_refresh=False,
+        redirect_stdout=stream is sys.stdout,
+        redirect_stderr=sys.stderr.isatty(),  # a stderr that goes to a file stays there
+    )

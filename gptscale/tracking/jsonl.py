@@ -1,0 +1,139 @@
+"""The record of a run on disk: log.jsonl and samples.jsonl, one JSON object per line.
+
+A number that is not finite is written as null, since JSON has no word for it, and read back as nan.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptscale.errors import TrainingError
+from gptscale.tracking.tracker import Record
+
+LOG_FILE = "log.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+
+class JsonlSink:
+    """Appends to log.jsonl and samples.jsonl; every line has left the process when the call returns."""
+
+    required = True
+
+    def __init__(self, run_dir: Path) -> None:
+        self._log = _Lines(run_dir / LOG_FILE)
+        self._samples = _Lines(run_dir / SAMPLES_FILE)
+
+    def log(self, record: Record) -> None:
+        """Append the record; raises TrainingError when the disk refuses it."""
+        self._log.append({key: _finite_or_none(value) for key, value in record.items()})
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Append the sample; raises TrainingError when the disk refuses it."""
+        self._samples.append({"step": step, "prompt": prompt, "text": text})
+
+    def close(self, failed: bool = False) -> None:
+        """Close both files; raises TrainingError when the disk refuses a last line."""
+        try:
+            self._log.close()
+        finally:
+            self._samples.close()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Read the records of log.jsonl, none if there is no file; a torn last line is left out.
+
+    Raises TrainingError for a torn line with others after it.
+    """
+    return [
+        {key: math.nan if value is None else value for key, value in record.items()} for _, record in _records(path)
+    ]
+
+
+def cut_back(run_dir: Path, step: int | None) -> None:
+    """Drop what was recorded after the step, and a torn last line; null drops everything.
+
+    Call it before a resume, so that a run has one history however often it was stopped.
+    """
+    for name in (LOG_FILE, SAMPLES_FILE):
+        path = run_dir / name
+        if path.exists():
+            kept = [line for line, record in _records(path) if step is not None and record["step"] <= step]
+            _replace(path, b"".join(line + b"\n" for line in kept))
+
+
+class _Lines:
+    """A file that grows by whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # JSON's own escape of a lone surrogate is Python's backslash, so any text can be written.
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        except OSError as error:
+            raise _refused(path, error) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"cannot write {path}: {error.strerror}; free space or mend the permissions of that folder "
+        "and start the same command again, it goes on from the last checkpoint"
+    )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line with what it says; only the last line may be torn."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    if lines and not lines[-1]:
+        lines.pop()  # what follows the last newline
+    for number, line in enumerate(lines, start=1):
+        record = _parsed(line)
+        if record is not None:
+            yield line, record
+        elif number < len(lines):
+            raise TrainingError(
+                f"{path} line {number} is not a whole record, and lines follow it; "
+                "the file was changed from outside: remove that line"
+            )
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Read one line; None if it is torn."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # also what a cut UTF-8 character raises
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Give the file new content in one move: after a crash it is the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _refused(path, error) from error

@@ -1,0 +1,68 @@
+"""Records and samples as lines of text."""
+
+import math
+
+from gptscale.tracking.tracker import Record
+
+
+def train_line(record: Record, total_steps: int, left_s: float | None) -> str:
+    """Say in one line how training stands; what the record lacks is left out."""
+    parts = [f"step {record['step']:.0f}/{total_steps}", *_loss_parts(record, "train")]
+    if "train/lr" in record:
+        parts.append(f"lr {record['train/lr']:.2e}")
+    if "train/tokens_per_s" in record:
+        parts.append(f"{compact(record['train/tokens_per_s'])} tok/s")
+    if "train/mfu" in record:
+        parts.append(f"mfu {record['train/mfu']:.1%}")
+    if left_s is not None:
+        parts.append(f"left {duration(left_s)}")
+    return "  ".join(parts)
+
+
+def evaluation_line(record: Record, total_steps: int) -> str:
+    """Say in one line what an evaluation found, on validation and on the fixed training windows."""
+    parts = [f"step {record['step']:.0f}/{total_steps}"]
+    if "val/loss" in record:
+        parts += ["validation", *_loss_parts(record, "val")]
+    if "val/bits_per_byte" in record:
+        parts.append(f"bits/byte {record['val/bits_per_byte']:.3f}")
+    if "eval_train/loss" in record:
+        parts += ["training windows", *_loss_parts(record, "eval_train")]
+    return "  ".join(parts)
+
+
+def sample_line(step: int, prompt: str, text: str) -> str:
+    """Show a sample on one line, quoted, so that no character of it can steer the terminal."""
+    return f"step {step}  sample  {prompt!r} -> {text!r}"
+
+
+def compact(value: float) -> str:
+    """Write a count in three digits: 950, 12.3k, 524k, 1.5M, 10B."""
+    if not math.isfinite(value):
+        return str(value)
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{_three_digits(value / size)}{unit}"
+    return _three_digits(value)
+
+
+def duration(seconds: float) -> str:
+    """Write a time as hours:minutes:seconds."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}"
+
+
+def _loss_parts(record: Record, split: str) -> list[str]:
+    parts = [f"loss {record[f'{split}/loss']:.3f}"] if f"{split}/loss" in record else []
+    if f"{split}/perplexity" in record:
+        parts.append(f"ppl {_perplexity(record[f'{split}/perplexity'])}")
+    return parts
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else compact(value)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

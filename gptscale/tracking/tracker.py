@@ -1,0 +1,77 @@
+"""Where the records of a run go: to every sink on rank 0, nowhere on the other ranks."""
+
+import logging
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+LOG = logging.getLogger(__name__)
+
+Record = Mapping[str, float]
+"""`step`, `tokens`, `epoch` and `time_s`, beside what was measured there."""
+
+
+class Sink(Protocol):
+    """A place that keeps or shows records."""
+
+    @property
+    def required(self) -> bool:
+        """Whether a failure ends the run; a view fails alone."""
+
+    def log(self, record: Record) -> None:
+        """Take the measurements of one step."""
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Take the text that the model wrote after the prompt."""
+
+    def close(self, failed: bool) -> None:
+        """Finish; the run ended with an exception if it failed."""
+
+
+class Tracker:
+    """Hands every record to every sink, in the order given; a context manager that closes them."""
+
+    def __init__(self, *sinks: Sink | None) -> None:
+        self._sinks = [sink for sink in sinks if sink is not None]
+
+    def log(self, record: Record) -> None:
+        """Record the measurements of one step."""
+        self._each(lambda sink: sink.log(record))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Record the text that the model wrote after the prompt."""
+        self._each(lambda sink: sink.sample(step, prompt, text))
+
+    def close(self, failed: bool = False) -> None:
+        """Close every sink once, the views before the record."""
+        sinks, self._sinks = self._sinks, []
+        for sink in sorted(sinks, key=lambda sink: sink.required):
+            _attempt(sink, lambda sink: sink.close(failed))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def _each(self, act: Callable[[Sink], None]) -> None:
+        self._sinks = [sink for sink in self._sinks if _attempt(sink, act)]
+
+
+def _attempt(sink: Sink, act: Callable[[Sink], None]) -> bool:
+    """Say whether it went well; a view that fails is left behind with a warning, never the run."""
+    try:
+        act(sink)
+    except Exception as error:
+        if sink.required:
+            raise
+        LOG.warning(
+            "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on",
+            type(sink).__name__,
+            type(error).__name__,
+            error,
+        )
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Training: the plan, the step, the loop, the run."""

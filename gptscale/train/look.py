@@ -1,0 +1,65 @@
+"""A look at the model during training: its loss on fixed windows, and what it writes."""
+
+from collections.abc import Iterator
+
+from gptscale.config.schema import Config
+from gptscale.data.corpus import Corpus
+from gptscale.data.loader import eval_batches, evenly_spaced_windows
+from gptscale.data.stream import TokenStream
+from gptscale.data.tokenizer import Tokenizer
+from gptscale.evaluation.loss import Evaluation, evaluate_loss
+from gptscale.generation.decode import generate_text
+from gptscale.model.gpt import GPTModel
+from gptscale.runtime.distributed import Engine
+from gptscale.runtime.seeding import seed_at
+
+
+class Look:
+    """Evaluations over the same windows each time, and samples from the same prompts."""
+
+    def __init__(self, cfg: Config, engine: Engine, model: GPTModel, corpus: Corpus, tokenizer: Tokenizer) -> None:
+        self._cfg = cfg
+        self._engine = engine
+        self._model = model
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._token_bytes = tokenizer.token_bytes
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss on validation and training windows as a record's measurements. All ranks call this together."""
+        val = self._over(self._corpus.val, self._cfg.eval.sequences)
+        measured = {
+            "val/loss": val.loss,
+            "val/perplexity": val.perplexity,
+            "val/bits_per_byte": val.bits_per_byte,
+        }
+        if self._cfg.eval.train_sequences:
+            seen = self._over(self._corpus.train, self._cfg.eval.train_sequences)
+            measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
+        return measured
+
+    def samples(self, step: int) -> Iterator[tuple[str, str]]:
+        """Each prompt with what follows it."""
+        sample = self._cfg.sample
+        if not sample.prompts:
+            return
+        texts = generate_text(
+            self._model,
+            self._tokenizer,
+            sample.prompts,
+            max_new_tokens=sample.max_new_tokens,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            seed=seed_at(self._cfg.run.seed, step, -1),
+        )
+        for prompt, text in zip(sample.prompts, texts, strict=True):
+            yield prompt, text.removeprefix(prompt)
+
+    def _over(self, stream: TokenStream, count: int | None) -> Evaluation:
+        engine, context_length = self._engine, self._cfg.model.context_length
+        starts = evenly_spaced_windows(stream, context_length, count)
+        micro_batch = self._cfg.train.micro_batch_sequences
+        batches = eval_batches(stream, starts, context_length, micro_batch, engine.rank, engine.world)
+        with engine.evaluating():
+            return evaluate_loss(engine.model, batches, self._token_bytes, engine.device, engine.total)

@@ -1,0 +1,93 @@
+"""The training loop: what happens, and how often. How is one call away."""
+
+from dataclasses import dataclass
+
+from gptscale.checkpoint.store import Store
+from gptscale.config.schema import Config
+from gptscale.data.loader import StepLoader
+from gptscale.runtime.distributed import Engine
+from gptscale.runtime.preempt import StopRequest
+from gptscale.tracking.tracker import Tracker
+from gptscale.train.look import Look
+from gptscale.train.meter import Meter
+from gptscale.train.plan import Plan
+from gptscale.train.schedule import lr_at
+from gptscale.train.state import TrainState
+from gptscale.train.step import train_step
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training loop works with; made by `train`."""
+
+    cfg: Config
+    plan: Plan
+    engine: Engine
+    loader: StepLoader
+    look: Look
+    meter: Meter
+    store: Store
+    tracker: Tracker
+    stop: StopRequest
+
+
+def fit(run: Run, state: TrainState) -> bool:
+    """Train to the last step or until a stop signal; says whether it got to the last. All ranks call this together."""
+    cfg, total_steps = run.cfg, run.plan.total_steps
+    if state.step == 0:
+        _look(run, state)
+    while state.step < total_steps:
+        lr = lr_at(state.step, cfg.optim, total_steps)
+        result = train_step(
+            run.engine,
+            run.plan,
+            run.loader.next_step(),
+            seed=cfg.run.seed,
+            step=state.step,
+            lr=lr,
+            clip_norm=cfg.optim.clip_norm,
+        )
+        state.advance(run.plan.sequences_per_step)
+        run.meter.add(result)
+        last = state.step == total_steps
+
+        if last or _every(state.step, cfg.train.log_every_steps):
+            _log(run, state, run.meter.read(state.step, lr))
+        if last or _every(state.step, cfg.eval.every_steps):
+            _look(run, state)
+        stopping = run.engine.any_rank(run.stop.received is not None)
+        if last or stopping or _every(state.step, cfg.checkpoint.every_steps):
+            _save(run, state)
+        if stopping and not last:
+            return False
+    return True
+
+
+def _every(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0
+
+
+def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
+    record = {
+        "step": state.step,
+        "tokens": state.step * run.plan.tokens_per_step,
+        "epoch": run.plan.epoch_at(state.step),
+        "time_s": run.meter.total_s,
+        **measured,
+    }
+    run.tracker.log(record)
+
+
+def _look(run: Run, state: TrainState) -> None:
+    """Evaluate, and write a sample of text."""
+    with run.meter.paused():
+        _log(run, state, run.look.evaluate())
+        for prompt, text in run.look.samples(state.step):
+            run.tracker.sample(state.step, prompt, text)
+
+
+def _save(run: Run, state: TrainState) -> None:
+    with run.meter.paused():
+        run.meter.check(state.step)
+        ledger = state.ledger(run.engine.scaler_state(), run.meter.interval())
+        run.store.save(state.step, ledger, run.engine.owned_fragments())

@@ -1,0 +1,1 @@
+"""Model weights in files, ours and other people's."""

@@ -1,0 +1,47 @@
+"""Files are whole or absent."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from gptscale.data.files import hash_file, write_whole
+from gptscale.errors import DataError
+
+
+def fail_with(code: int) -> object:
+    def fsync(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return fsync
+
+
+def test_pieces_follow_each_other_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"one ", memoryview(b"two"))
+    assert (tmp_path / "a").read_bytes() == b"one two"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_hash_is_the_sha256_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_keeps_the_old_file_and_names_data_dir(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fail_with(code))
+    with pytest.raises(DataError, match=rf"no space left to write a, data.dir={tmp_path}; free some space"):
+        write_whole(tmp_path / "a", b"new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_other_failures_of_the_disk_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_whole(tmp_path / "a", b"new")
+    assert list(tmp_path.iterdir()) == []

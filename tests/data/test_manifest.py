@@ -1,0 +1,83 @@
+"""Manifests come back as they were, and their names follow from the tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.data.manifest import Manifest, Settings, ShardEntry, load_manifest
+from gptscale.errors import DataError
+
+
+def settings(**fields: Any) -> Settings:
+    base: dict[str, Any] = {
+        "tokenizer": {"name": "bytes", "ranks_sha256": "aa", "n_vocab": 257},
+        "dtype": "uint16",
+        "end_of_text": 256,
+        "split": "hash",
+        "validation_fraction": 0.1,
+        "split_seed": 0,
+        "documents_per_shard": 10,
+        "source": {"path": "here/x.txt", "files": [{"name": "x.txt", "bytes": 3, "sha256": "bb"}]},
+    }
+    return Settings.model_validate({**base, **fields})
+
+
+def entry(**fields: Any) -> ShardEntry:
+    base = {"file": "train-00000.bin", "split": "train", "tokens": 9, "documents": 2, "text_bytes": 7}
+    return ShardEntry.model_validate({**base, "sha256": "cc", **fields})
+
+
+MANIFEST = Manifest(settings=settings(), shards=(entry(), entry(file="val-00000.bin", split="val")))
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    MANIFEST.save(tmp_path)
+    assert load_manifest(tmp_path) == MANIFEST
+
+
+def test_shards_are_given_by_split() -> None:
+    assert [shard.file for shard in MANIFEST.of("val")] == ["val-00000.bin"]
+
+
+def test_the_fingerprint_is_of_the_tokens_not_of_their_place() -> None:
+    elsewhere = settings(source={"path": "there"}, documents_per_shard=99)
+    renamed = tuple(shard.model_copy(update={"file": "x.bin"}) for shard in MANIFEST.shards)
+    assert Manifest(settings=elsewhere, shards=renamed).fingerprint == MANIFEST.fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Manifest(settings=settings(), shards=(entry(sha256="dd"), MANIFEST.shards[1])),
+        Manifest(settings=settings(), shards=MANIFEST.shards[::-1]),
+        Manifest(settings=settings(), shards=MANIFEST.shards[:1]),
+        Manifest(settings=settings(), shards=(entry(split="val"), MANIFEST.shards[1])),
+        Manifest(settings=settings(tokenizer={"name": "gpt2"}), shards=MANIFEST.shards),
+    ],
+)
+def test_the_fingerprint_changes_with_the_tokens(other: Manifest) -> None:
+    assert other.fingerprint != MANIFEST.fingerprint
+
+
+def test_the_key_is_of_everything_but_the_sources_path() -> None:
+    files = settings().source["files"]
+    assert settings(source={"path": "there", "files": files}).key == settings().key
+    changes: list[dict[str, Any]] = [{"split_seed": 1}, {"end_of_text": None}, {"source": {"files": []}}]
+    assert len({settings(**change).key for change in [{}, *changes]}) == 4
+
+
+@pytest.mark.parametrize("place", ["nowhere", "file", "."])
+def test_a_folder_without_manifest_says_to_prepare(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data.dir=.* holds no corpus; run `gptscale prepare CONFIG`"):
+        load_manifest(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"), [("{", "as a whole"), ("{}", "settings"), ('{"settings":{"dtype":"x"}}', "settings")]
+)
+def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, text: str, where: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=rf"manifest.json is no manifest of this version \({where}.*delete it"):
+        load_manifest(tmp_path)

@@ -1,0 +1,214 @@
+"""A corpus is made once, mended where it is damaged, and never mixed with another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptscale.config.schema import Config, SourceConfig
+from gptscale.data import prepare as module
+from gptscale.data.corpus import open_corpus
+from gptscale.data.manifest import load_manifest
+from gptscale.data.prepare import prepare
+from gptscale.data.sources import TextList
+from gptscale.data.split import is_held_out
+from gptscale.data.tokenizer import load_tokenizer
+from gptscale.errors import DataError
+
+LINES = [f"line {i}" for i in range(20)]
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "x.txt").write_text("\n".join(LINES))
+    return tmp_path / "x.txt"
+
+
+@pytest.fixture
+def cfg(text: Path, make_config: Make) -> Config:
+    return make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 6})
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def run(cfg: Config) -> list[str]:
+    said: list[str] = []
+    prepare(cfg, said.append)
+    return said
+
+
+def test_the_corpus_is_the_documents_in_order_each_after_an_end_of_text(cfg: Config) -> None:
+    manifest = prepare(cfg, lambda line: None)
+    assert manifest == load_manifest(cfg.data.dir)
+    held = [is_held_out(line.encode(), 0, 0.3) for line in LINES]
+    corpus = open_corpus(cfg.data.dir)
+    for stream, wanted in [(corpus.train, False), (corpus.val, True)]:
+        lines = [line for line, val in zip(LINES, held, strict=True) if val == wanted]
+        expected = [token for line in lines for token in (256, *line.encode())]
+        assert stream.read(0, len(stream)).tolist() == expected
+
+
+def test_without_end_of_text_the_documents_touch(text: Path, make_config: Make) -> None:
+    cfg = make_config(text, data={"validation_fraction": 0, "end_of_text": False})
+    prepare(cfg, lambda line: None)
+    train = open_corpus(cfg.data.dir).train
+    assert bytes(train.read(0, len(train)).tolist()).decode() == "".join(LINES)
+
+
+def test_a_book_is_cut_into_its_first_and_last_characters(tmp_path: Path, make_config: Make) -> None:
+    book = "It was a dark and stormy night; " * 40  # 1280 characters
+    (tmp_path / "book.txt").write_text(book)
+    data = {"tokenizer": "gpt2", "split": "tail", "validation_fraction": 0.1, "end_of_text": False}
+    cfg = make_config(tmp_path / "book.txt", data=data, source={"documents": "file"})
+    manifest = prepare(cfg, lambda line: None)
+    corpus, gpt2 = open_corpus(cfg.data.dir), load_tokenizer("gpt2")
+    assert corpus.train.read(0, len(corpus.train)).tolist() == gpt2.encode(book[:1152])
+    assert corpus.val.read(0, len(corpus.val)).tolist() == gpt2.encode(book[1152:])
+    assert manifest.settings.dtype == "uint16"
+
+
+def test_tokenizers_beyond_65536_ids_make_wider_shards(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer("bytes")
+    monkeypatch.setattr(tokenizer, "n_vocab", 65_537)
+    monkeypatch.setattr(tokenizer, "end_of_text", 65_536)
+    monkeypatch.setattr(module, "load_tokenizer", lambda name: tokenizer)
+    assert prepare(cfg, lambda line: None).settings.dtype == "uint32"
+    assert open_corpus(cfg.data.dir).train.read(0, 2).tolist() == [65_536, ord("l")]
+
+
+def test_what_is_said_ends_with_sizes_split_and_fingerprint(cfg: Config) -> None:
+    said = run(cfg)
+    manifest = load_manifest(cfg.data.dir)
+    assert said[0].startswith("unit 1/4: wrote train-00000.bin (")
+    held = [line for line in LINES if is_held_out(line.encode(), 0, 0.3)]
+    size = sum(map(len, held))
+    assert said[-3] == f"val: {len(held)} documents, {size} bytes, {size + len(held)} tokens"
+    assert said[-2] == "split: hash, 0.3 for validation (seed 0, by document)"
+    assert said[-1] == f"fingerprint: {manifest.fingerprint}"
+
+
+def test_a_whole_corpus_is_reused_and_nothing_is_written(cfg: Config) -> None:
+    run(cfg)
+    before = snapshot(cfg.data.dir)
+    assert all("reusing" in line for line in run(cfg) if line.startswith("unit"))
+    assert snapshot(cfg.data.dir) == before
+
+
+def test_a_corpus_may_move_with_its_text(cfg: Config, text: Path, tmp_path: Path, make_config: Make) -> None:
+    run(cfg)
+    (tmp_path / "elsewhere").mkdir()
+    text.rename(tmp_path / "elsewhere" / "x.txt")
+    moved = make_config(tmp_path / "elsewhere" / "x.txt", data=cfg.data.model_dump(include=SETTLED))
+    assert "reusing" in run(moved)[0]
+
+
+@pytest.mark.parametrize("damage", ["delete", "flip"])
+def test_only_a_damaged_unit_is_made_again(cfg: Config, damage: str) -> None:
+    run(cfg)
+    before = snapshot(cfg.data.dir)
+    shard = cfg.data.dir / "train-00002.bin"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content) if damage == "flip" else shard.unlink()
+    verbs = [line.split()[2] for line in run(cfg) if line.startswith("unit")]
+    assert verbs == ["reusing", "reusing", "wrote", "reusing"]
+    assert {name: file[0] for name, file in snapshot(cfg.data.dir).items()} == {n: f[0] for n, f in before.items()}
+
+
+def test_a_killed_preparation_goes_on_where_it_was(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(cfg)
+    whole = load_manifest(cfg.data.dir)
+    for path in cfg.data.dir.iterdir():
+        path.unlink()
+
+    real, made = module.make_unit, []
+
+    def make_two(unit: Any, *rest: Any) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(unit.number)
+        return real(unit, *rest)
+
+    monkeypatch.setattr(module, "make_unit", make_two)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg)
+    with pytest.raises(DataError, match="holds no corpus"):
+        load_manifest(cfg.data.dir)
+    monkeypatch.setattr(module, "make_unit", real)
+    assert [line.split()[2] for line in run(cfg)[:4]] == ["reusing", "reusing", "wrote", "wrote"]
+    assert load_manifest(cfg.data.dir) == whole
+
+
+def test_shards_of_an_unfinished_preparation_with_other_settings_are_removed(
+    cfg: Config, text: Path, make_config: Make
+) -> None:
+    run(cfg)
+    (cfg.data.dir / "manifest.json").unlink()  # as if it had been killed at the end
+    other = make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 100})
+    assert "wrote" in run(other)[0]
+    names = {path.name for path in cfg.data.dir.glob("*.bin")}
+    assert names == {"train-00000.bin", "val-00000.bin"}
+
+
+def test_a_folder_with_another_corpus_is_left_alone(cfg: Config, text: Path, make_config: Make) -> None:
+    run(cfg)
+    before = snapshot(cfg.data.dir)
+    other = make_config(text, data={"split_seed": 9, "validation_fraction": 0.3, "documents_per_shard": 6})
+    match = r"holds another corpus \(split_seed 0 there, 9 here\); choose another data.dir, or delete"
+    with pytest.raises(DataError, match=match):
+        run(other)
+    text.write_text("other text")
+    with pytest.raises(DataError, match=r"holds another corpus \(source .*x.txt has changed\)"):
+        run(cfg)
+    assert snapshot(cfg.data.dir) == before
+
+
+def test_empty_documents_alone_are_no_corpus(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("\n\n\n")
+    with pytest.raises(DataError, match=r"data.source.path=.*x.txt holds only empty documents"):
+        run(make_config(tmp_path / "x.txt"))
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("line 0")
+    seed = next(s for s in range(100) if is_held_out(b"line 0", s, 0.5))
+    cfg = make_config(tmp_path / "x.txt", data={"validation_fraction": 0.5, "split_seed": seed})
+    match = r"nothing to train on: all 1 documents fell to validation; use data.split=tail.*fraction=0.5"
+    with pytest.raises(DataError, match=match):
+        run(cfg)
+
+
+def test_a_folder_that_cannot_be_made_is_named(text: Path, make_config: Make) -> None:
+    with pytest.raises(DataError, match=r"data.dir=.*x.txt/corpus cannot be made: Not a directory"):
+        run(make_config(text, data={"dir": text / "corpus"}))
+
+
+def test_a_corpus_from_the_hub_stays_at_its_revision(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def open_source(source: SourceConfig) -> TextList:
+        asked.append(source.revision)
+        revision = source.revision or "newest"
+        return TextList(LINES, {"path": source.path, "kind": "hub", "revision": revision})
+
+    monkeypatch.setattr(module, "open_source", open_source)
+    run(cfg)
+    run(cfg)
+    assert asked == [None, "newest"]
+
+
+def test_copies_of_a_document_lie_on_one_side(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("\n".join(LINES * 3))
+    data = {"validation_fraction": 0.5, "documents_per_shard": 7}
+    manifest = prepare(make_config(tmp_path / "x.txt", data=data), lambda line: None)
+    documents = [sum(shard.documents for shard in manifest.of(split)) for split in ("train", "val")]
+    assert np.all(np.array(documents) % 3 == 0)
+    assert sum(documents) == 60
+
+
+SETTLED = {"validation_fraction", "documents_per_shard"}

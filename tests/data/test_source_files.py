@@ -1,0 +1,105 @@
+"""Paths become sorted files of one kind, or an error that names data.source.path."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.config.schema import SourceConfig
+from gptscale.data import source_files
+from gptscale.data.source_files import describe_files, find_files, hash_texts, is_local
+from gptscale.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ["b.txt", "a.md", "deep/c.py", ".hidden/d.txt", "deep/.e.txt", "image.png", "packed.txt.gz"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def found(path: Path | str, **fields: Any) -> tuple[str, list[str]]:
+    kind, files = find_files(SourceConfig(path=str(path), **fields))
+    return kind, [file.name for file in files]
+
+
+def test_a_folder_is_searched_to_its_depth_without_hidden_files(folder: Path) -> None:
+    assert found(folder) == ("text", ["a.md", "b.txt", "c.py", "packed.txt.gz"])
+
+
+def test_a_glob_gives_its_matches_in_order(folder: Path) -> None:
+    assert found(folder / "*.txt") == ("text", ["b.txt"])
+    assert found(folder / "**" / "[bc].*") == ("text", ["b.txt", "c.py"])
+    assert found(folder / "*.png", format="text") == ("text", ["image.png"])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("x.jsonl", "json"), ("x.json.gz", "json"), ("x.PARQUET", "parquet"), ("x.py", "text")]
+)
+def test_a_files_ending_says_its_kind(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).write_text("")
+    assert found(tmp_path / name) == (kind, [name])
+
+
+def test_a_format_overrules_the_ending(folder: Path) -> None:
+    assert found(folder / "image.png", format="text") == ("text", ["image.png"])
+
+
+def test_an_ending_without_kind_asks_for_the_format(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"image.png has an ending that says no format; set data.source.format"):
+        found(folder / "image.png")
+
+
+def test_a_folder_of_two_kinds_asks_for_one(folder: Path) -> None:
+    (folder / "x.jsonl").write_text("")
+    with pytest.raises(DataError, match="the folder holds json and text files; choose one with data.source.format"):
+        found(folder)
+    assert found(folder, format="json") == ("json", ["x.jsonl"])
+
+
+def test_a_folder_without_usable_files_says_what_would_be(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"the folder holds no file that ends in .parquet, .pq"):
+        found(folder, format="parquet")
+    with pytest.raises(DataError, match=r"the glob holds no file that ends in .json, "):
+        found(folder / "*.png")
+
+
+def test_a_missing_file_is_answered_with_the_nearest(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data.source.path=.*bb.txt does not exist; did you mean .*/b.txt\?"):
+        found(folder / "bb.txt")
+    with pytest.raises(DataError, match=r"data.source.path=/nowhere/x.txt does not exist$"):
+        found("/nowhere/x.txt")
+
+
+def test_a_glob_without_match_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data.source.path=.*\*.zip matches no file"):
+        found(folder / "*.zip")
+
+
+@pytest.mark.parametrize("path", ["/x", "./x", "../x", "~/x", "x*.foo", "corpus/x.txt", "x.jsonl.gz"])
+def test_these_are_paths(path: str) -> None:
+    assert is_local(path)
+
+
+@pytest.mark.parametrize("path", ["wikitext", "HuggingFaceFW/fineweb-edu", "allenai/c4"])
+def test_these_are_hub_names(path: str) -> None:
+    assert not is_local(path)
+
+
+def test_files_are_known_by_name_size_and_content(folder: Path) -> None:
+    expected = {"name": "deep/c.py", "bytes": 9, "sha256": hashlib.sha256(b"deep/c.py").hexdigest()}
+    assert describe_files([folder / "deep" / "c.py"], folder) == [expected]
+
+
+def test_files_of_many_bytes_are_known_by_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_files, "HASHED_BYTES", 4)
+    path = folder / "b.txt"
+    expected = {"name": "b.txt", "bytes": 5, "mtime_ns": path.stat().st_mtime_ns}
+    assert describe_files([path], folder) == [expected]
+
+
+def test_the_hash_of_texts_sees_their_borders() -> None:
+    assert hash_texts(["ab", "c"]) != hash_texts(["a", "bc"])
+    assert hash_texts(["\ud800"]) != hash_texts([])

@@ -1,0 +1,165 @@
+"""Every kind of source gives its documents by number; every mistake is one line with its setting."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptscale.config.schema import SourceConfig
+from gptscale.data.sources import Source, open_source
+from gptscale.errors import DataError
+
+
+def source(path: Path | str, **fields: Any) -> Source:
+    return open_source(SourceConfig(path=str(path), **fields))
+
+
+def documents(path: Path | str, **fields: Any) -> list[str]:
+    opened = source(path, **fields)
+    return opened.read(0, len(opened))
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("file", ["one\ntwo\n\nthree\n"]),
+        ("paragraph", ["one\ntwo", "three\n"]),
+        ("line", ["one", "two", "", "three"]),
+    ],
+)
+def test_text_is_read_by_file_paragraph_or_line(tmp_path: Path, by: str, expected: list[str]) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    assert documents(tmp_path / "a.txt", documents=by) == expected
+
+
+def test_a_folder_gives_its_files_in_order_and_any_range_of_them(tmp_path: Path) -> None:
+    for name in ["b.txt", "a.txt", "c.txt"]:
+        (tmp_path / name).write_text(name)
+    opened = source(tmp_path)
+    assert len(opened) == 3
+    assert opened.read(1, 3) == ["b.txt", "c.txt"]
+    assert [file["name"] for file in opened.description["files"]] == ["a.txt", "b.txt", "c.txt"]
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a [1].txt").write_text("bracket")
+    assert documents(tmp_path / "a [1].txt") == ["bracket"]
+
+
+def test_json_lines_parquet_and_gzip_are_read_and_null_is_empty(tmp_path: Path) -> None:
+    lines = b'{"body": "x", "n": 1}\n{"body": null, "n": 2}\n'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.table({"body": ["p", "q"]}), tmp_path / "c.parquet")
+    assert documents(tmp_path / "a.jsonl", text_column="body") == ["x", ""]
+    assert documents(tmp_path / "b.jsonl.gz", text_column="body") == ["x", ""]
+    assert documents(tmp_path / "c.parquet", text_column="body") == ["p", "q"]
+
+
+def test_the_description_is_json_and_names_what_was_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    description = json.loads(json.dumps(source(tmp_path / "a.jsonl").description))
+    assert description.pop("files")[0]["bytes"] == 14
+    assert description == {"path": str(tmp_path / "a.jsonl"), "kind": "json", "text_column": "text"}
+
+
+def test_python_library_needs_no_files_and_no_network() -> None:
+    opened = source("python-library")
+    assert len(opened.read(0, 3)) == 3
+    assert opened.description["kind"] == "embedded"
+    assert opened.description["python"].endswith(".".join(map(str, sys.version_info[:3])))
+    with pytest.raises(DataError, match="data.source.path=perl is not embedded; the embedded corpus is python-library"):
+        source("perl", format="embedded")
+
+
+def test_a_missing_column_is_answered_with_those_that_exist(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "x", "n": 1}\n')
+    with pytest.raises(DataError, match=r"data.source.text_column=text is no column of .*; it has body, n"):
+        source(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(5, "int64"), ({"a": 1}, "a structure")])
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}) + "\n")
+    with pytest.raises(DataError, match=rf"data.source.text_column=text of .* holds {kind}, not text"):
+        source(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [("a.txt", b"\xff\xfe", "text"), ("a.jsonl", b'{"text": ', "json"), ("a.parquet", b"PAR", "parquet")],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"data.source.path=.*{name} cannot be read as {kind}: [^\n]+$"):
+        source(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_empty_files_are_no_corpus(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"data.source.path=.*{name} holds only empty files"):
+        source(tmp_path / name)
+
+
+def test_a_table_without_rows_is_passed_over_but_alone_it_is_no_corpus(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["p"]}), tmp_path / "b.parquet")
+    assert documents(tmp_path) == ["p"]
+    with pytest.raises(DataError, match=r"data.source.path=.*a.parquet cannot be read as parquet: .* no data"):
+        source(tmp_path / "a.parquet")
+
+
+def test_a_hub_split_without_rows_is_no_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    info, empty = SimpleNamespace(sha="0" * 40), datasets.Dataset.from_dict({"text": []})
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, path, revision: info)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: empty)
+    with pytest.raises(DataError, match="data.source.path=owner/name holds no documents"):
+        source("owner/name")
+
+
+def test_a_hub_dataset_is_pinned_to_its_newest_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **options: Any) -> datasets.Dataset:
+        asked.append((args, options))
+        return datasets.Dataset.from_dict({"text": ["x", "y"]})
+
+    info = SimpleNamespace(sha="0123456789abcdef")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, path, revision: info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    opened = source("owner/name", name="small")
+    assert opened.read(0, 2) == ["x", "y"]
+    assert asked == [(("owner/name", "small"), {"revision": "0123456789abcdef", "split": "train"})]
+    assert opened.description == {
+        "path": "owner/name", "kind": "hub", "name": "small", "split": "train",
+        "revision": "0123456789abcdef", "text_column": "text",
+    }  # fmt: skip
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(self: object, path: str, revision: str | None) -> None:
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataError, match=r"owner/name is no file or folder here.*\(ConnectionError: no route to host\)"):
+        source("owner/name")
+
+
+def test_a_hub_dataset_that_cannot_be_loaded_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*args: Any, **options: Any) -> None:
+        raise ValueError("Unknown split")
+
+    info = SimpleNamespace(sha="0123456789abcdef")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, path, revision: info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"split=tran, revision=0123456789ab cannot be loaded.*: Unknown split"):
+        source("owner/name", split="tran")

@@ -1,0 +1,112 @@
+"""Units are cut by the source alone, and a unit's files follow from its documents."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptscale.config.schema import Config
+from gptscale.data import unit as module
+from gptscale.data.manifest import Settings, ShardEntry
+from gptscale.data.shard import open_shard, read_starts
+from gptscale.data.sources import TextList
+from gptscale.data.tokenizer import load_tokenizer
+from gptscale.data.unit import Unit, cut_units, finished_shards, make_unit, read_receipt, receipt_path, remove_unit
+
+SOURCE = TextList(["ab", "", "c", "dé"], {})
+TOKENIZER = load_tokenizer("bytes")
+SETTINGS = Settings(
+    tokenizer=TOKENIZER.identity,
+    dtype="uint16",
+    end_of_text=256,
+    split="tail",
+    validation_fraction=0.5,
+    split_seed=0,
+    documents_per_shard=4,
+    source={},
+)
+WHOLE = Unit(0, 0, 4)
+EOT = 256
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, make_config: Callable[..., Config]) -> Config:
+    (tmp_path / "corpus").mkdir()
+    return make_config("x", data={"split": "tail", "validation_fraction": 0.5})
+
+
+def make(cfg: Config, unit: Unit = WHOLE) -> tuple[ShardEntry, ...]:
+    return make_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS)
+
+
+def test_units_cover_the_documents_and_only_the_last_is_short() -> None:
+    assert cut_units(10, 4) == [Unit(0, 0, 4), Unit(1, 4, 8), Unit(2, 8, 10)]
+    assert cut_units(4, 4) == [Unit(0, 0, 4)]
+    assert cut_units(0, 4) == []
+
+
+def test_every_text_follows_an_end_of_text_and_empty_ones_leave_nothing(cfg: Config) -> None:
+    # tail 0.5: "ab" gives a and b, "c" gives nothing and c, "dé" gives d and é (two bytes)
+    train, val = make(cfg)
+    assert open_shard(cfg.data.dir / train.file).tolist() == [EOT, ord("a"), EOT, ord("d")]
+    assert open_shard(cfg.data.dir / val.file).tolist() == [EOT, ord("b"), EOT, ord("c"), EOT, 0xC3, 0xA9]
+    assert (train.documents, train.tokens, train.text_bytes) == (2, 4, 2)
+    assert (val.documents, val.tokens, val.text_bytes) == (3, 7, 4)
+    assert (train.file, val.file) == ("train-00000.bin", "val-00000.bin")
+
+
+def test_document_starts_name_the_sources_rows(cfg: Config) -> None:
+    train, val = make(cfg)
+    assert read_starts(cfg.data.dir / train.file).tolist() == [[0, 0], [2, 3]]
+    assert read_starts(cfg.data.dir / val.file).tolist() == [[0, 0], [2, 2], [4, 3]]
+
+
+def test_a_side_without_text_has_no_file(cfg: Config) -> None:
+    assert [shard.split for shard in make(cfg, Unit(5, 2, 3))] == ["val"]
+    assert make(cfg, Unit(6, 1, 2)) == ()
+    files = {path.name for path in cfg.data.dir.iterdir()}
+    assert files == {"val-00005.bin", "val-00005.starts.npy", "unit-00005.json", "unit-00006.json"}
+
+
+def test_the_size_of_batches_changes_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make(cfg)
+    monkeypatch.setattr(module, "_READ_DOCUMENTS", 1)
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1)
+    assert make(cfg) == expected
+
+
+def test_a_finished_unit_is_known_by_its_receipt(cfg: Config) -> None:
+    shards = make(cfg)
+    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) == shards
+    assert finished_shards(cfg.data.dir, WHOLE, "another key") is None
+    assert finished_shards(cfg.data.dir, Unit(1, 4, 8), SETTINGS.key) is None
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.starts.npy", "unit-00000.json"])
+def test_a_unit_with_a_missing_file_is_not_finished(cfg: Config, name: str) -> None:
+    make(cfg)
+    os.remove(cfg.data.dir / name)
+    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
+
+
+def test_a_unit_with_a_flipped_bit_is_not_finished(cfg: Config) -> None:
+    train, _ = make(cfg)
+    content = bytearray((cfg.data.dir / train.file).read_bytes())
+    content[-1] ^= 1
+    (cfg.data.dir / train.file).write_bytes(content)
+    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
+
+
+def test_a_damaged_receipt_is_none(cfg: Config) -> None:
+    make(cfg)
+    path = receipt_path(cfg.data.dir, 0)
+    path.write_text(path.read_text()[:-5])
+    assert read_receipt(path) is None
+
+
+def test_removing_a_unit_leaves_nothing_of_it(cfg: Config) -> None:
+    make(cfg)
+    make(cfg, Unit(5, 2, 3))
+    remove_unit(cfg.data.dir, 0)
+    assert {path.name[-10:] for path in cfg.data.dir.iterdir()} == {"-00005.bin", "starts.npy", "00005.json"}

@@ -1,0 +1,78 @@
+"""The house rules: who may import whom, and where outside libraries live."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gptscale"
+
+LAYERS = [
+    {"cli"},
+    {"train"},
+    {"checkpoint", "evaluation", "generation", "tracking", "planning"},
+    {"weights"},
+    {"data", "model", "runtime"},
+    {"config"},
+    {"errors"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+HOMES = {
+    "accelerate": "runtime/",
+    "deepspeed": "runtime/",
+    "datasets": "data/sources.py",
+    "tiktoken": "data/tokenizer.py",
+    "gigatoken": "data/tokenizer.py",
+    "safetensors": "weights/files.py",
+    "wandb": "tracking/wandb.py",
+    "yaml": "config/load.py",
+    "matplotlib": "tracking/report.py",
+    "typer": "cli/",
+    "rich": "tracking/console.py",
+}
+BANNED = {"pickle", "dill", "shelve", "marshal", "joblib"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "gptscale" and len(parts) > 1 and parts[1] in LEVEL else None
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent != PACKAGE], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_layer_imports_only_from_those_below_it(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0]
+    for module in imports(path):
+        there = layer_of(module)
+        assert there in (None, here) or LEVEL[there] > LEVEL[here], f"{here} may not import {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_outside_library_has_one_home(path: Path) -> None:
+    name = path.relative_to(PACKAGE).as_posix()
+    for module in imports(path):
+        library = module.split(".")[0]
+        assert library not in BANNED, f"{name} imports {library}: nothing loaded from disk may run code"
+        assert name.startswith(HOMES.get(library, "")), f"{library} lives in gptscale/{HOMES[library]}"
+
+
+def test_every_package_is_in_the_table_of_layers() -> None:
+    packages = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert packages <= LEVEL.keys()
+
+
+def test_torch_load_is_never_called() -> None:
+    for path in FILES:
+        assert "torch.load(" not in path.read_text(), path

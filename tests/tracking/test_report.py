@@ -1,0 +1,102 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from gptscale.errors import TrainingError
+from gptscale.tracking.report import CHARTS, _figure, write_report
+
+
+def write_log(run_dir: Path, records: list[dict[str, float | None]]) -> None:
+    run_dir.mkdir()
+    (run_dir / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def at(step: int) -> dict[str, float | None]:
+    return {"step": step, "tokens": 64 * step, "epoch": step / 100, "time_s": float(step)}
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
+
+
+def training(step: int, loss: float | None) -> dict[str, float | None]:
+    perplexity = None if loss is None else math.exp(loss)
+    return {
+        **at(step),
+        "train/loss": loss,
+        "train/perplexity": perplexity,
+        "train/lr": 1e-3,
+        "train/grad_norm": 0.5,
+        "train/tokens_per_s": 1e4,
+    }
+
+
+def evaluation(step: int, loss: float) -> dict[str, float | None]:
+    return {**at(step), "val/loss": loss, "val/perplexity": math.exp(loss), "eval_train/loss": loss - 0.1}
+
+
+def test_every_measured_quantity_becomes_a_png(tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny"
+    write_log(run_dir, [evaluation(0, 11.0), training(10, 5.0), training(20, None), evaluation(20, 4.0)])
+    files = write_report(run_dir)
+    assert [path.relative_to(run_dir).as_posix() for path in files] == [
+        "report/loss.png",
+        "report/perplexity.png",
+        "report/learning_rate.png",
+        "report/gradient_norm.png",
+        "report/throughput.png",
+    ]
+    sizes = [png_size(path) for path in files]
+    # 130 dots per inch; three panels are 2.6 + 3 * 4.4 = 15.8 inches wide, one is 7.0; all are 4.4 high
+    assert sizes == [(2054, 572)] * 2 + [(910, 572)] * 3
+
+
+def test_a_report_can_be_written_again(tmp_path: Path) -> None:
+    write_log(tmp_path / "run", [training(10, 5.0)])
+    assert write_report(tmp_path / "run") == write_report(tmp_path / "run")
+
+
+def test_a_run_that_was_never_finite_has_a_report_too(tmp_path: Path) -> None:
+    write_log(tmp_path / "run", [training(10, None), training(20, None)])
+    assert len(write_report(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize("records", [None, [], [at(0)]])
+def test_a_run_without_measurements_is_refused(tmp_path: Path, records: list[dict[str, float | None]] | None) -> None:
+    run_dir = tmp_path / "run"
+    if records is not None:
+        write_log(run_dir, records)
+    with pytest.raises(TrainingError, match=r"log\.jsonl holds no measurements; train first \(gptscale train"):
+        write_report(run_dir)
+
+
+def test_a_chart_shows_each_metric_against_steps_tokens_and_epochs() -> None:
+    records = [
+        {"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": 11.0},
+        {"step": 10, "tokens": 640, "epoch": 0.1, "train/loss": 5.0},
+        {"step": 20, "tokens": 1280, "epoch": 0.2, "train/loss": 4.0},
+        {"step": 20, "tokens": 1280, "epoch": 0.2, "val/loss": 4.5},
+    ]
+    figure = _figure(CHARTS[0], records, "tiny")
+    steps, tokens, epochs = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == ["steps", "tokens", "epochs"]
+    assert steps.get_ylabel() == "loss (nats per token)"
+    assert [line.get_xydata().tolist() for line in steps.lines] == [
+        [[10, 5.0], [20, 4.0]],
+        [[0, 11.0], [20, 4.5]],
+    ]
+    assert [list(axes.lines[0].get_xdata()) for axes in (tokens, epochs)] == [[640, 1280], [0.1, 0.2]]
+
+
+@pytest.mark.parametrize(("last", "scale"), [(20.0, "log"), (200.0, "linear")])
+def test_perplexity_is_drawn_in_decades_when_it_falls_by_more_than_ten(last: float, scale: str) -> None:
+    records = [
+        {"step": 0, "tokens": 0, "epoch": 0.0, "val/perplexity": 300.0},
+        {"step": 10, "tokens": 640, "epoch": 0.1, "val/perplexity": last},
+    ]
+    figure = _figure(CHARTS[1], records, "tiny")
+    assert {axes.get_yscale() for axes in figure.axes} == {scale}
