@@ -48,12 +48,16 @@ def compare(records: list[dict[str, float]]) -> int:
     print("\n                              ours            published")
     before = (first["eval_train/loss"], first["val/loss"])
     after = (last["eval_train/loss"], last["val/loss"])
-    print(f"before  training / validation {before[0]:5.2f} / {before[1]:5.2f}   {'%5.2f / %5.2f' % PUBLISHED_BEFORE}")
-    print(f"after   training / validation {after[0]:5.2f} / {after[1]:5.2f}   {'%5.2f / %5.2f' % PUBLISHED_AFTER}")
+    print(f"before  training / validation {_pair(before)}   {_pair(PUBLISHED_BEFORE)}")
+    print(f"after   training / validation {_pair(after)}   {_pair(PUBLISHED_AFTER)}")
     print(f"best validation               {best['val/loss']:5.2f} (epoch {best['epoch']:.0f})  about {PUBLISHED_BEST}")
     good = after[0] < ENDS_BELOW and ENDS_WITHIN[0] <= after[1] <= ENDS_WITHIN[1]
     print("agrees" if good else "DOES NOT AGREE: training should end below 1.0, validation within 6.0 and 6.7")
     return 0 if good else 1
+
+
+def _pair(losses: tuple[float, float]) -> str:
+    return f"{losses[0]:5.2f} / {losses[1]:5.2f}"
 
 
 if __name__ == "__main__":
