@@ -1,10 +1,11 @@
 """A model from a checkpoint, for evaluation, generation and export."""
 
+import logging
 from pathlib import Path
 
 import torch
 
-from gptscale.checkpoint.layout import MANIFEST, list_checkpoints, tensor_key
+from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, tensor_key
 from gptscale.checkpoint.store import verified_manifest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
@@ -12,14 +13,15 @@ from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel
 from gptscale.weights.files import open_tensors
 
+LOG = logging.getLogger(__name__)
+
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GPTModel, Config]:
-    """The model of a checkpoint folder, or of a run's newest one, in evaluation mode, with its config.
+    """The model of a checkpoint folder, or of a run's newest good one, in evaluation mode, with its config.
 
     Raises CheckpointError if there is none or a file is not as it was written.
     """
-    folder = find_checkpoint(Path(path))
-    manifest = verified_manifest(folder)
+    folder, manifest = find_checkpoint(Path(path))
     cfg = parse_config(manifest.config, str(folder))
     model = GPTModel(cfg.model, seed=None)
     flat = {name: p.detach().view(-1) for name, p in model.named_parameters()}
@@ -33,12 +35,22 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
     return model.to(device).eval(), cfg
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest of a run folder."""
+def find_checkpoint(path: Path) -> tuple[Path, CheckpointManifest]:
+    """The checkpoint that a path names, with every file checked: itself, or the newest good one of a run.
+
+    Warns of newer ones that are passed over. Raises CheckpointError if none is left.
+    """
     if (path / MANIFEST).is_file():
-        return path
-    if newest := list_checkpoints(path):
-        return newest[0]
+        return path, verified_manifest(path)
+    problem: CheckpointError | None = None
+    for folder in list_checkpoints(path):
+        try:
+            return folder, verified_manifest(folder)
+        except CheckpointError as error:
+            problem = error
+            LOG.warning("passing over a bad checkpoint: %s", error)
+    if problem:
+        raise problem
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or one of its checkpoints/step-* folders")
     raise CheckpointError(f"{path} holds no checkpoint; give a run folder that `gptscale train` has saved to")

@@ -48,7 +48,7 @@ def _look_back(cfg: "Config", config: Path) -> None:
     print(
         f"\nplots:      {', '.join(str(path) for path in plots)}\n"
         f"samples:    {run / 'samples.jsonl'}\n"
-        f"checkpoint: {find_checkpoint(run)}\n"
+        f"checkpoint: {find_checkpoint(run)[0]}\n"
         "\nnext:\n"
         f"  gptscale generate {run} --prompt 'The '\n"
         f"  gptscale train {config} train.steps={2 * (cfg.train.steps or 1000)}     # train it twice as long\n"

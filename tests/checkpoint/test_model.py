@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptscale.checkpoint.layout import list_checkpoints
+from gptscale.checkpoint.model import load_model
+from gptscale.config.schema import Config
+from gptscale.errors import CheckpointError
+from gptscale.train.run import train
+
+
+def test_a_run_with_a_damaged_newest_checkpoint_gives_the_one_before(
+    cfg: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(cfg)
+    newest, older = list_checkpoints(cfg.run.dir)
+    expected, _ = load_model(older)
+    part = next(newest.glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-1])
+    found, _ = load_model(cfg.run.dir)
+    assert "passing over a bad checkpoint" in caplog.text
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+    assert not found.training
+    with pytest.raises(CheckpointError, match="it was cut short or changed"):
+        load_model(newest)
+    for path in list_checkpoints(cfg.run.dir):
+        next(path.glob("part-*")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="it was cut short or changed"):
+        load_model(cfg.run.dir)
+
+
+def test_a_path_without_a_checkpoint_is_answered_with_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere does not exist; give a run folder"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds no checkpoint; give a run folder that `gptscale train`"):
+        load_model(tmp_path)

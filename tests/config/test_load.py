@@ -1,0 +1,141 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gptscale.config.load import dump_config, load_config, parse_config
+from gptscale.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+LEAST = {"run": {"dir": "r"}, "data": {"dir": "d", "source": {"path": "p"}}, "train": {"steps": 3}}
+
+
+def write(folder: Path, values: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    load_config(path)
+
+
+def test_the_shipped_configs_are_those_the_readme_names() -> None:
+    assert {
+        "demo.yaml",
+        "the-verdict.yaml",
+        "gpt2-124m.yaml",
+        "gpt2-350m.yaml",
+        "gpt2-774m.yaml",
+        "gpt2-1558m.yaml",
+    } <= {p.name for p in CONFIGS}
+
+
+def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    cfg = parse_config(LEAST)
+    assert load_config(write(tmp_path, dump_config(cfg))) == cfg
+
+
+def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
+    overrides = [
+        "train.steps=7",
+        "optim.lr_peak=1e-3",
+        "sample.prompts=[a, b]",
+        "optim.clip_norm=null",
+        "eval.sequences=5",
+    ]
+    cfg = load_config(write(tmp_path, LEAST), overrides)
+    assert (cfg.train.steps, cfg.optim.lr_peak, cfg.sample.prompts) == (7, 1e-3, ("a", "b"))
+    assert cfg.optim.clip_norm is None
+    assert cfg.eval.sequences == 5
+
+
+def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
+    model = parse_config({**LEAST, "model": {"preset": "1558M", "n_layers": 2}}).model
+    assert (model.emb_dim, model.n_heads, model.n_layers) == (1600, 25, 2)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("train", {"stepz": 3}, r"config: unknown key train.stepz; did you mean steps\?"),
+        ("data", {"source": {"path": "p", "txt_column": "t"}}, r"unknown key data.source.txt_column; did you mean text_column\?"),
+        ("wandb", {"zzz": 1}, "unknown key wandb.zzz; known here: mode, project, entity, tags"),
+        ("model", {"emb_dim": "wide"}, "model.emb_dim='wide': input should be a valid integer"),
+        ("model", {"n_layers": 0}, "model.n_layers=0: input should be greater than 0"),
+        ("model", {"emb_dim": 100, "n_heads": 12}, "model: n_heads=12 does not divide emb_dim=100; choose an emb_dim"),
+        ("model", {"preset": "200M"}, "model.preset='200M': input should be '124M', '350M', '774M' or '1558M'"),
+        ("train", {"tokens_per_step": True}, "train.tokens_per_step: Input should be a number, not true or false"),
+        ("train", {"epochs": 2}, "exactly one of steps, tokens and epochs as the length; found steps=3, epochs=2.0"),
+        ("train", {"steps": None}, "exactly one of steps, tokens and epochs as the length; found none"),
+        ("train", {"tokens_per_step": 1500}, "train.tokens_per_step=1500 is no multiple of model.context_length=1024; the nearest is 1024"),
+        ("train", {"tokens_per_step": 4096}, "train.micro_batch_sequences=8 is more than the 4 sequences of a step"),
+        ("optim", {"lr_floor": 1.0}, "lr_floor=1.0 is above lr_peak=0.0006; lower it or raise lr_peak"),
+        ("run", {"dir": None}, "run.dir=None: input is not a valid path"),
+        ("modle", {}, r"unknown key modle; did you mean model\?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_its_path_and_what_would_be_right(section: str, change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {**LEAST, section: {**LEAST.get(section, {}), **change}}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(values)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {"train": {"stepz": 3, "steps": 1}, "optim": {"eps": 0}})
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path} has 4 problems: ")
+    for part in ("run is missing", "data is missing", "unknown key train.stepz", "optim.eps=0"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not valid YAML"),
+        ("", "holds no sections"),
+        ("- 1", "holds no sections; a config has at least run:, data: and train:"),
+    ],
+)
+def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):
+        load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "is not of the form section.key=value, such as train.steps=100"),
+        (".steps=3", "is not of the form section.key=value"),
+        ("train.steps=[1", "is not a YAML value; put quotes around it"),
+        ("train.steps.more=3", "steps is a value, not a section"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_told(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, LEAST), [override])
+
+
+def test_no_config_field_lacks_a_line_that_explains_it() -> None:
+    import ast
+
+    import gptscale.config.schema as schema
+
+    tree = ast.parse(Path(schema.__file__).read_text())
+    for section in (
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name not in ("Section", "Config")
+    ):
+        for field, after in zip(section.body, [*section.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) != "SourceConfig":
+                told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert told, f"{section.name}.{ast.unparse(field.target)}"

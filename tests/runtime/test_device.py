@@ -1,0 +1,19 @@
+import pytest
+import torch
+
+from gptscale.runtime.device import describe_device, peak_flops
+
+
+def test_a_known_gpu_is_measured_against_its_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, peak in (
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+
+
+def test_a_cpu_is_measured_against_its_own_matrix_product() -> None:
+    assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
+    assert describe_device(torch.device("cpu")).startswith("CPU")

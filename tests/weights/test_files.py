@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptscale.weights.files import open_tensors, write_tensors
+
+
+def test_a_range_of_a_written_view_is_read_back(tmp_path: Path) -> None:
+    flat = torch.arange(20.0)
+    write_tensors(tmp_path / "t.safetensors", {"a": flat[3:9], "b": flat[9:10]})
+    with open_tensors(tmp_path / "t.safetensors") as reader:
+        assert sorted(reader.keys()) == ["a", "b"]
+        assert reader.read("a", 1, 4).tolist() == [4.0, 5.0, 6.0]
+    assert (tmp_path / "t.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(Exception, match=r"(?i)header"), open_tensors(tmp_path / "t.safetensors"):
+        pass
