@@ -72,6 +72,8 @@ class ModelConfig(Section):
     """Whether the layer norms have a bias (GPT-2: yes)."""
     tie_embeddings: bool = True
     """Whether the output head is the token embedding (GPT-2: yes)."""
+    init: Literal["gpt2", "torch"] = "gpt2"
+    """Initial weights: gpt2's small normals, or the defaults of torch's layers, which the book uses."""
 
     @model_validator(mode="before")
     @classmethod
@@ -151,6 +153,8 @@ class TrainConfig(Section):
     """fp32; bf16: fp32 weights, bf16 compute; bf16-sharded: ZeRO only; fp16: CUDA only, with loss scaling."""
     compile: bool = False
     """Whether torch.compile translates the model first."""
+    activation_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass: a third more arithmetic, far less memory."""
     log_every_steps: Count = 10
     """Steps between two records of loss, learning rate, gradient norm and speed."""
 

@@ -6,6 +6,7 @@ from hashlib import blake2b
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.loss import summed_cross_entropy
@@ -92,6 +93,8 @@ class GPTModel(nn.Module):
     def __init__(self, cfg: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.cfg = cfg
+        self.recompute = False
+        """Whether training keeps a block's input only and computes the block again in the backward pass."""
         self.tok_emb = nn.Embedding(padded_vocab_size(cfg.vocab_size), cfg.emb_dim)
         self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
         self.drop_emb = nn.Dropout(cfg.drop_rate)
@@ -122,37 +125,43 @@ class GPTModel(nn.Module):
         x = self.tok_emb(tokens) + self.pos_emb.weight[:length]
         x = self.drop_emb(x)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """GPT-2's initialisation; each tensor draws from its own stream of (seed, name).
-
-        Normal with deviation 0.02 (positions 0.01), projections onto the residual stream divided
-        by sqrt(2 n_layers), biases 0, norm gains 1 (Radford et al. 2019 and their code).
-        """
+        """Draw each parameter from its own stream of (seed, name); see `initial_weights`."""
         for name, p in self.named_parameters():
-            if p.dim() < 2:
-                nn.init.constant_(p, 0.0 if name.endswith("bias") else 1.0)
-                continue
-            drawn = torch.empty(p.shape).normal_(0.0, self._init_std(name), generator=_stream(seed, name))
-            p.copy_(drawn)
+            p.copy_(initial_weights(name, p.shape, self.cfg, _stream(seed, name)))
         self.tok_emb.weight[self.cfg.vocab_size :].zero_()
         self.out_head.weight[self.cfg.vocab_size :].zero_()
-
-    def _init_std(self, name: str) -> float:
-        if name == "pos_emb.weight":
-            return 0.01
-        if name.endswith("out_proj.weight"):
-            return 0.02 / math.sqrt(2 * self.cfg.n_layers)
-        return 0.02
 
     def num_parameters(self) -> int:
         """Parameters without vocabulary padding; a tied head counts once."""
         padding = padded_vocab_size(self.cfg.vocab_size) - self.cfg.vocab_size
         tables = 1 if self.cfg.tie_embeddings else 2
         return sum(p.numel() for p in self.parameters()) - tables * padding * self.cfg.emb_dim
+
+
+def initial_weights(name: str, shape: torch.Size, cfg: ModelConfig, generator: torch.Generator) -> Tensor:
+    """What a parameter starts from: norms with gain 1, biases 0, and matrices as cfg.init says.
+
+    gpt2: normal with deviation 0.02 (positions 0.01), divided by sqrt(2 n_layers) for projections onto
+    the residual stream (Radford et al. 2019 and their code). torch: embeddings standard normal, linear
+    layers and their biases uniform within 1 / sqrt(inputs), as nn.Embedding and nn.Linear do.
+    """
+    drawn = torch.empty(shape)
+    if "norm" in name:
+        return drawn.fill_(float(name.endswith("weight")))
+    if cfg.init == "torch" and not name.endswith("emb.weight"):
+        inputs = 4 * cfg.emb_dim if "ff.out_proj" in name else cfg.emb_dim
+        return drawn.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+    if cfg.init == "torch":
+        return drawn.normal_(generator=generator)
+    if name.endswith("bias"):
+        return drawn.zero_()
+    std = 0.01 if name == "pos_emb.weight" else 0.02
+    return drawn.normal_(0.0, std / math.sqrt(2 * cfg.n_layers) if "out_proj" in name else std, generator=generator)
 
 
 def _stream(seed: int, name: str) -> torch.Generator:

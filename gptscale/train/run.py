@@ -55,6 +55,7 @@ def train(cfg: Config) -> bool:
 
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
+    model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     store = Store(
         run_dir=cfg.run.dir,

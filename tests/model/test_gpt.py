@@ -165,6 +165,30 @@ def test_initial_weights_have_gpt2s_deviations() -> None:
     assert (model.final_norm.weight == 1).all()
 
 
+def test_torchs_initial_weights_have_the_ranges_of_its_layers() -> None:
+    cfg = ModelConfig(vocab_size=640, context_length=64, emb_dim=256, n_heads=4, n_layers=2, tie_embeddings=False, init="torch")
+    ours = dict(GPTModel(cfg, seed=3).named_parameters())
+    torch.manual_seed(0)
+    theirs = {
+        "tok_emb.weight": torch.nn.Embedding(640, 256).weight,
+        "pos_emb.weight": torch.nn.Embedding(64, 256).weight,
+        "out_head.weight": torch.nn.Linear(256, 640).weight,
+        "blocks.1.att.qkv.bias": torch.nn.Linear(256, 768).bias,
+        "blocks.1.att.qkv.weight": torch.nn.Linear(256, 768).weight,
+        "blocks.1.ff.fc.weight": torch.nn.Linear(256, 1024).weight,
+        "blocks.1.ff.out_proj.weight": torch.nn.Linear(1024, 256).weight,
+        "blocks.1.ff.out_proj.bias": torch.nn.Linear(1024, 256).bias,
+        "blocks.1.norm2.weight": torch.nn.LayerNorm(256).weight,
+        "blocks.1.norm2.bias": torch.nn.LayerNorm(256).bias,
+    }
+    for name, reference in theirs.items():
+        a, b = ours[name].detach(), reference.detach()
+        assert a.shape == b.shape
+        assert float(a.mean()) == pytest.approx(float(b.mean()), abs=0.01), name
+        assert float(a.std()) == pytest.approx(float(b.std()), rel=0.15), name
+        assert float(a.abs().max()) == pytest.approx(float(b.abs().max()), rel=0.2), name
+
+
 def test_initial_weights_follow_from_the_seed_alone() -> None:
     cfg = ModelConfig(**SMALL)
     torch.manual_seed(1)
@@ -187,3 +211,34 @@ def test_more_tokens_than_positions_are_refused() -> None:
     model = GPTModel(ModelConfig(**SMALL))
     with pytest.raises(ValueError, match="25 tokens do not fit into context_length=24"):
         model(torch.zeros(1, 25, dtype=torch.int64))
+
+
+def test_recomputed_blocks_give_the_same_loss_and_gradients_with_dropout() -> None:
+    model = GPTModel(ModelConfig(**SMALL, drop_rate=0.3))
+    tokens = torch.arange(48).view(2, 24)
+    found = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(4)
+        loss = model(tokens, tokens)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_recomputing_keeps_fewer_activations() -> None:
+    model = GPTModel(ModelConfig(**SMALL))
+    kept = []
+    for recompute in (False, True):
+        model.recompute = recompute
+        sizes: list[int] = []
+
+        def pack(t: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            model(torch.arange(48).view(2, 24), torch.arange(48).view(2, 24))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
