@@ -184,7 +184,7 @@ def test_torchs_initial_weights_have_the_ranges_of_its_layers() -> None:
     for name, reference in theirs.items():
         a, b = ours[name].detach(), reference.detach()
         assert a.shape == b.shape
-        assert float(a.mean()) == pytest.approx(float(b.mean()), abs=0.01), name
+        assert float(a.mean()) == pytest.approx(float(b.mean()), abs=0.03), name
         assert float(a.std()) == pytest.approx(float(b.std()), rel=0.15), name
         assert float(a.abs().max()) == pytest.approx(float(b.abs().max()), rel=0.2), name
 
