@@ -32,7 +32,8 @@ def main() -> int:
             CONFIG, [f"data.source.path={text}", f"data.dir={folder}/corpus", f"run.dir={folder}/the-verdict"]
         )
         prepare(cfg)
-        train(cfg)
+        if not train(cfg):
+            return 1  # stopped by a signal
         records = [r for r in read_log(cfg.run.dir / "log.jsonl") if "val/loss" in r]
     print(f"\non {describe_device(default_device())}, {cfg.train.precision}\n")
     print("epoch  training  validation")

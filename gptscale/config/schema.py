@@ -168,8 +168,10 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its schedule: linear warmup to the peak, then a cosine to the floor."""
+    """The optimizer and its schedule: linear warmup to the peak, then a cosine to the floor."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks at AdamW's rate, AdamW for all else."""
     lr_peak: PositiveFloat = 6e-4
     """Learning rate at the end of warmup."""
     lr_floor: NonNegativeFloat = 6e-5
@@ -184,6 +186,8 @@ class OptimizerConfig(Section):
     """Decay of the second moment per step."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
+    momentum: Fraction = 0.95
+    """Decay of Muon's momentum per step (muon only)."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest global gradient norm; null leaves gradients alone."""
 

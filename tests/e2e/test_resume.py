@@ -92,6 +92,15 @@ def test_a_stop_signal_ends_with_a_checkpoint_within_the_log_interval(
     assert without_time(whole)[-1] == without_time(stopped)[-1]
 
 
+def test_a_muon_run_resumes_bit_for_bit(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["optim"]["name"] = "muon"
+    whole, cut = in_folder(values, tmp_path / "whole"), in_folder(values, tmp_path / "cut")
+    assert train(whole)
+    train_until(cut, 13, signal.SIGKILL)
+    assert train(cut)
+    assert without_time(whole) == without_time(cut)
+
+
 def test_a_finished_run_started_again_changes_nothing(
     tmp_path: Path, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,7 +166,9 @@ def test_initial_weights_have_gpt2s_deviations() -> None:
 
 
 def test_torchs_initial_weights_have_the_ranges_of_its_layers() -> None:
-    cfg = ModelConfig(vocab_size=640, context_length=64, emb_dim=256, n_heads=4, n_layers=2, tie_embeddings=False, init="torch")
+    cfg = ModelConfig(
+        vocab_size=640, context_length=64, emb_dim=256, n_heads=4, n_layers=2, tie_embeddings=False, init="torch"
+    )
     ours = dict(GPTModel(cfg, seed=3).named_parameters())
     torch.manual_seed(0)
     theirs = {

@@ -115,14 +115,3 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(engine: Engine) -> None
             engine.backward(engine.model(torch.ones(1, 3)).sum() * factor)
         engine.update(clip_norm=1.0)
         assert moved == any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-
-
-def test_only_matrices_decay() -> None:
-    cfg = parse_config({"run": {"dir": "r"}, "data": {"dir": "d", "source": {"path": "p"}}, "train": {"steps": 1}})
-    model = GPTModel(cfg.model.model_copy(update={"emb_dim": 24, "n_layers": 1, "vocab_size": 64}))
-    decayed, free = build_optimizer(model, cfg.optim, torch.device("cpu")).param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert free["weight_decay"] == 0.0
-    assert {p.dim() for p in decayed["params"]} == {2}
-    assert {p.dim() for p in free["params"]} == {1}
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))

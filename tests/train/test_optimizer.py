@@ -1,0 +1,84 @@
+"""Which parameter gets which treatment, and Muon against its formula."""
+
+import pytest
+import torch
+
+from gptscale.config.schema import ModelConfig, OptimizerConfig
+from gptscale.model.gpt import GPTModel
+from gptscale.train.optimizer import build_optimizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model() -> GPTModel:
+    return GPTModel(ModelConfig(vocab_size=64, context_length=8, emb_dim=24, n_heads=2, n_layers=1), seed=1)
+
+
+def names(model: GPTModel, group: dict[str, list[torch.Tensor]]) -> set[str]:
+    return {name for name, p in model.named_parameters() if any(p is q for q in group["params"])}
+
+
+def test_only_matrices_decay(model: GPTModel) -> None:
+    decayed, free = build_optimizer(model, OptimizerConfig(weight_decay=0.1), CPU).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest(model: GPTModel) -> None:
+    muon, decayed, free = build_optimizer(model, OptimizerConfig(name="muon"), CPU).param_groups
+    blocks = {"att.qkv", "att.out_proj", "ff.fc", "ff.out_proj"}
+    assert names(model, muon) == {f"blocks.0.{layer}.weight" for layer in blocks}
+    assert names(model, decayed) == {"tok_emb.weight", "pos_emb.weight"}
+    assert all(name.endswith("bias") or "norm" in name for name in names(model, free))
+
+
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest matrix with all singular values one."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def test_a_muon_step_moves_along_the_orthogonalized_momentum(model: GPTModel) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon", lr_peak=0.01, weight_decay=0.1), CPU)
+    weight = model.blocks[0].ff.fc.weight  # (96, 24)
+    before = weight.detach().clone()
+    generator = torch.Generator().manual_seed(3)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    grad = weight.grad.clone()
+    optimizer.step()
+    # First step: the momentum is a multiple of the gradient. The update has rms 0.2, times lr.
+    expected = before * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 96**0.5 * orthogonalized(grad)
+    moved, wanted = weight.detach() - before, expected - before
+    cosine = torch.nn.functional.cosine_similarity(moved.flatten(), wanted.flatten(), dim=0)
+    assert float(cosine) > 0.97  # Newton-Schulz leaves singular values between about 0.7 and 1.2
+    assert float(moved.norm() / wanted.norm()) == pytest.approx(0.85, abs=0.15)
+    assert float(optimizer.state[model.tok_emb.weight]["step"]) == 1
+    assert "momentum_buffer" in optimizer.state[weight]
+
+
+def test_a_rate_set_from_outside_reaches_both_after_a_state_was_loaded(model: GPTModel) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"), CPU)
+    optimizer.load_state_dict(optimizer.state_dict())  # as Accelerate's prepare does
+    before = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert len(optimizer.state) == len(before)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_under_muon(model: GPTModel) -> None:
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"), CPU)
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert not optimizer.state
