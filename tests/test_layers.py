@@ -14,7 +14,7 @@ LAYERS = [
     {"weights"},
     {"data", "model", "runtime"},
     {"config"},
-    {"errors"},
+    {"errors", "disk"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

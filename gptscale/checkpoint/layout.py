@@ -9,13 +9,13 @@ A folder that is named step-* is whole: it was renamed to that name after everyt
 """
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from gptscale.disk import hash_file, write_whole
 from gptscale.errors import CheckpointError
 
 FORMAT = "gptscale-checkpoint-1"
@@ -97,10 +97,7 @@ def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     """Write the manifest with its own digest, and wait until it is on disk."""
     body = asdict(manifest)
     text = json.dumps({**body, "digest": _digest(body)}, indent=1)
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(folder / MANIFEST, (text + "\n").encode())
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
@@ -108,15 +105,18 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     path = folder / MANIFEST
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        digest = body.pop("digest")
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError, KeyError, AttributeError):
-        raise CheckpointError(f"{path} is damaged; delete {folder}, or restore it from a copy") from None
-    if body.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {body.get('format')!r}; this version reads {FORMAT!r}")
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path} cannot be read; restore it from a copy, or use an older checkpoint") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        found = body.get("format") if isinstance(body, dict) else None
+        raise CheckpointError(f"{folder} is no checkpoint of format {FORMAT!r} (found {found!r}); give a step-* folder")
+    digest = body.pop("digest", None)
     if digest != _digest(body):
-        raise CheckpointError(f"{path} was changed after it was written; delete {folder}, or restore it from a copy")
+        raise CheckpointError(
+            f"{path} was changed after it was written; restore it from a copy, or use an older checkpoint"
+        )
     return _parse(body)
 
 
@@ -124,17 +124,11 @@ def verify_file(folder: Path, name: str, record: FileRecord) -> None:
     """Compare one part with its record; raises CheckpointError on the first difference."""
     path = folder / name
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; restore it, or delete {folder} to go on from an older checkpoint")
+        raise CheckpointError(f"{path} is missing; restore it from a copy, or use an older checkpoint")
     if (found := path.stat().st_size) != record.bytes:
         raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
     if hash_file(path) != record.sha256:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -12,9 +12,9 @@ from gptscale.checkpoint.layout import (
     FileRecord,
     ParameterRecord,
     Range,
-    hash_file,
     tensor_key,
 )
+from gptscale.disk import hash_file
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
 from gptscale.weights.files import open_tensors, write_tensors

@@ -18,7 +18,7 @@ from gptscale.checkpoint.layout import (
     write_manifest,
 )
 from gptscale.checkpoint.portable import PartRecord, check_names, merge_parts, read_fragments, write_part
-from gptscale.checkpoint.sync import sync_folder
+from gptscale.disk import sync_folder
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
 
@@ -58,31 +58,33 @@ class Store:
         if self._has_good(final):
             return final
         unfinished = final.with_name(f".unfinished-{final.name}")
+        part = part_name(self.ranks.rank, self.ranks.world)
         try:
-            self.ranks.agree(lambda: self._on_first(lambda: _make_empty(unfinished)))
-            part = part_name(self.ranks.rank, self.ranks.world)
-            record = self.ranks.agree(lambda: write_part(unfinished, part, fragments))
+            self._agree(final, lambda: self._on_first(lambda: _make_empty(unfinished)))
+            record = self._agree(final, lambda: write_part(unfinished, part, fragments))
             parts = self.ranks.gather(record)
-            self.ranks.agree(lambda: self._on_first(lambda: self._commit(unfinished, final, step, ledger, parts)))
-        except (OSError, RuntimeError, CheckpointError) as error:
+            self._agree(final, lambda: self._on_first(lambda: self._commit(unfinished, final, step, ledger, parts)))
+        except CheckpointError:
             self._on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
-            raise _readable(error, final) from error
+            raise
         return final
 
     def newest(self) -> tuple[Path, CheckpointManifest] | None:
         """The newest checkpoint that passes every check, or None if the run has none.
 
-        Says which newer ones were passed over and why. Raises CheckpointError if the run has
-        checkpoints but none is good: starting from nothing would hide the loss.
+        Newer ones that do not are said and set aside as bad-step-*. Raises CheckpointError if the run
+        has checkpoints but none is good: starting from nothing would hide the loss.
         """
-        problems = []
+        problems: list[str] = []
+        bad: list[Path] = []
         for path in list_checkpoints(self.run_dir):
             try:
                 manifest = self.ranks.agree(lambda path=path: self._verified(path))  # type: ignore[misc]
             except CheckpointError as error:
                 problems.append(str(error))
-                self._on_first(lambda: self.say(f"WARNING: passing over a bad checkpoint: {problems[-1]}"))
+                bad.append(path)
                 continue
+            self._on_first(lambda: self._set_aside(bad, problems))
             return path, manifest
         if problems:
             raise CheckpointError(
@@ -110,7 +112,7 @@ class Store:
         needed, free = 12 * parameters, shutil.disk_usage(self.run_dir).free
         if free < needed:
             raise CheckpointError(
-                f"run.dir={self.run_dir} has {free / 1e9:.2f} GB free, but one checkpoint needs {needed / 1e9:.2f} GB; "
+                f"run.dir={self.run_dir} has {free / 1e6:,.0f} MB free, but a checkpoint needs {needed / 1e6:,.0f} MB; "
                 "free some space or choose a run.dir on a larger disk"
             )
 
@@ -135,13 +137,21 @@ class Store:
         sync_folder(final.parent)
         self._prune()
 
+    def _set_aside(self, folders: list[Path], problems: list[str]) -> None:
+        """Take bad checkpoints out of the row, so that they neither count as kept nor are tried again."""
+        for folder, problem in zip(folders, problems, strict=True):
+            aside = folder.with_name(f"bad-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self.say(f"WARNING: passing over a bad checkpoint, now {aside}: {problem}")
+
     def _prune(self) -> None:
-        """Delete the oldest beyond `keep`, after the new one is there."""
+        """Delete the oldest beyond `keep`, after the new one is there, and what interrupted saves left."""
         for path in list_checkpoints(self.run_dir)[self.keep :] if self.keep else []:
             doomed = path.with_name(f".old-{path.name}")
             path.rename(doomed)  # so that a crash in the middle of deleting leaves nothing that looks whole
             shutil.rmtree(doomed)
-        for leftover in checkpoints_dir(self.run_dir).glob(".old-step-*"):
+        for leftover in checkpoints_dir(self.run_dir).glob(".*-step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _verified(self, path: Path) -> CheckpointManifest:
@@ -165,6 +175,17 @@ class Store:
         if self.ranks.rank == 0:
             work()
 
+    def _agree(self, final: Path, work: Callable[[], T]) -> T:
+        """Do a part of a save on all ranks; the disk's errors become ours before the ranks share them."""
+
+        def told() -> T:
+            try:
+                return work()
+            except OSError as error:
+                raise _in_words(error, final) from error
+
+        return self.ranks.agree(told)
+
 
 def verified_manifest(path: Path) -> CheckpointManifest:
     """Read one checkpoint's manifest and check all of its files, in one process."""
@@ -179,14 +200,11 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _readable(error: Exception, final: Path) -> CheckpointError:
-    if isinstance(error, CheckpointError):
-        return error
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    if full:
+def _in_words(error: OSError, final: Path) -> CheckpointError:
+    if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(final.parent).free
         return CheckpointError(
-            f"no room for checkpoint {final}: {free / 1e9:.2f} GB are free; free some space, lower "
+            f"no room for checkpoint {final}: {free / 1e6:,.0f} MB are free; free some space, lower "
             "checkpoint.keep, or move run.dir to a larger disk; older checkpoints are whole"
         )
     return CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are whole")

@@ -1,6 +1,7 @@
 """Configs from YAML files and `section.key=value` overrides. The home of YAML."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -8,6 +9,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gptscale.config.presets import GPT2_SIZES
 from gptscale.config.schema import Config, Section
 from gptscale.errors import ConfigError
 
@@ -36,7 +38,28 @@ def parse_config(values: dict[str, Any], origin: str = "config") -> Config:
 
 def dump_config(cfg: Config) -> str:
     """Write a config as YAML text that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = cfg.model_dump(mode="json")
+    for field, filled in GPT2_SIZES.get(str(cfg.model.preset), {}).items():
+        if values["model"][field] == filled:
+            del values["model"][field]  # the preset says it, and another preset may be laid over the file
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only: a date stays text, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{key} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -47,8 +70,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no sections; a config has at least run:, data: and train:")
@@ -67,8 +90,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"override {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
     for part in parts[:-1]:
         inner = values.setdefault(part, {})
@@ -92,6 +115,8 @@ def _describe(error: Any) -> str:
     if error["type"] == "value_error":
         return f"{path}: {message}" if path else message
     message = message[0].lower() + message[1:]
+    message = re.sub(r"a valid dictionary or instance of \w+", "a section with its own keys", message)
+    message = message.replace("valid tuple", "list in [brackets]")
     return f"{path}={error['input']!r}: {message}"
 
 

@@ -9,35 +9,38 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from gptscale.config.presets import GPT2_SIZES
 
+Count = PositiveInt
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _no_bool(value: Any) -> Any:
-    """Keep YAML's true and false from passing as the numbers 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number, not true or false")
-    return value
-
-
-Count = Annotated[PositiveInt, BeforeValidator(_no_bool)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
     """A frozen part of the config that refuses fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Keep YAML's true and false from passing as the numbers 1 and 0."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("is no switch; give a value, not true or false")
+        return value
 
 
 class RunConfig(Section):
@@ -45,7 +48,7 @@ class RunConfig(Section):
 
     dir: Path
     """The run folder: config, log, samples, report, checkpoints."""
-    seed: NonNegativeInt = 1337
+    seed: Seed = 1337
     """Initial weights, sample order and dropout masks follow from it."""
 
 
@@ -78,7 +81,7 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") in GPT2_SIZES:
+        if isinstance(values, dict) and str(values.get("preset")) in GPT2_SIZES:
             return {**GPT2_SIZES[values["preset"]], **values}
         return values
 
@@ -125,7 +128,7 @@ class DataConfig(Section):
     """hash: whole documents, chosen by their text; tail: the last characters of every document."""
     validation_fraction: Fraction = 0.005
     """Share of the documents (hash) or of the characters (tail) kept for validation."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Another number chooses other validation documents (hash)."""
     documents_per_shard: Count = 100_000
     """Source documents in one work unit, which becomes one training and one validation shard."""
@@ -143,7 +146,7 @@ class TrainConfig(Section):
     """Length in steps; exactly one of steps, tokens and epochs is given."""
     tokens: Count | None = None
     """Length in tokens, rounded down to whole steps."""
-    epochs: Annotated[PositiveFloat, BeforeValidator(_no_bool)] | None = None
+    epochs: PositiveFloat | None = None
     """Length in passes over the training samples, rounded down to whole steps."""
     tokens_per_step: Count = 524_288
     """Tokens in one step over all ranks; a multiple of context_length."""
@@ -176,6 +179,8 @@ class OptimizerConfig(Section):
     """Learning rate at the end of warmup."""
     lr_floor: NonNegativeFloat = 6e-5
     """Learning rate at the last step; equal to lr_peak for a constant rate."""
+    decay_steps: Count | None = None
+    """Step at which lr_floor is reached; null means the last. Set it to make a finished run longer without a jump."""
     warmup_steps: NonNegativeInt = 0
     """Steps before the peak; they start above zero."""
     weight_decay: NonNegativeFloat = 0.1

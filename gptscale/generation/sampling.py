@@ -18,7 +18,7 @@ def choose(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0, however small the divisor
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
@@ -37,5 +37,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     ordered, index = logits.sort(descending=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # what the likelier ones reach without this one
-    ordered = ordered.masked_fill(before >= p, -torch.inf)
+    left_out = before >= p
+    left_out[..., 0] = False
+    ordered = ordered.masked_fill(left_out, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, index, ordered)

@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: they set a flag, and the loop stops at the end of its step."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
@@ -27,3 +28,5 @@ class StopRequest:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if number == signal.SIGINT:  # os.write is safe in a handler, where print is not
+            os.write(2, b"\ngptscale: stopping with a checkpoint after this step; Ctrl-C again stops at once\n")

@@ -5,11 +5,11 @@ A number that is not finite is written as null, since JSON has no word for it, a
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gptscale.disk import write_whole
 from gptscale.errors import TrainingError
 from gptscale.tracking.tracker import Record
 
@@ -128,12 +128,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Give the file new content in one move: after a crash it is the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise _refused(path, error) from error

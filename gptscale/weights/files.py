@@ -1,12 +1,13 @@
 """Tensors in safetensors files. The home of safetensors: nothing read here can run code."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,8 +25,15 @@ class TensorReader(Protocol):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, live views without a copy in between, and wait until they are on disk."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    """Write named tensors, live views without a copy in between, and wait until they are on disk.
+
+    Raises OSError, with ENOSPC for a full disk.
+    """
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        number = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
+        raise OSError(number, str(error), str(path)) from error
     path.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk cannot read
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -2,14 +2,17 @@
 
 import errno
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from gptscale.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
 from gptscale.checkpoint.store import Store
@@ -96,11 +99,14 @@ def edit_manifest(path: Path) -> None:
 DAMAGE = [
     (flip_bit, "part-00000-of-00001.safetensors is damaged: its SHA-256 is not the one in manifest.json"),
     (cut_short, r"has \d+ bytes instead of \d+: it was cut short or changed"),
-    (lambda path: part_of(path).unlink(), "part-00000-of-00001.safetensors is missing; restore it, or delete"),
+    (lambda path: part_of(path).unlink(), "part-00000-of-00001.safetensors is missing; restore it from a copy"),
     (edit_manifest, "manifest.json was changed after it was written"),
     (lambda path: (path / MANIFEST).unlink(), "step-00000002 is no checkpoint: it has no manifest.json"),
-    (lambda path: (path / MANIFEST).write_text("{"), "manifest.json is damaged"),
-    (lambda path: (path / MANIFEST).write_text('{"format": "x", "digest": 1}'), "has format 'x'; this version reads"),
+    (lambda path: (path / MANIFEST).write_text("{"), "manifest.json cannot be read; restore it"),
+    (
+        lambda path: (path / MANIFEST).write_text('{"format": "x", "digest": 1}'),
+        r"is no checkpoint of format 'gptscale-checkpoint-1' \(found 'x'\)",
+    ),
 ]
 
 
@@ -113,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
     path, _ = store.newest() or pytest.fail("nothing found")
     assert path.name == "step-00000001"
     assert len(said) == 1
-    assert re.search(f"WARNING: passing over a bad checkpoint: .*{message}", said[0])
+    assert re.search(f"WARNING: passing over a bad checkpoint, now .*bad-step-00000002: .*{message}", said[0])
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE)
@@ -135,6 +141,16 @@ def test_a_bad_checkpoint_of_the_same_step_is_written_anew(store: Store) -> None
     assert store.newest() is not None
 
 
+def test_bad_newer_checkpoints_never_push_out_good_ones(store: Store) -> None:
+    save(replace(store, keep=None), 60, 80, 100)
+    for step in (80, 100):
+        flip_bit(store.run_dir / "checkpoints" / f"step-{step:08d}")
+    store.newest()
+    save(store, 61, 62, 63)
+    assert [p.name for p in list_checkpoints(store.run_dir)] == ["step-00000063", "step-00000062"]
+    assert (store.run_dir / "checkpoints" / "bad-step-00000100").is_dir()
+
+
 def test_a_good_checkpoint_of_the_same_step_is_kept(store: Store) -> None:
     save(store, 2)
     before = part_of(store.run_dir / "checkpoints" / "step-00000002").stat().st_mtime_ns
@@ -145,14 +161,35 @@ def test_a_good_checkpoint_of_the_same_step_is_kept(store: Store) -> None:
 def test_a_full_disk_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1)
 
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("gptscale.checkpoint.portable.write_tensors", full)
+    monkeypatch.setattr("gptscale.weights.files.save_file", full)  # as safetensors tells it
     with pytest.raises(CheckpointError, match=r"no room for checkpoint .*step-00000002: .* lower checkpoint.keep"):
         save(store, 2)
     assert [p.name for p in (store.run_dir / "checkpoints").iterdir()] == ["step-00000001"]
     assert store.newest() is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        store = Store(small, Alone(), None, {"data": {"dir": "corpus"}}, "f" * 64, print)
+        big = Fragment("w", (2500,), 0, {"weight": torch.zeros(2500)}, {})  # 10 kB each
+        for step in range(1, 4):
+            store.save(step, {}, [big])
+        with pytest.raises(CheckpointError, match="no room for checkpoint"):
+            store.save(4, {}, [replace(big, tensors={"weight": torch.zeros(20_000)}, shape=(20_000,))])
+        assert len(list((small / "checkpoints").iterdir())) == 3
+        assert store.newest() is not None
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_another_write_error_is_told_in_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +202,7 @@ def test_another_write_error_is_told_in_one_line(store: Store, monkeypatch: pyte
 
 
 def test_a_disk_without_room_is_noticed_before_training(store: Store) -> None:
-    with pytest.raises(CheckpointError, match=r"GB free, but one checkpoint needs 12000000.00 GB; free some space"):
+    with pytest.raises(CheckpointError, match=r"MB free, but a checkpoint needs 12,000,000,000 MB; free some space"):
         store.check_room(10**15)
 
 

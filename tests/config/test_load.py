@@ -52,6 +52,16 @@ def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
     assert cfg.eval.sequences == 5
 
 
+def test_a_date_is_a_text(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, LEAST), ["run.dir=2026-02-03"]).run.dir == Path("2026-02-03")
+    assert load_config(write(tmp_path, LEAST), ["run.dir=2026-02-30"]).run.dir == Path("2026-02-30")
+
+
+def test_another_preset_can_be_laid_over_a_runs_own_config(tmp_path: Path) -> None:
+    path = write(tmp_path, dump_config(parse_config({**LEAST, "model": {"preset": "124M"}})))
+    assert load_config(path, ["model.preset=350M"]).model.emb_dim == 1024
+
+
 def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
     model = parse_config({**LEAST, "model": {"preset": "1558M", "n_layers": 2}}).model
     assert (model.emb_dim, model.n_heads, model.n_layers) == (1600, 25, 2)
@@ -67,7 +77,12 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("model", {"n_layers": 0}, "model.n_layers=0: input should be greater than 0"),
         ("model", {"emb_dim": 100, "n_heads": 12}, "model: n_heads=12 does not divide emb_dim=100; choose an emb_dim"),
         ("model", {"preset": "200M"}, "model.preset='200M': input should be '124M', '350M', '774M' or '1558M'"),
-        ("train", {"tokens_per_step": True}, "train.tokens_per_step: Input should be a number, not true or false"),
+        ("train", {"tokens_per_step": True}, "train.tokens_per_step: is no switch; give a value, not true or false"),
+        ("run", {"dir": "r", "seed": 2**63}, "run.seed=9223372036854775808: input should be less than"),
+        ("optim", {"lr_peak": float("inf")}, "optim.lr_peak=inf: input should be a finite number"),
+        ("model", {"preset": [1]}, r"model.preset=\[1\]: input should be"),
+        ("optim", None, "optim=None: input should be a section with its own keys"),
+        ("sample", {"prompts": "hello"}, r"sample.prompts='hello': input should be a list in \[brackets\]"),
         ("train", {"epochs": 2}, "exactly one of steps, tokens and epochs as the length; found steps=3, epochs=2.0"),
         ("train", {"steps": None}, "exactly one of steps, tokens and epochs as the length; found none"),
         ("train", {"tokens_per_step": 1500}, "train.tokens_per_step=1500 is no multiple of model.context_length=1024; the nearest is 1024"),
@@ -77,8 +92,11 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("modle", {}, r"unknown key modle; did you mean model\?"),
     ],
 )  # fmt: skip
-def test_a_mistake_names_its_path_and_what_would_be_right(section: str, change: dict[str, Any], message: str) -> None:
-    values: dict[str, Any] = {**LEAST, section: {**LEAST.get(section, {}), **change}}
+def test_a_mistake_names_its_path_and_what_would_be_right(
+    section: str, change: dict[str, Any] | None, message: str
+) -> None:
+    changed = None if change is None else {**LEAST.get(section, {}), **change}
+    values: dict[str, Any] = {**LEAST, section: changed}
     with pytest.raises(ConfigError, match=message):
         parse_config(values)
 
@@ -98,6 +116,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("a: [1", "is not valid YAML"),
         ("", "holds no sections"),
+        ("train: {steps: 1}\ntrain: {steps: 2}", "is not valid YAML: train stands twice"),
         ("- 1", "holds no sections; a config has at least run:, data: and train:"),
     ],
 )

@@ -46,3 +46,8 @@ def test_top_k_and_top_p_limit_what_is_drawn() -> None:
     many = LOGITS.expand(500, 4)
     assert set(choose(many, top_k=2, generator=generator).tolist()) == {0, 1}
     assert set(choose(many, top_p=0.8, generator=generator).tolist()) == {0, 1, 2}
+
+
+def test_extreme_settings_take_the_likeliest() -> None:
+    assert choose(LOGITS, temperature=1e-45).tolist() == [0]
+    assert kept(keep_top_p(LOGITS, 0.0)) == [True, False, False, False]

@@ -26,3 +26,8 @@ def test_equal_peak_and_floor_give_a_constant_rate() -> None:
 
 def test_a_run_of_one_step_uses_the_peak() -> None:
     assert lr_at(0, OptimizerConfig(lr_peak=1.0, lr_floor=0.0), 1) == 1.0
+
+
+def test_a_run_made_longer_stays_at_the_floor_if_the_decay_has_its_own_length() -> None:
+    optim = OPTIM.model_copy(update={"decay_steps": 105})
+    assert [lr_at(s, optim, 1000) for s in (0, 54, 104, 105, 999)] == pytest.approx([0.2, 0.6, 0.2, 0.2, 0.2])
