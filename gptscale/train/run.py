@@ -65,10 +65,10 @@ def _train_together(cfg: Config) -> bool:
     )
     try:
         finished = _train(cfg, corpus, plan, engine)
-        ranks.leave()
-        return finished
     finally:
         engine.close()
+    ranks.leave()
+    return finished
 
 
 def _open_corpus(cfg: Config) -> Corpus:
