@@ -21,15 +21,19 @@ def zero_fragments(model: nn.Module, zero: Any, stage: int) -> Iterator[Fragment
 
 def materialize_zero_state(zero: Any, stage: int) -> None:
     """Make the optimizer create its state for the flat tensors that DeepSpeed shows to it."""
+    flats = zero.fp32_partitioned_groups_flat if stage == 3 else [g["params"][0] for g in zero.optimizer.param_groups]
+    buffers = [flat.grad for flat in flats]  # under offload DeepSpeed keeps them
     if stage != 3:
         materialize_state(zero.optimizer)
         zero._lazy_init_hp_params_optimizer_state()
-        return
-    for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
-        group = zero.optimizer.param_groups[zero.sub_group_to_group_id[number]]
-        group["params"] = [flat]
-        materialize_state(zero.optimizer)
-        group["params"] = []
+    else:
+        for number, flat in enumerate(flats):
+            group = zero.optimizer.param_groups[zero.sub_group_to_group_id[number]]
+            group["params"] = [flat]
+            materialize_state(zero.optimizer)
+            group["params"] = []
+    for flat, buffer in zip(flats, buffers, strict=True):
+        flat.grad = buffer
 
 
 def publish_weights(model: nn.Module, zero: Any, stage: int) -> None:
