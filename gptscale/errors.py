@@ -19,3 +19,11 @@ class CheckpointError(GptscaleError):
 
 class TrainingError(GptscaleError):
     """A run cannot start or go on."""
+
+
+class RankError(GptscaleError):
+    """This rank failed alone; the others end as PeerError."""
+
+
+class PeerError(GptscaleError):
+    """Another rank failed and says why; this one ends without a word."""

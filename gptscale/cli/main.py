@@ -3,11 +3,13 @@
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
 from gptscale.cli import demo, evaluate, generate, prepare, report, train
-from gptscale.errors import GptscaleError
+from gptscale.errors import GptscaleError, PeerError, RankError
+from gptscale.runtime.launch import launched_rank, launched_world
 
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
 
@@ -27,12 +29,32 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()
-    except GptscaleError as error:
+    except SystemExit as done:
+        _end(done.code if isinstance(done.code, int) else int(done.code is not None))
+    except RankError as error:  # of this rank only, so it speaks for itself
         print(f"gptscale: {error}", file=sys.stderr)
-        sys.exit(USERS_MISTAKE)
+        _end(OUR_MISTAKE)
+    except PeerError:
+        _end(OUR_MISTAKE)
+    except GptscaleError as error:
+        if launched_rank() == 0:  # all ranks have the same
+            print(f"gptscale: {error}", file=sys.stderr)
+        _end(USERS_MISTAKE)
     except KeyboardInterrupt:
-        print("gptscale: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception:
+        if launched_rank() == 0:
+            print("gptscale: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        _end(INTERRUPTED)
+    except Exception as error:
         traceback.print_exc()
-        sys.exit(OUR_MISTAKE)
+        if launched_world() > 1:
+            print(f"gptscale: rank {launched_rank()} failed with {type(error).__name__}: {error}", file=sys.stderr)
+        _end(OUR_MISTAKE)
+
+
+def _end(code: int) -> NoReturn:
+    """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if launched_world() > 1:
+        os._exit(code)
+    sys.exit(code)

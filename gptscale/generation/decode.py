@@ -36,8 +36,7 @@ def generate_text(
     was_training = model.training
     model.eval()
     grown = extend(
-        # model.forward, not model(...): lengths change at every token, which would be compiled each time
-        lambda tokens, at: model.forward(tokens.to(device), at=at.to(device)),
+        lambda tokens, at: _uncompiled(model, tokens.to(device), at.to(device)),
         rows,
         context_length=model.cfg.context_length,
         max_new_tokens=max_new_tokens,
@@ -82,6 +81,12 @@ def extend(
                 grown[i].append(token)
         growing = [i for i, token in zip(growing, drawn, strict=True) if token != end_token]
     return grown
+
+
+def _uncompiled(model: GPTModel, tokens: Tensor, at: Tensor) -> Tensor:
+    """Call the model without torch.compile: lengths change at every token, and each would be compiled."""
+    with torch.compiler.set_stance("force_eager"):
+        return model(tokens, at=at)  # type: ignore[no-any-return]
 
 
 def _windows(rows: Sequence[Sequence[int]], context_length: int) -> tuple[Tensor, Tensor]:

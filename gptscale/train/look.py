@@ -10,7 +10,7 @@ from gptscale.data.tokenizer import Tokenizer
 from gptscale.evaluation.loss import Evaluation, evaluate_loss
 from gptscale.generation.decode import generate_text
 from gptscale.model.gpt import GPTModel
-from gptscale.runtime.distributed import Engine
+from gptscale.runtime.engine import Engine
 from gptscale.runtime.seeding import seed_at
 
 
@@ -39,20 +39,21 @@ class Look:
         return measured
 
     def samples(self, step: int) -> Iterator[tuple[str, str]]:
-        """Each prompt with what follows it."""
+        """Each prompt with what follows it. All ranks call this together: some engines give no rank all weights."""
         sample = self._cfg.sample
         if not sample.prompts:
             return
-        texts = generate_text(
-            self._model,
-            self._tokenizer,
-            sample.prompts,
-            max_new_tokens=sample.max_new_tokens,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            seed=seed_at(self._cfg.run.seed, step, -1),
-        )
+        with self._engine.evaluating():
+            texts = generate_text(
+                self._model,
+                self._tokenizer,
+                sample.prompts,
+                max_new_tokens=sample.max_new_tokens,
+                temperature=sample.temperature,
+                top_k=sample.top_k,
+                top_p=sample.top_p,
+                seed=seed_at(self._cfg.run.seed, step, -1),
+            )
         for prompt, text in zip(sample.prompts, texts, strict=True):
             yield prompt, text.removeprefix(prompt)
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
-from gptscale.data.loader import StepLoader
-from gptscale.runtime.distributed import Engine
+from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
+from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
 from gptscale.train.look import Look
 from gptscale.train.meter import Meter
@@ -33,15 +34,20 @@ class Run:
 
 def fit(run: Run, state: TrainState) -> bool:
     """Train to the last step or until a stop signal; says whether it got to the last. All ranks call this together."""
-    cfg, total_steps = run.cfg, run.plan.total_steps
+    cfg, total_steps, first_step = run.cfg, run.plan.total_steps, state.step
     if state.step == 0:
         _look(run, state)
     while state.step < total_steps:
+        batches, stopping = _next_batches(run)
+        if stopping:
+            if state.step > first_step:
+                _save(run, state)
+            return False
         lr = lr_at(state.step, cfg.optim, total_steps)
         result = train_step(
             run.engine,
             run.plan,
-            run.loader.next_step(),
+            batches,
             seed=cfg.run.seed,
             step=state.step,
             lr=lr,
@@ -55,12 +61,26 @@ def fit(run: Run, state: TrainState) -> bool:
             _log(run, state, run.meter.read(state.step, lr))
         if last or _every(state.step, cfg.eval.every_steps):
             _look(run, state)
-        stopping = run.engine.any_rank(run.stop.received is not None)
-        if last or stopping or _every(state.step, cfg.checkpoint.every_steps):
+        if last or _every(state.step, cfg.checkpoint.every_steps):
             _save(run, state)
-        if stopping and not last:
-            return False
     return True
+
+
+def _next_batches(run: Run) -> tuple[list[MicroBatch], bool]:
+    """This rank's micro-batches of the next step, and whether a rank was asked to stop.
+
+    Raises on all ranks what reading them raised on any.
+    """
+    batches: list[MicroBatch] = []
+    failure = None
+    try:
+        batches = run.loader.next_step()
+    except Exception as error:
+        failure = error
+    stopping, failed = run.engine.any_rank(run.stop.received is not None, failure is not None)
+    if failed:
+        raise_together(failure)
+    return batches, stopping
 
 
 def _every(step: int, interval: int | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from gptscale.errors import TrainingError
 from gptscale.runtime.device import synchronize
-from gptscale.runtime.distributed import Engine
+from gptscale.runtime.engine import Engine
 from gptscale.train.plan import Plan
 from gptscale.train.step import StepResult
 

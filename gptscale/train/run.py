@@ -13,8 +13,11 @@ from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import TrainingError
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime import ranks
 from gptscale.runtime.device import describe_device, peak_flops
-from gptscale.runtime.distributed import Engine, launched_world, start_engine
+from gptscale.runtime.distributed import start_engine
+from gptscale.runtime.engine import Engine
+from gptscale.runtime.launch import launched_world
 from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink, cut_back
@@ -42,15 +45,36 @@ def train(cfg: Config) -> bool:
 
     Under a launcher every process calls this. A stop signal ends it early, with a checkpoint.
     """
-    corpus = open_corpus(cfg.data.dir)
-    check_corpus(corpus, cfg)
+    ranks.join()
+    try:
+        return _train_together(cfg)
+    except Exception as error:
+        explained = ranks.explained(error)
+        raise explained from (error.__cause__ if explained is error else error)
+
+
+def _train_together(cfg: Config) -> bool:
+    corpus = ranks.agree(lambda: _open_corpus(cfg))
     samples = count_samples(len(corpus.train), cfg.model.context_length, cfg.stride)
     plan = make_plan(cfg, samples, launched_world())
-    engine = start_engine(cfg.train.precision, plan.accumulation)
+    engine = start_engine(
+        cfg.train.precision,
+        plan.accumulation,
+        micro_batch_sequences=plan.micro_batch_sequences,
+        clip_norm=cfg.optim.clip_norm,
+    )
     try:
-        return _train(cfg, corpus, plan, engine)
+        finished = _train(cfg, corpus, plan, engine)
     finally:
         engine.close()
+    ranks.leave()
+    return finished
+
+
+def _open_corpus(cfg: Config) -> Corpus:
+    corpus = open_corpus(cfg.data.dir)
+    check_corpus(corpus, cfg)
+    return corpus
 
 
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
@@ -94,6 +118,7 @@ def _resume(cfg: Config, store: Store, engine: Engine) -> TrainState:
     path, manifest = found
     _check_same_run(cfg, manifest)
     store.load(path, manifest, engine.wanted_fragments(), engine.parameter_names())
+    engine.loaded()
     engine.load_scaler_state(manifest.ledger["loss_scaler"])
     engine.say(f"going on from {path}")
     return TrainState.from_ledger(manifest.ledger)
@@ -160,5 +185,13 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpus: C
         f"run: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
-        f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}",
+        f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
     ]
+
+
+def _filling(plan: Plan) -> str:
+    """What it costs that the ranks do not divide the step."""
+    if not plan.filler_sequences:
+        return ""
+    share = plan.filler_sequences / (plan.filler_sequences + plan.sequences_per_step)
+    return f"; {plan.filler_sequences} of them are filling of weight zero, {share:.0%} of the work"

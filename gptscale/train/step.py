@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptscale.data.loader import MicroBatch
-from gptscale.runtime.distributed import Engine
+from gptscale.runtime.engine import Engine
 from gptscale.runtime.seeding import seed_micro_batch
 from gptscale.train.plan import Plan
 

@@ -12,7 +12,8 @@ from gptscale.config.schema import Config
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader, count_samples
 from gptscale.model.gpt import GPTModel
-from gptscale.runtime.distributed import Engine, start_engine
+from gptscale.runtime.distributed import start_engine
+from gptscale.runtime.engine import Engine
 from gptscale.train.optimizer import build_optimizer
 from gptscale.train.plan import Plan, make_plan
 from gptscale.train.step import StepResult, train_step

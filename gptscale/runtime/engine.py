@@ -1,0 +1,174 @@
+"""The engine of a run, and its plainest forms: one process, or DDP. The loop sees no difference."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from gptscale.config.schema import Precision
+from gptscale.errors import TrainingError
+from gptscale.runtime import ranks
+from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
+from gptscale.runtime.launch import launched_rank, launched_world
+
+T = TypeVar("T")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-sharded": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine has to know of a run's config."""
+
+    precision: Precision
+    accumulation: int
+    """Micro-batches of one rank in a step."""
+    micro_batch_sequences: int = 1
+    clip_norm: float | None = None
+
+
+class Engine:
+    """No wrapper or DDP: every rank holds all weights. Made by `start_engine`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        self._accelerator = self._start_accelerator()
+        self.device: torch.device = self._accelerator.device
+        self.rank = launched_rank()
+        self.world = launched_world()
+        self.dtype = _DTYPES[settings.precision]
+        self.name = "ddp" if self.world > 1 else "none"
+        self._check_world()
+
+    def _start_accelerator(self) -> Accelerator:
+        precision = self.settings.precision
+        return Accelerator(
+            cpu=not ranks.has_cuda(),
+            mixed_precision={"fp32": "no"}.get(precision, precision),
+            gradient_accumulation_steps=self.settings.accumulation,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+
+    def _check_world(self) -> None:
+        seen = (self._accelerator.process_index, self._accelerator.num_processes)
+        if seen != (self.rank, self.world):
+            raise TrainingError(
+                f"the launcher started {self.world} processes, but Accelerate sees {seen[1]} and rank {seen[0]} "
+                f"where this is rank {self.rank}; launch with one of launch/accelerate/*.yaml"
+            )
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks."""
+        if self.is_first:
+            print(text, flush=True)
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
+        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
+        self.bare_model = model
+        if compile_model:
+            model.compile()
+        self.model, self._wrapped_optimizer = self._accelerator.prepare(model, optimizer)
+        self.optimizer: torch.optim.Optimizer = optimizer
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the coming update. Call it before the first micro-batch of a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def accumulate(self) -> AbstractContextManager[None]:
+        """Around each micro-batch: only the last of a step exchanges gradients between ranks."""
+        return self._accelerator.accumulate(self.model)  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients; divides by the number of micro-batches of a step."""
+        self._accelerator.backward(loss)
+
+    def update(self, clip_norm: float | None) -> Tensor:
+        """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device.
+
+        Gradients that are not finite change nothing: the fused optimizers skip such an update on the
+        device, so the host need not wait to look at it.
+        """
+        limit = float("inf") if clip_norm is None else clip_norm
+        norm: Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        if self._accelerator.scaler is None:
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self._wrapped_optimizer.step()
+        self._wrapped_optimizer.zero_grad()
+        return norm
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        value = value.clone()
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set on any rank, in one exchange; the same answers on all."""
+        if self.world == 1:
+            return flags
+        votes = self.total(torch.tensor([float(flag) for flag in flags], device=self.device))
+        return tuple(vote > 0 for vote in votes.tolist())
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        return ranks.gather(value)
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do work on this rank; if it failed on any rank, raise on all, with the first one's message."""
+        return ranks.agree(work)
+
+    def owned_fragments(self) -> list[Fragment]:
+        """This rank's share of the training state, for a checkpoint."""
+        return list(share(whole_fragments(self.bare_model, self.optimizer), self.rank, self.world))
+
+    def wanted_fragments(self) -> list[Fragment]:
+        """The ranges this rank has to fill on a resume; creates the optimizer's state."""
+        materialize_state(self.optimizer)
+        return whole_fragments(self.bare_model, self.optimizer)
+
+    def loaded(self) -> None:
+        """Put what was written into the wanted fragments to use. All ranks call this together."""
+
+    def parameter_names(self) -> list[str]:
+        """All parameters of the model, by the names that checkpoints use."""
+        return [parameter_name(name) for name, _ in self.bare_model.named_parameters()]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """fp16's loss scale; empty in other precisions."""
+        return self._accelerator.scaler.state_dict() if self._accelerator.scaler else {}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Continue with a saved loss scale."""
+        if self._accelerator.scaler and state:
+            self._accelerator.scaler.load_state_dict(state)
+
+    def close(self) -> None:
+        """Forget Accelerate's process-wide state, so that a next run can start."""
+        self._accelerator.free_memory()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

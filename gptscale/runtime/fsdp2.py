@@ -1,0 +1,121 @@
+"""FSDP2, PyTorch's own: every rank owns its rows of every tensor. Accelerate's form of it does not run on CPUs."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from gptscale.errors import ConfigError
+from gptscale.runtime.engine import Engine, EngineSettings
+from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+
+
+class Fsdp2Engine(Engine):
+    """Weights, gradients and optimizer state sharded by rows; blocks are gathered when they compute.
+
+    bf16 is autocast over fp32 weights, as under DDP, so that the numbers are the same; gathers move fp32.
+    bf16-sharded gathers and computes in bf16 from sharded fp32 weights, and reduces gradients in fp32.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        if os.environ.get("FSDP_VERSION", "2") != "2":
+            raise ConfigError(f"the launch asks for FSDP {os.environ['FSDP_VERSION']}; set fsdp_version: 2")
+        super().__init__(settings)
+        self.name = "fsdp2"
+
+    def _start_accelerator(self) -> Accelerator:
+        asked = os.environ.pop("ACCELERATE_USE_FSDP", None)  # Accelerate is to know of the ranks only
+        try:
+            return Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision="no",
+                gradient_accumulation_steps=self.settings.accumulation,
+            )
+        finally:
+            if asked is not None:
+                os.environ["ACCELERATE_USE_FSDP"] = asked
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
+        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        names = {p: name for name, p in model.named_parameters()}
+        policy = MixedPrecisionPolicy()
+        if self.settings.precision == "bf16-sharded":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for block in model.blocks:  # type: ignore[union-attr]
+            if compile_model:
+                block.compile()
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        sharded = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [sharded[names[p]] for p in group["params"]]
+        self.bare_model = self.model = model
+        self.optimizer = optimizer
+        if self.settings.precision == "bf16":
+            # No cache: it would keep a rounded copy of every gathered weight until the end of the forward.
+            autocast = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+            model.forward = autocast(model.forward)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Around each micro-batch: only the last of a step exchanges gradients between ranks."""
+        with self._accelerator.accumulate():
+            self.model.set_requires_gradient_sync(self._accelerator.sync_gradients)
+            yield
+
+    def update(self, clip_norm: float | None) -> Tensor:
+        """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters])
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if clip_norm is not None:
+            clip_grads_with_norm_(parameters, clip_norm, norm)
+        self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return whole
+
+    def owned_fragments(self) -> list[Fragment]:
+        """This rank's share of the training state, for a checkpoint."""
+        return [f for name, p in self.model.named_parameters() if (f := self._fragment(name, p)).numel]
+
+    def wanted_fragments(self) -> list[Fragment]:
+        """The ranges this rank has to fill on a resume; creates the optimizer's state."""
+        materialize_state(self.optimizer)
+        return self.owned_fragments()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the root's weights are gathered until its end."""
+        with super().evaluating():
+            try:
+                yield
+            finally:
+                self.model.reshard()
+
+    def _fragment(self, name: str, p: nn.Parameter) -> Fragment:
+        assert isinstance(p, DTensor)
+        _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+        start = offset[0] * math.prod(p.shape[1:])
+        state = self.optimizer.state[p]
+        dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
+        scalars = {kind: t for kind, t in state.items() if kind not in dense}
+        tensors = {kind: _local(t) for kind, t in {"weight": p, **dense}.items()}
+        return Fragment(parameter_name(name), tuple(p.shape), start, tensors, scalars)
+
+
+def _local(sharded: Tensor) -> Tensor:
+    """This rank's rows as a flat view."""
+    assert isinstance(sharded, DTensor)
+    rows: Tensor = sharded.detach().to_local()  # type: ignore[attr-defined]
+    return rows.view(-1)

@@ -1,0 +1,51 @@
+"""What the launcher set up, read from the environment: ranks, engine, timeouts. Imports no torch."""
+
+import os
+from typing import Literal
+
+EngineKind = Literal["plain", "zero", "fsdp2"]
+
+COLLECTIVE_TIMEOUT_S = 600.0
+"""How long a rank waits for the others before it gives up; GPTSCALE_COLLECTIVE_TIMEOUT_S overrides it."""
+
+
+def launched_rank() -> int:
+    """This process among those the launcher started."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_world() -> int:
+    """How many processes the launcher started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_local_rank() -> int:
+    """This process among those on its machine; without word from the launcher there is one machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
+
+
+def launched_engine() -> EngineKind:
+    """Which engine the launch asks for; plain is one process or DDP."""
+    if says_yes("ACCELERATE_USE_DEEPSPEED"):
+        return "zero"
+    return "fsdp2" if says_yes("ACCELERATE_USE_FSDP") else "plain"
+
+
+def collective_timeout_s() -> float:
+    """How long a rank waits for the others."""
+    return float(os.environ.get("GPTSCALE_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S))
+
+
+def says_yes(variable: str) -> bool:
+    """Whether an environment variable is set to one of the words for yes."""
+    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+
+
+def life() -> str | None:
+    """How often torchrun's agent has restarted the workers of one machine; None where this is no agent's business.
+
+    On several machines the agents count for themselves, so there it names no common life.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return None

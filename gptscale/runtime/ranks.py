@@ -1,0 +1,144 @@
+"""The processes of a run as a group: joining, asking each other, failing together, leaving."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed import distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
+
+from gptscale import errors
+from gptscale.errors import GptscaleError, PeerError, RankError, TrainingError
+from gptscale.runtime.launch import (
+    collective_timeout_s,
+    launched_engine,
+    launched_local_rank,
+    launched_rank,
+    launched_world,
+    life,
+    says_yes,
+)
+
+T = TypeVar("T")
+
+FAILURE = "gptscale/failure"
+"""Where in the group's store a rank that fails alone says so."""
+
+_store: c10d.Store | None = None
+
+
+def has_cuda() -> bool:
+    """Whether this run computes on CUDA devices; ACCELERATE_USE_CPU=true says no."""
+    return torch.cuda.is_available() and not says_yes("ACCELERATE_USE_CPU")
+
+
+def join() -> None:
+    """Meet the other ranks. Does nothing for a single process without ZeRO or FSDP2, or if it was done.
+
+    An agent that restarts its workers keeps its store, and with it the addresses of the dead ones;
+    so each life of the workers has its own part of it.
+    """
+    global _store  # noqa: PLW0603
+    alone = launched_world() == 1
+    if dist.is_initialized() or (alone and launched_engine() == "plain"):
+        return
+    os.environ.setdefault("LOCAL_RANK", str(launched_local_rank()))
+    if has_cuda():
+        torch.cuda.set_device(launched_local_rank())
+    timeout = timedelta(seconds=collective_timeout_s())
+    if alone:
+        _store = HashStore()
+    else:
+        _store = next(iter(rendezvous("env://", timeout=timeout)))[0]
+        _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
+    backend = "nccl" if has_cuda() else "gloo"
+    dist.init_process_group(backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=timeout)
+
+
+def leave() -> None:
+    """Wait for the other ranks and part from them, at the good end of a run."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank."""
+    if launched_world() == 1:
+        return [value]
+    values: list[Any] = [None] * launched_world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agree(work: Callable[[], T]) -> T:
+    """Do work on this rank; if it failed on any rank, raise on all, with the first one's message."""
+    try:
+        result, failure = work(), None
+    except Exception as error:
+        if launched_world() == 1:
+            raise
+        result, failure = None, error
+    raise_together(failure)
+    return result  # type: ignore[return-value]
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise the first rank's failure on all ranks, if there is one."""
+    if launched_world() == 1 and failure is not None:
+        raise failure
+    said = gather(None if failure is None else (type(failure).__name__, str(failure)))
+    first = next((r for r, what in enumerate(said) if what is not None), None)
+    if first is not None:
+        kind, message = said[first]  # type: ignore[misc]
+        raise _as_error(kind, message, first) from failure
+
+
+def explained(error: Exception) -> Exception:
+    """What to raise instead of an error that the other ranks do not know of.
+
+    The first rank that fails alone leaves a note and says why; the others, whose next exchange then breaks
+    off, find the note and stay silent, as PeerError. Errors of our own kinds are raised by all ranks already.
+    """
+    if isinstance(error, GptscaleError):
+        return error
+    broken = _is_broken_exchange(error)
+    if _store is not None and launched_world() > 1:
+        with suppress(RuntimeError):  # the store is gone with its host
+            if broken and _store.check([FAILURE]):
+                return PeerError("another rank failed; it says why")
+            _store.set(FAILURE, str(launched_rank()))
+    if isinstance(error, torch.OutOfMemoryError):
+        return RankError(
+            f"rank {launched_rank()} ran out of memory: {error}; lower train.micro_batch_sequences, "
+            "or shard over more ranks"
+        )
+    return RankError(_lost(error)) if broken else error
+
+
+def _lost(error: Exception) -> str:
+    return (
+        f"rank {launched_rank()} lost the other ranks ({str(error).splitlines()[0]}); if one of them was only slow, "
+        f"raise GPTSCALE_COLLECTIVE_TIMEOUT_S={collective_timeout_s():g}, the seconds that a rank waits"
+    )
+
+
+def _is_broken_exchange(error: Exception) -> bool:
+    """Whether the backend gave up on the other ranks."""
+    text = str(error).lower()
+    signs = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
+
+
+def _as_error(kind: str, message: str, rank: int) -> GptscaleError:
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, GptscaleError):
+        return known(message)
+    return TrainingError(f"rank {rank} failed with {kind}: {message}")

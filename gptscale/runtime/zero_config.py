@@ -1,0 +1,134 @@
+"""DeepSpeed's configuration: what the launch says about ZeRO, filled up with what the run's config says."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gptscale.errors import ConfigError
+from gptscale.runtime.engine import EngineSettings
+
+CPU_BUCKET_ELEMENTS = 500_000
+"""DeepSpeed's own 5e8 takes gigabytes and half a minute on a CPU."""
+
+
+def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a run.
+
+    Raises ConfigError where the launch says something else than the run's config, or something unsafe.
+    """
+    config = _from_launch()
+    _fill(config, "train_micro_batch_size_per_gpu", settings.micro_batch_sequences, "train.micro_batch_sequences")
+    _fill(config, "gradient_accumulation_steps", settings.accumulation, "accumulation, which follows from train.* and")
+    _fill(config, "gradient_clipping", settings.clip_norm or 0.0, "optim.clip_norm")  # absent, it would clip at 1
+    sequences = settings.micro_batch_sequences * settings.accumulation * world
+    _fill(config, "train_batch_size", sequences, "samples of a step with filling, which follow from train.* and")
+    _fill_precision(config, settings)
+    _check_launch_variables(settings)
+    _refuse(config)
+    _fill_zero(config["zero_optimization"], on_cuda)
+    config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    config["steps_per_print"] = float("inf")
+    return config
+
+
+def _from_launch() -> dict[str, Any]:
+    """The DeepSpeed file that the launch names, or else the few values that Accelerate's own files know."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path != "none":
+        try:
+            config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the launch's deepspeed_config_file={path} cannot be read: {error}") from None
+        config.setdefault("zero_optimization", {}).setdefault("stage", 0)
+        return config
+    zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
+    for part in ("optimizer", "param"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
+        if device != "none":
+            zero[f"offload_{part}"] = {"device": device}
+    return {"zero_optimization": zero}
+
+
+def _fill(config: dict[str, Any], key: str, value: float | str, setting: str) -> None:
+    found = config.get(key, "auto")
+    if found not in ("auto", value):
+        raise ConfigError(
+            f"the launch's DeepSpeed file says {key}={found}, but {setting} is {value}; "
+            f'leave {key} out of the file, or write "auto"'
+        )
+    config[key] = value
+
+
+def _fill_precision(config: dict[str, Any], settings: EngineSettings) -> None:
+    """bf16: DeepSpeed keeps fp32 weights and casts by autocast. bf16-sharded: bf16 weights, fp32 masters."""
+    sharded = settings.precision == "bf16-sharded"
+    expected = {"bf16": sharded, "fp16": False, "torch_autocast": settings.precision == "bf16"}
+    for section, enabled in expected.items():
+        found = config.get(section, {}).get("enabled", "auto")
+        if found not in ("auto", enabled):
+            raise ConfigError(
+                f"the launch's DeepSpeed file says {section}.enabled={json.dumps(found)}, but train.precision is "
+                f"{settings.precision}; leave {section} out of the file"
+            )
+        config[section] = {"enabled": enabled}
+    if settings.precision == "bf16":
+        config["torch_autocast"]["dtype"] = "bfloat16"
+    if sharded:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+
+
+def _check_launch_variables(settings: EngineSettings) -> None:
+    """Accelerate's launcher says 1 and no where nobody said anything; other values are meant."""
+    precision = {"fp32": "no", "bf16-sharded": "bf16"}.get(settings.precision, settings.precision)
+    clip = settings.clip_norm or 0.0
+    for variable, silent, value, setting in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), settings.accumulation, "accumulation"),
+        ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip, "optim.clip_norm"),
+        ("ACCELERATE_MIXED_PRECISION", ("no",), precision, "train.precision"),
+    ):
+        found = os.environ.get(variable, silent[0])
+        if found in silent or found == str(value):
+            continue
+        if isinstance(value, str) or float(found) != value:
+            shown = settings.precision if setting == "train.precision" else value
+            raise ConfigError(
+                f"the launch file says {variable.removeprefix('ACCELERATE_').lower()}={found}, but {setting} is "
+                f"{shown}; leave it out of the launch file"
+            )
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    zero = config["zero_optimization"]
+    if zero["stage"] not in (1, 2, 3):
+        raise ConfigError(f"the launch asks for ZeRO stage {zero['stage']}; choose 1, 2 or 3, or launch with ddp.yaml")
+    if zero.get("round_robin_gradients"):
+        raise ConfigError(
+            "the launch's DeepSpeed file says zero_optimization.round_robin_gradients=true, under which checkpoints "
+            "would mix up the weights' names; set it to false"
+        )
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            raise ConfigError(f"the launch's DeepSpeed file has a section {section}; the run's optim.* says it all")
+    for part in ("offload_optimizer", "offload_param"):
+        if zero.get(part, {}).get("device") == "nvme":
+            raise ConfigError(
+                f"the launch asks for {part} to nvme, from where checkpoints cannot be written; "
+                "offload to cpu, or shard over more ranks"
+            )
+    for key in ("zero_hpz_partition_size", "mics_shard_size"):
+        if zero.get(key, 1) > 1:
+            raise ConfigError(f"the launch's DeepSpeed file says {key}={zero[key]}, which checkpoints do not support")
+
+
+def _fill_zero(zero: dict[str, Any], on_cuda: bool) -> None:
+    """Defaults under which all stages compute the same numbers, and that fit a CPU."""
+    zero["round_robin_gradients"] = False
+    if zero["stage"] == 3:
+        zero["memory_efficient_linear"] = False  # it rounds the product and the bias apart from each other
+        zero.setdefault("stage3_param_persistence_threshold", 0)
+    if not on_cuda:
+        zero.setdefault("reduce_bucket_size", CPU_BUCKET_ELEMENTS)
+        zero.setdefault("allgather_bucket_size", CPU_BUCKET_ELEMENTS)
+        zero.setdefault("overlap_comm", False)

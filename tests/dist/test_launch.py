@@ -1,0 +1,72 @@
+"""Every way to start a run, and to start it again."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gptscale.config.load import dump_config
+from tests.dist.conftest import ROOT, accelerate, changed, launch, torchrun
+
+pytestmark = pytest.mark.dist
+MODULE = ["-m", "gptscale"]
+
+
+def short(values: dict[str, Any], folder: Path, **train: Any) -> Any:
+    return changed(values, folder, train={"steps": 8, **train}, sample={"prompts": []}, checkpoint={"every_steps": 2})
+
+
+@pytest.mark.parametrize(("file", "engine"), [("cpu", "ddp"), ("zero3-offload", "zero3")])
+def test_a_launch_file_starts_two_processes(
+    plain_values: dict[str, Any], tmp_path: Path, file: str, engine: str
+) -> None:
+    done = launch(short(plain_values, tmp_path), accelerate(file), {}, MODULE)
+    assert done.returncode == 0, done.output
+    assert f"CPU, 1 threads, 2 x 2 micro-batches of 2 sequences, fp32, engine {engine}" in done.output
+    again = launch(short(plain_values, tmp_path, steps=9), accelerate(file), {}, MODULE)
+    assert again.returncode == 0, again.output
+    assert again.log("step") == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9]
+
+
+def test_every_launch_file_leaves_the_run_to_its_config() -> None:
+    files = list((ROOT / "launch" / "accelerate").glob("*.yaml"))
+    assert sorted(f.stem for f in files) == ["cpu", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3-offload"]
+    for file in files:
+        said = yaml.safe_load(file.read_text())
+        assert said["mixed_precision"] == "no"
+        assert not {"gradient_accumulation_steps", "gradient_clipping"} & {*said, *said.get("deepspeed_config", {})}
+
+
+def test_processes_started_by_hand_find_each_other(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    cfg = short(plain_values, tmp_path)
+    (tmp_path / "config.yaml").write_text(dump_config(cfg))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    both = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *MODULE, "train", str(tmp_path / "config.yaml")]
+    started = [
+        subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **both, "RANK": r, "LOCAL_RANK": r})
+        for r in ("0", "1")
+    ]
+    assert [p.wait(100) for p in started] == [0, 0]
+    assert (cfg.run.dir / "checkpoints" / "step-00000008").is_dir()
+
+
+def test_a_killed_rank_is_restarted_and_the_run_goes_on(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    launcher = [*torchrun(2), "--max-restarts=1"]
+    done = launch(short(plain_values, tmp_path), launcher, {"FAULT": "kill:1"})
+    assert done.returncode == 0, done.output
+    assert "going on from" in done.output
+    assert len(done.log("train/loss")) == 8
+
+
+def test_a_users_mistake_is_told_once(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    done = launch(short(plain_values, tmp_path, precision="fp16"), torchrun(2), {}, MODULE)
+    assert done.returncode != 0
+    assert done.output.count("gptscale: train.precision=fp16 needs a CUDA device") == 1

@@ -1,0 +1,134 @@
+"""One rank of a test: the `gptscale` command with eyes and faults, both set by environment variables.
+
+WATCH names a folder for what a rank saw: the rates that the optimizer was run with, the state at the start of
+training, the weights after the first update. FAULT=kind:rank lets a rank fail at its fourth step.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from gptscale.cli.main import main
+from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.runtime.engine import Engine
+from gptscale.train import loop, run
+
+FAULTY_CALL = 4
+RANK = int(os.environ.get("RANK", "0"))
+
+
+def whole_state(engine: Engine) -> dict[str, torch.Tensor]:
+    """All ranks' fragments put together, by kind/name; all ranks call this."""
+    mine = [(f.name, f.start, {k: t.clone().cpu() for k, t in f.tensors.items()}) for f in engine.owned_fragments()]
+    pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for fragments in engine.gather(mine):
+        for name, start, tensors in fragments:
+            for kind, tensor in tensors.items():
+                pieces.setdefault(f"{kind}/{name}", []).append((start, tensor))
+    return {key: torch.cat([t for _, t in sorted(found, key=lambda x: x[0])]) for key, found in pieces.items()}
+
+
+def state_hash(state: dict[str, torch.Tensor]) -> str:
+    digest = sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def watch(folder: Path) -> None:
+    """Write down what the engine did."""
+    rates: list[float] = []
+    fit, train_step = run.fit, loop.train_step
+
+    def note_rate(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        rates.extend(group["lr"] for group in optimizer.param_groups if group["params"])
+
+    def watched_fit(of: loop.Run, state: Any) -> bool:
+        digest = state_hash(whole_state(of.engine))
+        register_optimizer_step_pre_hook(note_rate)
+        finished = fit(of, state)
+        if RANK == 0:
+            (folder / "watched.json").write_text(json.dumps({"start": digest, "rates": rates}))
+        return finished
+
+    def watched_step(engine: Engine, *args: Any, step: int, **kwargs: Any) -> Any:
+        result = train_step(engine, *args, step=step, **kwargs)
+        if step == 1 and os.environ.get("FAULT", "").startswith("nan"):
+            (folder / f"after-nan-{RANK}").write_text(state_hash(whole_state(engine)))
+        if step == 0:
+            state = whole_state(engine)
+            (folder / f"before-nan-{RANK}").write_text(state_hash(state))
+            if RANK == 0:
+                torch.save({k: t for k, t in state.items() if k.startswith("weight/")}, folder / "first.pt")
+        return result
+
+    run.fit, loop.train_step = watched_fit, watched_step
+
+
+def fail(kind: str) -> None:
+    """Let this rank's fourth step fail."""
+    read, calls = StepLoader.next_step, 0
+
+    def wrapped(act: Callable[[list[MicroBatch]], list[MicroBatch]]) -> Callable[[StepLoader], list[MicroBatch]]:
+        def next_step(loader: StepLoader) -> list[MicroBatch]:
+            nonlocal calls
+            calls += 1
+            batches = read(loader)
+            return act(batches) if calls == FAULTY_CALL else batches
+
+        return next_step
+
+    if kind == "loader":
+        StepLoader.next_step = wrapped(_broken_disk)  # type: ignore[method-assign]
+    elif kind == "kill":
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+            StepLoader.next_step = wrapped(_die)  # type: ignore[method-assign]
+    elif kind == "hang":
+        StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
+    else:
+        seen = 0
+
+        def faulty(engine: Engine, loss: torch.Tensor) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == FAULTY_CALL and kind == "oom":
+                raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+            type(engine)._sound_backward(engine, loss * float("nan") if seen == FAULTY_CALL else loss)  # type: ignore[attr-defined]
+
+        from gptscale.runtime.zero import ZeroEngine
+
+        for cls in (Engine, ZeroEngine):
+            cls._sound_backward = cls.backward  # type: ignore[attr-defined]
+            cls.backward = faulty  # type: ignore[method-assign]
+
+
+def _broken_disk(batches: list[MicroBatch]) -> list[MicroBatch]:
+    raise OSError("the disk is gone")
+
+
+def _die(batches: list[MicroBatch]) -> list[MicroBatch]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return batches
+
+
+def _sleep(batches: list[MicroBatch]) -> list[MicroBatch]:
+    time.sleep(12)
+    return batches
+
+
+if __name__ == "__main__":
+    if "WATCH" in os.environ:
+        watch(Path(os.environ["WATCH"]))
+    if "FAULT" in os.environ:
+        what, who = os.environ["FAULT"].split(":")
+        if int(who) == RANK:
+            fail(what)
+    main()

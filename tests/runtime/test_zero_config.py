@@ -1,0 +1,101 @@
+"""What a launch may say about DeepSpeed, and what it may not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.errors import ConfigError
+from gptscale.runtime.engine import EngineSettings
+from gptscale.runtime.zero_config import zero_config
+
+SETTINGS = EngineSettings("fp32", accumulation=4, micro_batch_sequences=2, clip_norm=0.5)
+
+
+def with_file(folder: Path, monkeypatch: pytest.MonkeyPatch, **said: Any) -> dict[str, Any]:
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **said}))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    return zero_config(SETTINGS, world=3, on_cuda=False)
+
+
+def test_the_config_fills_what_the_launch_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    config = zero_config(SETTINGS, world=3, on_cuda=True)
+    assert config["train_micro_batch_size_per_gpu"] == 2
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["train_batch_size"] == 24
+    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert config["zero_optimization"]["memory_efficient_linear"] is False
+    assert config["zero_optimization"]["round_robin_gradients"] is False
+
+
+def test_no_clipping_is_said_as_zero_because_nothing_would_mean_one() -> None:
+    assert zero_config(EngineSettings("fp32", 1), 1, on_cuda=False)["gradient_clipping"] == 0.0
+
+
+def test_bf16_is_autocast_and_bf16_sharded_reduces_in_fp32() -> None:
+    cast = zero_config(EngineSettings("bf16", 1), 1, on_cuda=False)
+    assert cast["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    assert not cast["bf16"]["enabled"]
+    sharded = zero_config(EngineSettings("bf16-sharded", 1), 1, on_cuda=False)
+    assert sharded["bf16"]["enabled"]
+    assert (sharded["data_types"], sharded["communication_data_type"]) == ({"grad_accum_dtype": "fp32"}, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
+        (
+            {"train_micro_batch_size_per_gpu": 8},
+            "train_micro_batch_size_per_gpu=8, but train.micro_batch_sequences is 2",
+        ),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=1, but accumulation"),
+        ({"train_batch_size": 16}, "train_batch_size=16, but samples of a step with filling"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled=true, but train.precision is fp32"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients=true"),
+        ({"zero_optimization": {"stage": 0}}, "ZeRO stage 0; choose 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size=2"),
+        ({"scheduler": {}}, "has a section scheduler"),
+    ],
+)
+def test_a_file_that_contradicts_the_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        with_file(tmp_path, monkeypatch, **said)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient_accumulation_steps=8, but accumulation is 4"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision=bf16, but train.precision is fp32"),
+    ],
+)
+def test_a_launch_file_that_contradicts_the_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as refused:
+        zero_config(SETTINGS, world=3, on_cuda=False)
+    assert message in str(refused.value)
+
+
+def test_a_file_that_agrees_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = {"stage": 2, "reduce_bucket_size": 1000}
+    config = with_file(tmp_path, monkeypatch, gradient_clipping="auto", zero_optimization=zero)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+
+
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "/nowhere.json")
+    with pytest.raises(ConfigError, match="deepspeed_config_file=/nowhere.json cannot be read"):
+        zero_config(SETTINGS, world=3, on_cuda=False)
