@@ -23,8 +23,11 @@ def run_demo(
     """Prepare, train, evaluate, write text and plots; a second run reuses what is there."""
     from gptscale.config.load import load_config
     from gptscale.data.prepare import prepare
+    from gptscale.errors import ConfigError
     from gptscale.train.run import train
 
+    if not config.exists():
+        raise ConfigError(f"{config} does not exist; run this in a clone of gptscale, or give a config of your own")
     cfg = load_config(config, overrides or ())
     print(f"== 1/4 prepare: {cfg.data.source.path} -> {cfg.data.dir}")
     prepare(cfg)
@@ -51,6 +54,6 @@ def _look_back(cfg: "Config", config: Path) -> None:
         f"checkpoint: {find_checkpoint(run)[0]}\n"
         "\nnext:\n"
         f"  gptscale generate {run} --prompt 'The '\n"
-        f"  gptscale train {config} train.steps={2 * (cfg.train.steps or 1000)}     # train it twice as long\n"
-        "  gptscale train configs/the-verdict.yaml --help"
+        f"  gptscale evaluate {run}\n"
+        "  gptscale prepare configs/gpt2-124m.yaml && gptscale train configs/gpt2-124m.yaml"
     )

@@ -21,7 +21,7 @@ def run_generate(
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that reach p.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
 ) -> None:
     """Continue prompts with temperature, top-k and top-p sampling."""
     from gptscale.checkpoint.model import load_model

@@ -16,7 +16,6 @@ USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
 app = typer.Typer(
     help="Pre-train GPT-2-family language models.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -27,10 +26,13 @@ for verb in (prepare, train, evaluate, generate, report, demo):
 def main() -> None:
     """Run a verb; one line and exit code 2 for a user's mistake, a traceback and 1 for ours."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app()
-    except SystemExit as done:
-        _end(done.code if isinstance(done.code, int) else int(done.code is not None))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer's word for KeyboardInterrupt
+            raise KeyboardInterrupt
+        _end(code if isinstance(code, int) else 0)
     except RankError as error:  # of this rank only, so it speaks for itself
         print(f"gptscale: {error}", file=sys.stderr)
         _end(OUR_MISTAKE)
@@ -45,6 +47,9 @@ def main() -> None:
             print("gptscale: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         _end(INTERRUPTED)
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's usage errors, whose class is not public
+            print(f"gptscale: {error.format_message()}; see gptscale --help", file=sys.stderr)
+            _end(USERS_MISTAKE)
         traceback.print_exc()
         if launched_world() > 1:
             print(f"gptscale: rank {launched_rank()} failed with {type(error).__name__}: {error}", file=sys.stderr)

@@ -63,6 +63,9 @@ class Console:
         else:
             print(self._writable(text), file=self._stream, flush=True)
 
+    def flush(self) -> None:
+        """Nothing: this is a view."""
+
     def close(self, failed: bool = False) -> None:
         """Leave the bar where it stands and give the terminal back."""
         if self._bar:

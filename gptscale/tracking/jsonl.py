@@ -5,6 +5,7 @@ A number that is not finite is written as null, since JSON has no word for it, a
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class JsonlSink:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append the sample; raises TrainingError when the disk refuses it."""
         self._samples.append({"step": step, "prompt": prompt, "text": text})
+
+    def flush(self) -> None:
+        """Wait until every line is on disk; raises TrainingError when the disk refuses it."""
+        self._log.sync()
+        self._samples.sync()
 
     def close(self, failed: bool = False) -> None:
         """Close both files; raises TrainingError when the disk refuses a last line."""
@@ -80,6 +86,12 @@ class _Lines:
         try:
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise _refused(self._path, error) from error
 

@@ -24,6 +24,9 @@ class Sink(Protocol):
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Take the text that the model wrote after the prompt."""
 
+    def flush(self) -> None:
+        """Return when what was taken would survive a power cut, where that is this sink's business."""
+
     def close(self, failed: bool) -> None:
         """Finish; the run ended with an exception if it failed."""
 
@@ -41,6 +44,10 @@ class Tracker:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record the text that the model wrote after the prompt."""
         self._each(lambda sink: sink.sample(step, prompt, text))
+
+    def flush(self) -> None:
+        """Make what was recorded safe, before a checkpoint that counts on it."""
+        self._each(lambda sink: sink.flush())
 
     def close(self, failed: bool = False) -> None:
         """Close every sink once, the views before the record."""

@@ -53,6 +53,9 @@ class WandbSink:
         page = f"<pre style='white-space: pre-wrap'><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
         self._run.log({"step": step, f"sample/{number}": self._wandb.Html(page, inject=False)})
 
+    def flush(self) -> None:
+        """Nothing: this is a view."""
+
     def close(self, failed: bool = False) -> None:
         """Send the rest and mark the W&B run as finished, or as failed."""
         self._run.finish(exit_code=int(failed))

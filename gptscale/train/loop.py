@@ -109,5 +109,11 @@ def _look(run: Run, state: TrainState) -> None:
 def _save(run: Run, state: TrainState) -> None:
     with run.meter.paused():
         run.meter.check(state.step)
-        ledger = state.ledger(run.engine.scaler_state(), run.meter.interval())
+        run.tracker.flush()  # the record is never behind the checkpoint
+        ledger = state.ledger(
+            lr=lr_at(state.step - 1, run.cfg.optim, run.plan.total_steps),
+            total_steps=run.plan.total_steps,
+            loss_scaler=run.engine.scaler_state(),
+            interval=run.meter.interval(),
+        )
         run.store.save(state.step, ledger, run.engine.owned_fragments())

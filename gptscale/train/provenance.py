@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gptscale
+from gptscale.disk import write_whole
 
 PACKAGES = (
     "torch",
@@ -25,13 +26,21 @@ PACKAGES = (
 
 
 def write_provenance(run_dir: Path, **facts: Any) -> None:
-    """Add this start to the run folder's provenance.json."""
+    """Add this start to the run folder's provenance.json. Raises OSError."""
     path = run_dir / "provenance.json"
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
-    starts.append({**_environment(), **facts})
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"starts": starts}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    starts = [*_earlier_starts(path), {**_environment(), **facts}]
+    write_whole(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+
+
+def _earlier_starts(path: Path) -> list[Any]:
+    """The entries so far; a damaged file is set aside, since no run should stop for it."""
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        path.rename(path.with_suffix(".damaged"))
+        return []
 
 
 def _environment() -> dict[str, Any]:

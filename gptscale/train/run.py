@@ -1,16 +1,13 @@
 """One run from its config: open the corpus, join the ranks, resume, train, leave a record."""
 
+import signal
 from contextlib import ExitStack
-from typing import Any
 
-from gptscale.checkpoint.layout import CheckpointManifest
 from gptscale.checkpoint.store import Store
-from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data.corpus import Corpus, check_corpus, open_corpus
 from gptscale.data.loader import StepLoader, count_samples
 from gptscale.data.tokenizer import load_tokenizer
-from gptscale.errors import TrainingError
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
@@ -20,24 +17,17 @@ from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.console import Console
-from gptscale.tracking.jsonl import JsonlSink, cut_back
+from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
+from gptscale.train.folder import held, open_folder
 from gptscale.train.look import Look
 from gptscale.train.loop import Run, fit
 from gptscale.train.meter import Meter
 from gptscale.train.optimizer import build_optimizer
 from gptscale.train.plan import Plan, make_plan
-from gptscale.train.provenance import write_provenance
+from gptscale.train.resume import resume
 from gptscale.train.state import TrainState
-
-FIXED_BY_FIRST_START = (
-    ("run", "seed"),
-    ("data", "stride"),
-    ("train", "tokens_per_step"),
-    ("model", "context_length"),
-)
-"""What says which samples a step reads: with other values a resume would read some twice and others never."""
 
 
 def train(cfg: Config) -> bool:
@@ -78,10 +68,36 @@ def _open_corpus(cfg: Config) -> Corpus:
 
 
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
+    tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
-    store = Store(
+    for line in _summary(cfg, plan, engine, model, corpus):
+        engine.say(line)
+    with ExitStack() as stack:
+        stack.enter_context(held(cfg.run.dir, engine))
+        store = _open_store(cfg, engine, corpus)
+        state = resume(cfg, store, engine, plan)
+        if state.step >= plan.total_steps:
+            engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+            return True
+        engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
+        meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
+        meter.restore(state.interval)
+        stop = stack.enter_context(StopRequest())
+        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
+        loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
+        look = Look(cfg, engine, model, corpus, tokenizer)
+        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, tracker, stop), state)
+    if not finished:
+        engine.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from there")
+    if stop.received is signal.SIGINT:
+        raise KeyboardInterrupt
+    return finished
+
+
+def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
+    return Store(
         run_dir=cfg.run.dir,
         ranks=engine,
         keep=cfg.checkpoint.keep,
@@ -89,64 +105,14 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
         data_fingerprint=corpus.manifest.fingerprint,
         say=engine.say,
     )
-    for line in _summary(cfg, plan, engine, model, corpus):
-        engine.say(line)
-    state = _resume(cfg, store, engine)
-    if state.step >= plan.total_steps:
-        engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
-        return True
-    engine.agree(lambda: _open_run_dir(cfg, store, engine, corpus, state) if engine.is_first else None)
-
-    meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
-    meter.restore(state.interval)
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        tracker = stack.enter_context(_open_tracker(cfg, plan, engine, state))
-        loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
-        look = Look(cfg, engine, model, corpus, load_tokenizer(cfg.data.tokenizer))
-        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, tracker, stop), state)
-    if not finished:
-        engine.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from there")
-    return finished
 
 
-def _resume(cfg: Config, store: Store, engine: Engine) -> TrainState:
-    """Where the newest good checkpoint left off, its tensors put in place; the start if there is none."""
-    found = store.newest()
-    if found is None:
-        return TrainState()
-    path, manifest = found
-    _check_same_run(cfg, manifest)
-    store.load(path, manifest, engine.wanted_fragments(), engine.parameter_names())
-    engine.loaded()
-    engine.load_scaler_state(manifest.ledger["loss_scaler"])
-    engine.say(f"going on from {path}")
-    return TrainState.from_ledger(manifest.ledger)
-
-
-def _check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
-    now: dict[str, Any] = cfg.model_dump(mode="json")
-    for section, field in FIXED_BY_FIRST_START:
-        before = manifest.config[section][field]
-        if before != now[section][field]:
-            raise TrainingError(
-                f"{cfg.run.dir} was started with {section}.{field}={before}, not {now[section][field]}; "
-                f"set it back, or start a new run in another run.dir"
-            )
-
-
-def _open_run_dir(cfg: Config, store: Store, engine: Engine, corpus: Corpus, state: TrainState) -> None:
-    """Leave what the run is made of in its folder; one history only, so the log ends where we start."""
-    try:
-        cfg.run.dir.mkdir(parents=True, exist_ok=True)
-        (cfg.run.dir / "config.yaml").write_text(dump_config(cfg), encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"run.dir={cfg.run.dir} cannot be written: {error.strerror}; choose another") from None
-    store.check_room(sum(p.numel() for p in engine.bare_model.parameters()))
-    cut_back(cfg.run.dir, state.step if state.step else None)
-    write_provenance(
-        cfg.run.dir,
-        from_step=state.step,
+def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPTModel, state: TrainState) -> None:
+    """Leave what the run is made of in its folder, if there is room for a checkpoint."""
+    store.check_room(model.num_parameters())
+    open_folder(
+        cfg,
+        state.step,
         device=describe_device(engine.device),
         engine=engine.name,
         world=engine.world,

@@ -22,9 +22,17 @@ class TrainState:
         self.step += 1
         self.samples += samples
 
-    def ledger(self, loss_scaler: dict[str, Any], interval: dict[str, float]) -> dict[str, Any]:
-        """As the checkpoint keeps it, with fp16's loss scale and the unfinished log interval."""
+    def ledger(
+        self, *, lr: float, total_steps: int, loss_scaler: dict[str, Any], interval: dict[str, float]
+    ) -> dict[str, Any]:
+        """As the checkpoint keeps it.
+
+        lr is that of the last update and total_steps the run's length, to tell a changed schedule from the
+        old one; loss_scaler is fp16's; interval is the unfinished log interval.
+        """
         return {
+            "lr": lr,
+            "total_steps": total_steps,
             "step": self.step,
             "samples": self.samples,
             "skipped_windows": self.skipped_windows,

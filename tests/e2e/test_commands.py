@@ -1,5 +1,7 @@
 """The commands as a user types them, with their mistakes: one line that names the fix, and exit code 2."""
 
+import fcntl
+import json
 import shutil
 import subprocess
 import sys
@@ -108,7 +110,11 @@ def flip_bit(path: Path) -> None:
         (["evaluate", "."], "holds no checkpoint; give a run folder that `gptscale train` has saved to"),
         (["evaluate", ".", "--split", "test"], "--split=test is neither val nor train"),
         (["report", "nowhere"], "nowhere"),
-        (["demo", "nowhere.yaml"], "config file nowhere.yaml does not exist"),
+        (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
+        (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
+        (["generate", "."], "Missing option '--prompt'."),
+        (["train"], "Missing argument 'CONFIG'."),
+        (["tran"], "No such command 'tran'"),
     ],
 )  # fmt: skip
 def test_a_mistake_gets_one_line_and_exit_code_2(
@@ -184,12 +190,61 @@ def test_a_run_does_not_go_on_with_another_corpus(command: Any, tmp_path: Path, 
     assert "was trained on data" in err
 
 
-@pytest.mark.parametrize("setting", ["run.seed=12", "train.tokens_per_step=512", "data.stride=16"])
-def test_a_run_does_not_go_on_with_other_samples(command: Any, config: Path, setting: str) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "run.seed=12",
+        "train.tokens_per_step=512",
+        "data.stride=16",
+        "model.n_heads=4",
+        "model.vocab_size=300",
+        "optim.name=muon",
+    ],
+)
+def test_a_run_does_not_go_on_as_another_run(command: Any, config: Path, setting: str) -> None:
     assert command("train", config, "train.steps=2")[0] == 0
     code, _, err = command("train", config, "train.steps=4", setting)
     assert code == 2
     assert f"was started with {setting.split('=')[0]}=" in err
+
+
+def test_a_run_folder_in_use_is_refused(command: Any, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w+") as lock:
+        lock.write("process 7 on node3")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = command("train", config)
+    assert code == 2
+    assert "is in use by process 7 on node3; stop that training, or choose another run.dir" in err
+    assert command("train", config, "train.steps=2")[0] == 0
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(command: Any, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    code, _, err = command("train", config)
+    assert code == 2
+    assert "cannot be written: File exists" in err
+
+
+def test_a_damaged_provenance_stops_no_run(command: Any, config: Path, tmp_path: Path) -> None:
+    assert command("train", config, "train.steps=2")[0] == 0
+    (tmp_path / "run" / "provenance.json").write_text('{"starts": [')
+    assert command("train", config, "train.steps=4")[0] == 0
+    starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
+    assert [start["from_step"] for start in starts] == [2]
+    assert (tmp_path / "run" / "provenance.damaged").exists()
+
+
+def test_a_jump_of_the_learning_rate_is_told(command: Any, config: Path) -> None:
+    assert command("train", config, "train.steps=10")[0] == 0
+    code, out, _ = command("train", config, "train.steps=20", "optim.decay_steps=10")
+    assert code == 0
+    assert "jumps" not in out
+    code, out, _ = command("train", config, "train.steps=40")
+    assert code == 0
+    assert "WARNING: the learning rate jumps from 0.001 to" in out
+    assert "optim.decay_steps=20 keeps a longer run at optim.lr_floor" in out
 
 
 def test_a_disk_without_room_stops_before_training(
