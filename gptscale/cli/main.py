@@ -39,8 +39,7 @@ def main() -> None:
     except PeerError:
         _end(OUR_MISTAKE)
     except GptscaleError as error:
-        if launched_rank() == 0:  # all ranks have the same
-            print(f"gptscale: {error}", file=sys.stderr)
+        _tell_once(f"gptscale: {error}")
         _end(USERS_MISTAKE)
     except KeyboardInterrupt:
         if launched_rank() == 0:
@@ -54,6 +53,16 @@ def main() -> None:
         if launched_world() > 1:
             print(f"gptscale: rank {launched_rank()} failed with {type(error).__name__}: {error}", file=sys.stderr)
         _end(OUR_MISTAKE)
+
+
+def _tell_once(line: str) -> None:
+    """Print a line that all ranks have, once."""
+    if launched_world() == 1:
+        print(line, file=sys.stderr)
+        return
+    from gptscale.runtime.ranks import tell_once
+
+    tell_once(lambda: print(line, file=sys.stderr, flush=True))
 
 
 def _end(code: int) -> NoReturn:

@@ -1,6 +1,7 @@
 """The processes of a run as a group: joining, asking each other, failing together, leaving."""
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -28,6 +29,12 @@ T = TypeVar("T")
 
 FAILURE = "gptscale/failure"
 """Where in the group's store a rank that fails alone says so."""
+
+TELLING_S = 5.0
+"""How long the other ranks give rank 0 to tell what went wrong."""
+
+TOLD = "gptscale/told"
+"""Where rank 0 notes that it has told what all ranks raised."""
 
 _store: c10d.Store | None = None
 
@@ -97,6 +104,24 @@ def raise_together(failure: Exception | None) -> None:
     if first is not None:
         kind, message = said[first]  # type: ignore[misc]
         raise _as_error(kind, message, first) from failure
+
+
+def tell_once(tell: Callable[[], None]) -> None:
+    """Tell of an error that all ranks have: rank 0 does. Others wait for it, since the first to end has all ended.
+
+    Where rank 0 does not come to it within seconds, the error was not everybody's, and this rank tells it.
+    """
+    if launched_rank() == 0:
+        tell()
+        if _store is not None:
+            _store.set(TOLD, "yes")
+    elif _store is None:  # the ranks have not met, and read the same config
+        time.sleep(TELLING_S)
+    else:
+        try:
+            _store.wait([TOLD], timedelta(seconds=TELLING_S))
+        except RuntimeError:
+            tell()
 
 
 def explained(error: Exception) -> Exception:
