@@ -26,16 +26,17 @@ def main() -> int:
     """Train and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    text = parser.parse_args().text
+    parser.add_argument("--seed", type=int, help="another seed than the config's")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = load_config(
-            CONFIG, [f"data.source.path={text}", f"data.dir={folder}/corpus", f"run.dir={folder}/the-verdict"]
-        )
+        places = [f"data.source.path={arguments.text}", f"data.dir={folder}/corpus", f"run.dir={folder}/the-verdict"]
+        seed = [] if arguments.seed is None else [f"run.seed={arguments.seed}"]
+        cfg = load_config(CONFIG, [*places, *seed])
         prepare(cfg)
         if not train(cfg):
             return 1  # stopped by a signal
         records = [r for r in read_log(cfg.run.dir / "log.jsonl") if "val/loss" in r]
-    print(f"\non {describe_device(default_device())}, {cfg.train.precision}\n")
+    print(f"\non {describe_device(default_device())}, {cfg.train.precision}, seed {cfg.run.seed}\n")
     print("epoch  training  validation")
     for r in records:
         print(f"{r['epoch']:5.0f}  {r['eval_train/loss']:8.3f}  {r['val/loss']:10.3f}")

@@ -7,8 +7,9 @@ from gptscale.config.schema import Config
 from gptscale.data.files import hash_file
 from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
-from gptscale.data.shard import Tokens, open_shard
+from gptscale.data.shard import Tokens, open_shard, starts_path
 from gptscale.data.stream import TokenStream
+from gptscale.data.tokenizer import known_ranks
 from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30
@@ -46,21 +47,39 @@ def open_corpus(folder: Path) -> Corpus:
 
 
 def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Read every shard and compare its hash with the manifest's."""
+    """Read every shard and its document starts, and compare their hashes with the manifest's."""
     for shard in manifest.shards:
-        found = hash_file(folder / shard.file)
-        if found != shard.sha256:
-            raise DataError(
-                f"shard {folder / shard.file} is damaged: its SHA-256 is {found[:12]}..., not the "
-                f"manifest's {shard.sha256[:12]}...; run prepare again, which makes that shard again"
-            )
+        path = folder / shard.file
+        _verify_hash("shard", path, shard.sha256)
+        _verify_hash("document starts", starts_path(path), shard.starts_sha256)
 
 
 def check_corpus(corpus: Corpus, cfg: Config) -> None:
     """Check that a config can train on a corpus: tokenizer, vocabulary, one step, one validation window."""
-    _check_tokenizer(corpus, cfg)
+    if mismatch := _tokenizer_mismatch(corpus, cfg):
+        rename = f"set data.tokenizer={corpus.tokenizer} or " if corpus.tokenizer != cfg.data.tokenizer else ""
+        raise DataError(f"data.dir={cfg.data.dir} {mismatch}; {rename}choose another data.dir")
+    if excess := _vocabulary_excess(corpus, cfg):
+        raise DataError(f"{excess}; set model.vocab_size={_n_vocab(corpus)} or more")
     _check_train(len(corpus.train), cfg)
     _check_val(len(corpus.val), cfg)
+
+
+def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None:
+    """Check that a trained model of cfg can be evaluated on a split of the corpus that was opened from folder.
+
+    Of cfg only the tokenizer, the vocabulary and the context length count; data.dir may be another folder.
+    """
+    if mismatch := _tokenizer_mismatch(corpus, cfg):
+        raise DataError(f"{folder} {mismatch}; choose a corpus of the model's own tokenizer")
+    if excess := _vocabulary_excess(corpus, cfg):
+        raise DataError(f"{folder} does not fit the model: {excess}; choose a corpus of the model's own tokenizer")
+    stream, needed = corpus.train if split == "train" else corpus.val, cfg.model.context_length + 1
+    if len(stream) < needed:
+        raise DataError(
+            f"{folder}: its {split} split holds {len(stream):,} tokens, and one window of "
+            f"model.context_length={cfg.model.context_length} needs {needed:,}; choose another split or corpus"
+        )
 
 
 def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
@@ -73,18 +92,37 @@ def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
     return tokens
 
 
-def _check_tokenizer(corpus: Corpus, cfg: Config) -> None:
-    if corpus.tokenizer != cfg.data.tokenizer:
+def _verify_hash(what: str, path: Path, wanted: str) -> None:
+    try:
+        found = hash_file(path)
+    except FileNotFoundError:
+        raise DataError(f"{what} {path} is missing; run prepare again, which makes that shard again") from None
+    if found != wanted:
         raise DataError(
-            f"data.dir={cfg.data.dir} was made with tokenizer {corpus.tokenizer}, but data.tokenizer="
-            f"{cfg.data.tokenizer}; set data.tokenizer={corpus.tokenizer} or choose another data.dir"
+            f"{what} {path} is damaged: its SHA-256 is {found[:12]}..., not the "
+            f"manifest's {wanted[:12]}...; run prepare again, which makes that shard again"
         )
-    n_vocab = int(corpus.manifest.settings.tokenizer["n_vocab"])
-    if n_vocab > cfg.model.vocab_size:
-        raise DataError(
-            f"tokenizer {corpus.tokenizer} has {n_vocab} tokens, but model.vocab_size="
-            f"{cfg.model.vocab_size}; set model.vocab_size={n_vocab} or more"
-        )
+
+
+def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:
+    """How the corpus' tokenizer is not the config's; ranks are compared where they are known without a download."""
+    name = cfg.data.tokenizer
+    if corpus.tokenizer != name:
+        return f"was made with tokenizer {corpus.tokenizer}, but data.tokenizer={name}"
+    here, there = known_ranks(name), str(corpus.manifest.settings.tokenizer.get("ranks_sha256"))
+    if here is not None and here != there:
+        return f"was made with other ranks of tokenizer {name}: {there[:12]}..., not {here[:12]}..."
+    return None
+
+
+def _vocabulary_excess(corpus: Corpus, cfg: Config) -> str | None:
+    if _n_vocab(corpus) <= cfg.model.vocab_size:
+        return None
+    return f"tokenizer {corpus.tokenizer} has {_n_vocab(corpus)} tokens, but model.vocab_size={cfg.model.vocab_size}"
+
+
+def _n_vocab(corpus: Corpus) -> int:
+    return int(corpus.manifest.settings.tokenizer["n_vocab"])
 
 
 def _check_train(tokens: int, cfg: Config) -> None:

@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gptscale.errors import DataError
+
+_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
@@ -30,6 +33,14 @@ def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
     _sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of writers that were killed; those of other living processes stay."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not _is_another_process(int(found[1])):
+            path.unlink(missing_ok=True)
+
+
 def hash_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -47,6 +58,18 @@ def _full_disk_is_said(path: Path) -> Iterator[None]:
             f"no space left to write {path.name}, data.dir={path.parent}; free some space and run "
             "prepare again, or choose a data.dir on a larger disk"
         ) from None
+
+
+def _is_another_process(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives, as somebody else's
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

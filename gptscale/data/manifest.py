@@ -1,7 +1,11 @@
-"""The manifest of a corpus: what it was made from, its shards, and the fingerprint that names its tokens."""
+"""The manifest of a corpus: what it was made from, its shards, and the fingerprint that names its tokens.
+
+While a corpus is being made there is no manifest yet, and settings.json says what it is made from.
+"""
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +15,12 @@ from gptscale.data.files import write_whole
 from gptscale.errors import DataError
 
 FILE_NAME = "manifest.json"
+SETTINGS_NAME = "settings.json"
 FORMAT_VERSION = 1
+
+# How manifest.json of a checkpoint and of a corpus, damaged or not, are told apart; inside a string quotes are escaped.
+_CHECKPOINT = re.compile(rb'"format":\s*"gptscale-checkpoint-')
+_CORPUS = re.compile(rb'\s*\{\s*"settings":\s*\{\s*"format_version"')
 
 Split = Literal["train", "val"]
 
@@ -31,6 +40,8 @@ class ShardEntry(Record):
     documents: int
     text_bytes: int
     sha256: str
+    starts_sha256: str
+    """That of the document starts beside the shard."""
 
 
 class Settings(Record):
@@ -58,6 +69,10 @@ class Settings(Record):
         values["source"].pop("path", None)
         return values
 
+    def save(self, folder: Path) -> None:
+        """Write settings.json, whole or not at all."""
+        _write_json(folder / SETTINGS_NAME, self)
+
 
 class Manifest(Record):
     """A whole corpus."""
@@ -80,8 +95,7 @@ class Manifest(Record):
 
     def save(self, folder: Path) -> None:
         """Write manifest.json, whole or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        write_whole(folder / FILE_NAME, (text + "\n").encode())
+        _write_json(folder / FILE_NAME, self)
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -89,18 +103,41 @@ def load_manifest(folder: Path) -> Manifest:
 
     Raises DataError when there is none or when it is damaged.
     """
-    path = folder / FILE_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = (folder / FILE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"data.dir={folder} holds no corpus; run `gptscale prepare CONFIG`") from None
+    except OSError as error:
+        raise DataError(f"data.dir={folder}: its {FILE_NAME} cannot be read: {error.strerror}") from None
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "as a whole"
-        raise DataError(
-            f"{path} is no manifest of this version ({where}: {first['msg']}); "
-            "delete it and run `gptscale prepare CONFIG`"
-        ) from None
+        raise DataError(_no_manifest(folder, content, error)) from None
+
+
+def load_settings(folder: Path) -> Settings | None:
+    """What the unfinished corpus in a folder is made from; None if that is not recorded, or damaged."""
+    try:
+        return Settings.model_validate_json((folder / SETTINGS_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _no_manifest(folder: Path, content: bytes, error: ValidationError) -> str:
+    """What a manifest.json is instead; only a corpus' own may be deleted."""
+    if _CHECKPOINT.search(content):
+        return f"data.dir={folder} is a checkpoint, not a corpus; set data.dir to a corpus or to a new folder"
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "as a whole"
+    path, problem = folder / FILE_NAME, f"{where}: {first['msg']}"
+    if _CORPUS.match(content):
+        return f"{path} is no manifest of this version ({problem}); delete it and run `gptscale prepare CONFIG`"
+    return f"{path} is not the manifest of a corpus ({problem}); choose another data.dir"
+
+
+def _write_json(path: Path, record: Record) -> None:
+    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    write_whole(path, (text + "\n").encode())
 
 
 def hash_json(values: Any) -> str:

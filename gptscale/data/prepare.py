@@ -1,14 +1,25 @@
 """The preparation of a corpus: from the source to shards and a manifest, restartable at every shard."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptscale.config.schema import Config, DataConfig, SourceConfig
-from gptscale.data.manifest import FILE_NAME, Manifest, Settings, ShardEntry, Split, load_manifest
+from gptscale.data.files import remove_leftovers
+from gptscale.data.manifest import (
+    FILE_NAME,
+    SETTINGS_NAME,
+    Manifest,
+    Settings,
+    ShardEntry,
+    Split,
+    load_manifest,
+    load_settings,
+)
 from gptscale.data.sources import Source, open_source
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
-from gptscale.data.unit import cut_units, finished_shards, make_unit, read_receipt, remove_unit
+from gptscale.data.unit import cut_units, finished_shards, make_unit, read_receipts, remove_unit
 from gptscale.errors import DataError
 
 Say = Callable[[str], None]
@@ -17,29 +28,29 @@ Say = Callable[[str], None]
 def prepare(cfg: Config, say: Say = print) -> Manifest:
     """Make the corpus of data.dir, or what is missing or damaged of it; what is whole is reused.
 
-    Raises DataError when data.dir holds a corpus of other settings, or when nothing is left to train on.
+    Raises DataError when data.dir holds a corpus of other settings, finished or not, and when nothing is left to
+    train on.
     """
     data = cfg.data
-    earlier = load_manifest(data.dir) if (data.dir / FILE_NAME).exists() else None
+    earlier = load_manifest(data.dir) if os.path.exists(data.dir / FILE_NAME) else None
     tokenizer = load_tokenizer(data.tokenizer)
-    source = open_source(_pinned(data.source, earlier))
+    begun = earlier.settings if earlier else load_settings(data.dir)
+    source = open_source(_pinned(data.source, begun))
     settings = _settings(data, tokenizer, source)
-    if earlier is not None:
-        _check_same(earlier.settings, settings, data.dir)
-    _make_folder(data.dir)
-    _remove_strangers(data.dir, settings.key)
+    _begin(data.dir, settings, earlier, begun)
     manifest = Manifest(settings=settings, shards=_make_shards(source, tokenizer, data, settings, say))
     _check_not_empty(manifest, data)
     if manifest != earlier:
         manifest.save(data.dir)
+    (data.dir / SETTINGS_NAME).unlink(missing_ok=True)
     for line in _summary(manifest):
         say(line)
     return manifest
 
 
-def _pinned(source: SourceConfig, earlier: Manifest | None) -> SourceConfig:
-    """Keep a corpus at the Hub revision it was made from, unless the config names another."""
-    was = earlier.settings.source if earlier else {}
+def _pinned(source: SourceConfig, begun: Settings | None) -> SourceConfig:
+    """Keep a corpus at the Hub revision it was begun with, unless the config names another."""
+    was = begun.source if begun else {}
     if source.revision is None and was.get("kind") == "hub" and was.get("path") == source.path:
         return source.model_copy(update={"revision": was["revision"]})
     return source
@@ -55,6 +66,32 @@ def _settings(data: DataConfig, tokenizer: Tokenizer, source: Source) -> Setting
         split_seed=data.split_seed,
         documents_per_shard=data.documents_per_shard,
         source=source.description,
+    )
+
+
+def _begin(folder: Path, settings: Settings, earlier: Manifest | None, begun: Settings | None) -> None:
+    """Check that the folder is free for these settings, record them, and clear what a killed preparation left."""
+    if earlier is not None:
+        _check_same(earlier.settings, settings, folder)
+    else:
+        _check_unfinished(begun, settings, folder)
+    _make_folder(folder)
+    remove_leftovers(folder)
+    _remove_damaged(folder)
+    if earlier is None:
+        settings.save(folder)
+
+
+def _check_unfinished(begun: Settings | None, wanted: Settings, folder: Path) -> None:
+    """Refuse a folder in which units were finished under other settings."""
+    keys = {receipt.key for receipt in read_receipts(folder).values() if receipt} - {wanted.key}
+    if not keys:
+        return
+    if begun is not None and begun.key in keys:
+        _check_same(begun, wanted, folder)
+    raise DataError(
+        f"data.dir={folder} holds units of another corpus, which is not finished and does not say how its "
+        "settings differ; choose another data.dir, or delete that folder"
     )
 
 
@@ -92,12 +129,18 @@ def _make_folder(folder: Path) -> None:
         raise DataError(f"data.dir={folder} cannot be made: {error.strerror}; choose another data.dir") from None
 
 
-def _remove_strangers(folder: Path, key: str) -> None:
-    """Delete the units that an unfinished preparation with other settings left."""
-    for path in folder.glob("unit-*.json"):
-        receipt = read_receipt(path)
-        if receipt is None or receipt.key != key:
-            remove_unit(folder, int(path.stem.removeprefix("unit-")))
+def _remove_damaged(folder: Path) -> None:
+    """Delete the units whose receipts are damaged."""
+    for number, receipt in read_receipts(folder).items():
+        if receipt is None:
+            remove_unit(folder, number)
+
+
+def _remove_all(folder: Path) -> None:
+    """Delete every unit and the settings, so that others may use the folder."""
+    for number in read_receipts(folder):
+        remove_unit(folder, number)
+    (folder / SETTINGS_NAME).unlink(missing_ok=True)
 
 
 def _make_shards(
@@ -119,6 +162,9 @@ def _describe(shard: ShardEntry) -> str:
 
 
 def _check_not_empty(manifest: Manifest, data: DataConfig) -> None:
+    """Refuse a corpus without training text; it is of no use, so nothing of it stays."""
+    if not manifest.of("train"):
+        _remove_all(data.dir)
     if not manifest.shards:
         raise DataError(f"data.source.path={data.source.path} holds only empty documents")
     if not manifest.of("train"):

@@ -3,7 +3,9 @@
 import difflib
 import glob
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptscale.config.schema import SourceConfig
@@ -22,7 +24,7 @@ HASHED_BYTES = 2**30
 def is_local(path: str) -> bool:
     """Whether a path means files here rather than a Hub dataset."""
     return (
-        Path(path).expanduser().exists()
+        os.path.exists(os.path.expanduser(path))  # unlike Path, these raise for no path
         or glob.has_magic(path)
         or path.startswith(("/", ".", "~"))
         or _kind(Path(path)) is not None
@@ -34,7 +36,7 @@ def find_files(cfg: SourceConfig) -> tuple[str, list[Path]]:
 
     Raises DataError, naming data.source.path, when there are none or when they are of several kinds.
     """
-    path = Path(cfg.path).expanduser()
+    path = expand(cfg.path)
     if path.is_file():
         return _kind_of_file(path, cfg), [path]
     if path.is_dir():
@@ -47,7 +49,32 @@ def find_files(cfg: SourceConfig) -> tuple[str, list[Path]]:
         if cfg.format != "auto":
             return cfg.format, matches
         return _of_one_kind(matches, cfg, "the glob")
+    if path.exists():
+        raise DataError(f"data.source.path={cfg.path} is neither a file nor a folder")
     raise DataError(f"data.source.path={cfg.path} does not exist{_nearby(path)}")
+
+
+def expand(path: str) -> Path:
+    """A source's path with the home that ~ stands for.
+
+    Raises DataError for the home of a user whom this machine does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"data.source.path={path} begins with the home of a user that is not known here; write the path in full"
+        ) from None
+
+
+@contextmanager
+def unreadable_is_said(cfg: SourceConfig) -> Iterator[None]:
+    """Turn a refusal of the file system into a DataError that names data.source.path."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if str(error.filename) == cfg.path else f" ({error.filename})"
+        raise DataError(f"data.source.path={cfg.path} cannot be read: {error.strerror}{where}") from None
 
 
 def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | int]]:
@@ -91,12 +118,16 @@ def _kind_of_file(path: Path, cfg: SourceConfig) -> str:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """The files below a folder, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """The files below a folder, without hidden ones; raises OSError for what may not be listed."""
+    found: list[Path] = []
+    for parent, subfolders, names in os.walk(folder, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found.extend(Path(parent, name) for name in names if not name.startswith("."))
+    return sorted(path for path in found if path.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[str, list[Path]]:
@@ -115,6 +146,9 @@ def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[
 
 
 def _nearby(path: Path) -> str:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / close[0]}?" if close else ""

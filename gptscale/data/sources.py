@@ -1,4 +1,7 @@
-"""Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`."""
+"""Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`.
+
+`datasets` reads plain text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +11,8 @@ from typing import Any, Protocol
 
 from gptscale.config.schema import SourceConfig
 from gptscale.data.embedded import python_library, python_version
-from gptscale.data.source_files import describe_files, find_files, hash_texts, is_local
+from gptscale.data.manifest import hash_json
+from gptscale.data.source_files import describe_files, expand, find_files, hash_texts, is_local, unreadable_is_said
 from gptscale.errors import DataError
 
 EMBEDDED = "python-library"
@@ -87,16 +91,20 @@ def _open_embedded(cfg: SourceConfig) -> Source:
 
 
 def _open_files(cfg: SourceConfig) -> Source:
-    kind, files = find_files(cfg)
-    root = Path(cfg.path).expanduser()
+    root = expand(cfg.path)
+    with unreadable_is_said(cfg):
+        kind, files = find_files(cfg)
+        described = describe_files(files, root if root.is_dir() else root.parent)
     about: dict[str, Any] = {"path": cfg.path, "kind": kind}
     about |= {"documents": cfg.documents} if kind == "text" else {"text_column": cfg.text_column}
-    about["files"] = describe_files(files, root if root.is_dir() else root.parent)
-    table = _load_files(kind, [path for path in files if path.stat().st_size], cfg)
+    about["files"] = described
+    filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
+    table = _load_files(kind, filled, cfg, hash_json(described))
     return TableColumn(table, _checked_column(table, cfg, kind), about)
 
 
-def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig) -> Any:
+def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
+    """Load files through a cache of their own; datasets' would know them by path and time of change alone."""
     if not files:
         raise DataError(f"data.source.path={cfg.path} holds only empty files")
     datasets = _quiet_datasets()
@@ -107,8 +115,9 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig) -> Any:
     }
     # datasets reads names as patterns; in its patterns [[] is the one way to write a bracket.
     names = [str(path.absolute()).replace("[", "[[]") for path in files]
+    cache = Path(datasets.config.HF_DATASETS_CACHE, f"gptscale-{identity[:32]}")
     try:
-        return datasets.load_dataset(kind, data_files=names, split="train", **options[kind])
+        return datasets.load_dataset(kind, data_files=names, split="train", cache_dir=str(cache), **options[kind])
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data.source.path={cfg.path} cannot be read as {kind}: {_reason(error)}") from None
 

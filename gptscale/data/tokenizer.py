@@ -7,7 +7,8 @@ import base64
 import difflib
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,6 +70,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
         return BpeTokenizer(name, _gpt2_encoding(), gigatoken_ranks=GPT2_RANKS)
     return BpeTokenizer(name, _tiktoken_encoding(name))
+
+
+def known_ranks(name: str) -> str | None:
+    """The ranks_sha256 of bytes and gpt2, at no cost; None for a tokenizer that would have to be downloaded."""
+    if name == "bytes":
+        return str(ByteTokenizer().identity["ranks_sha256"])
+    return GPT2_RANKS_SHA256 if name == "gpt2" else None
 
 
 def text_to_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
@@ -141,8 +149,17 @@ class BpeTokenizer:
         return np.array([len(piece or b"") for piece in self._ordinary])
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, without an end-of-text token."""
-        return self._judge.encode_ordinary(text)
+        """The ids of one text, without an end-of-text token.
+
+        Raises DataError where tiktoken panics and gigatoken cannot take over.
+        """
+        try:
+            with _panic_is_said(self.name):
+                return self._judge.encode_ordinary(text)
+        except DataError:
+            if self._gigatoken_ranks is None:
+                raise
+            return list(self.encode_batch([text])[0].tolist())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of many texts, by gigatoken if it agrees with tiktoken on excerpts of this batch.
@@ -165,7 +182,8 @@ class BpeTokenizer:
         return b"".join(_UNKNOWN if piece is None else piece for piece in known).decode(errors="replace")
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.array(ids, np.uint32) for ids in self._judge.encode_ordinary_batch(list(texts))]
+        with _panic_is_said(self.name):
+            return [np.array(ids, np.uint32) for ids in self._judge.encode_ordinary_batch(list(texts))]
 
     def _encode_fast(self, texts: Sequence[str]) -> list[Ids]:
         layout = self._gigatoken.encode_batch([utf8(text) for text in texts]).layout
@@ -200,6 +218,20 @@ def _piece(encoding: "tiktoken.Encoding", i: int) -> bytes | None:
         return encoding.decode_single_token_bytes(i)
     except KeyError:
         return None
+
+
+@contextmanager
+def _panic_is_said(name: str) -> Iterator[None]:
+    """Turn a panic of tiktoken, which is no Exception and has no public name, into a DataError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"data.tokenizer={name}: tiktoken cannot encode a text ({error}); it fails on about a million spaces in "
+            "a row, so shorten such runs"
+        ) from None
 
 
 def _excerpts(texts: Sequence[str]) -> list[str]:

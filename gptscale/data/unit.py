@@ -4,6 +4,7 @@ What a unit writes depends on its documents and the corpus' settings alone, so u
 by any number of processes. The receipt is written last: a unit without one is made again.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from gptscale.data.sources import Source
 from gptscale.data.split import split_text
 from gptscale.data.tokenizer import Ids, Tokenizer, utf8
 
+_RECEIPT = re.compile(r"unit-(\d+)\.json")
 _READ_DOCUMENTS = 64  # from the source at once
 _BATCH_CHARACTERS = 2**23  # to the tokenizer at once, which bounds the text held in memory
 
@@ -85,6 +87,12 @@ def read_receipt(path: Path) -> Receipt | None:
         return None
 
 
+def read_receipts(folder: Path) -> dict[int, Receipt | None]:
+    """The receipt of every unit that has one, by the unit's number; None for a damaged one."""
+    found = ((path, _RECEIPT.fullmatch(path.name)) for path in folder.glob("unit-*.json"))
+    return {int(match[1]): read_receipt(path) for path, match in found if match}
+
+
 def receipt_path(folder: Path, number: int) -> Path:
     """Where the receipt of a unit lies."""
     return folder / f"unit-{number:05d}.json"
@@ -97,7 +105,8 @@ def shard_name(split: str, number: int) -> str:
 
 def _is_whole(folder: Path, shard: ShardEntry) -> bool:
     path = folder / shard.file
-    return path.is_file() and starts_path(path).is_file() and hash_file(path) == shard.sha256
+    wanted = {starts_path(path): shard.starts_sha256, path: shard.sha256}
+    return all(file.is_file() and hash_file(file) == sha256 for file, sha256 in wanted.items())
 
 
 def _batches(source: Source, unit: Unit) -> Iterator[list[tuple[int, str]]]:
@@ -147,4 +156,5 @@ class _Side:
             documents=len(self.starts),
             text_bytes=self.text_bytes,
             sha256=hash_file(path),
+            starts_sha256=hash_file(starts_path(path)),
         )

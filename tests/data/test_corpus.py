@@ -7,7 +7,8 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.data import corpus as module
-from gptscale.data.corpus import check_corpus, open_corpus
+from gptscale.data.corpus import check_corpus, check_split, open_corpus
+from gptscale.data.manifest import Split
 from gptscale.data.prepare import prepare
 from gptscale.errors import DataError
 
@@ -55,6 +56,19 @@ def test_a_flipped_bit_names_the_shard_and_prepare_mends_it(cfg: Config) -> None
     with pytest.raises(DataError, match=match):
         open_corpus(cfg.data.dir)
     prepare(cfg, lambda line: None)
+    assert len(open_corpus(cfg.data.dir).val) == 11
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+def test_damaged_document_starts_are_noticed_and_prepare_mends_them(cfg: Config, how: str) -> None:
+    path = cfg.data.dir / "train-00000.starts.npy"
+    whole = path.read_bytes()
+    damage(path) if how == "flip" else path.write_bytes(whole[:-1]) if how == "cut" else path.unlink()
+    match = r"document starts .*train-00000.starts.npy is (damaged: its SHA-256 is|missing).*; run prepare again, which"
+    with pytest.raises(DataError, match=match):
+        open_corpus(cfg.data.dir)
+    prepare(cfg, lambda line: None)
+    assert path.read_bytes() == whole
     assert len(open_corpus(cfg.data.dir).val) == 11
 
 
@@ -108,3 +122,50 @@ def test_a_validation_split_without_one_window_is_refused(cfg: Config) -> None:
         check_corpus(
             corpus, too_long.model_copy(update={"train": cfg.train.model_copy(update={"tokens_per_step": 11})})
         )
+
+
+def test_other_ranks_of_the_same_tokenizer_are_refused(cfg: Config, tmp_path: Path) -> None:
+    manifest = cfg.data.dir / "manifest.json"
+    ranks = str(open_corpus(cfg.data.dir).manifest.settings.tokenizer["ranks_sha256"])
+    manifest.write_text(manifest.read_text().replace(ranks, "0" * 64))
+    corpus = open_corpus(cfg.data.dir)
+    match = (
+        r"was made with other ranks of tokenizer bytes: 000000000000..., not [0-9a-f]{12}...; choose another data.dir$"
+    )
+    with pytest.raises(DataError, match=match):
+        check_corpus(corpus, cfg)
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path} was made with other ranks of tokenizer bytes.*; choose a corpus"
+    ):
+        check_split(corpus, cfg, "val", tmp_path)
+
+
+def test_a_split_is_enough_with_one_window_and_needs_no_whole_step(cfg: Config) -> None:
+    corpus = open_corpus(cfg.data.dir)  # 31 training tokens, 11 validation tokens
+    large = cfg.model_copy(update={"train": cfg.train.model_copy(update={"tokens_per_step": 3000})})
+    check_split(corpus, with_model(large, context_length=10), "val", cfg.data.dir)
+    check_split(corpus, with_model(large, context_length=30), "train", cfg.data.dir)
+
+
+@pytest.mark.parametrize(("split", "context", "tokens"), [("val", 11, 11), ("train", 31, 31)])
+def test_a_split_without_one_window_is_refused_by_its_folder(
+    cfg: Config, split: Split, context: int, tokens: int
+) -> None:
+    match = (
+        rf"^another: its {split} split holds {tokens} tokens, and one window of model.context_length={context} "
+        rf"needs {context + 1}; choose another split or corpus$"
+    )
+    with pytest.raises(DataError, match=match):
+        check_split(open_corpus(cfg.data.dir), with_model(cfg, context_length=context), split, Path("another"))
+
+
+def test_a_split_of_another_tokenizer_or_a_larger_vocabulary_is_refused_by_its_folder(cfg: Config) -> None:
+    corpus, folder = open_corpus(cfg.data.dir), Path("another")
+    match = r"^another was made with tokenizer bytes, but data.tokenizer=gpt2; choose a corpus of the model's own tok"
+    with pytest.raises(DataError, match=match):
+        check_split(corpus, with_data(cfg, tokenizer="gpt2"), "val", folder)
+    match = (
+        r"^another does not fit the model: tokenizer bytes has 257 tokens, but model.vocab_size=256; choose a corpus"
+    )
+    with pytest.raises(DataError, match=match):
+        check_split(corpus, with_model(cfg, vocab_size=256), "val", folder)

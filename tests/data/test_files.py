@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptscale.data.files import hash_file, write_whole
+from gptscale.data.files import hash_file, remove_leftovers, write_whole
 from gptscale.errors import DataError
 
 
@@ -45,3 +45,23 @@ def test_other_failures_of_the_disk_pass_through(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="Input/output error"):
         write_whole(tmp_path / "a", b"new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    # a process number beyond Linux' largest (2**22) is nobody's; the parent lives
+    gone = [".train-00000.bin.99999999.tmp", f".manifest.json.{os.getpid()}.tmp"]
+    stay = [f".train-00000.bin.{os.getppid()}.tmp", ".train-00000.bin.tmp", "train.1.tmp", ".x.99999999.tmp.bin"]
+    for name in [*gone, *stay]:
+        (tmp_path / name).write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+
+
+def test_somebody_elses_process_lives_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", kill)
+    (tmp_path / ".a.12.tmp").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".a.12.tmp"]

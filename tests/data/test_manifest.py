@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gptscale.data.manifest import Manifest, Settings, ShardEntry, load_manifest
+from gptscale.data.manifest import Manifest, Settings, ShardEntry, load_manifest, load_settings
 from gptscale.errors import DataError
 
 
@@ -25,7 +25,7 @@ def settings(**fields: Any) -> Settings:
 
 def entry(**fields: Any) -> ShardEntry:
     base = {"file": "train-00000.bin", "split": "train", "tokens": 9, "documents": 2, "text_bytes": 7}
-    return ShardEntry.model_validate({**base, "sha256": "cc", **fields})
+    return ShardEntry.model_validate({**base, "sha256": "cc", "starts_sha256": "ee", **fields})
 
 
 MANIFEST = Manifest(settings=settings(), shards=(entry(), entry(file="val-00000.bin", split="val")))
@@ -75,9 +75,43 @@ def test_a_folder_without_manifest_says_to_prepare(tmp_path: Path, place: str) -
 
 
 @pytest.mark.parametrize(
-    ("text", "where"), [("{", "as a whole"), ("{}", "settings"), ('{"settings":{"dtype":"x"}}', "settings")]
+    ("old", "new", "where"),
+    [('"shards": [', '"shards": ', "as a whole"), ('"hash"', '"hush"', "settings.split"), ("starts_", "", "shards.0")],
 )
-def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, text: str, where: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
+def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, old: str, new: str, where: str) -> None:
+    MANIFEST.save(tmp_path)
+    (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text().replace(old, new))
     with pytest.raises(DataError, match=rf"manifest.json is no manifest of this version \({where}.*delete it"):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"shards": []}', '{"settings": {"dtype": "x"}}', "[1]"])
+def test_nobody_is_told_to_delete_a_file_that_is_no_corpus_manifest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    match = r"manifest.json is not the manifest of a corpus \([^;]*\); choose another data.dir$"
+    with pytest.raises(DataError, match=match):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"step": 1, "format": "gptscale-checkpoint-1"}', '{\n"format":"gptscale-checkpoint-2"']
+)
+def test_a_checkpoint_is_called_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    match = r"data.dir=.* is a checkpoint, not a corpus; set data.dir to a corpus or to a new folder$"
+    with pytest.raises(DataError, match=match):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(DataError, match=r"data.dir=.*: its manifest.json cannot be read: Is a directory"):
+        load_manifest(tmp_path)
+
+
+def test_settings_come_back_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    assert load_settings(tmp_path) is None
+    settings().save(tmp_path)
+    assert load_settings(tmp_path) == settings()
+    (tmp_path / "settings.json").write_text("{")
+    assert load_settings(tmp_path) is None

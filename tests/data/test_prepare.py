@@ -1,5 +1,6 @@
 """A corpus is made once, mended where it is damaged, and never mixed with another."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,21 @@ def run(cfg: Config) -> list[str]:
     said: list[str] = []
     prepare(cfg, said.append)
     return said
+
+
+def kill_after_two_units(cfg: Config) -> None:
+    real, made = module.make_unit, []
+
+    def make_two(unit: Any, *rest: Any) -> Any:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(unit.number)
+        return real(unit, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_unit", make_two)
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
 
 
 def test_the_corpus_is_the_documents_in_order_each_after_an_end_of_text(cfg: Config) -> None:
@@ -108,10 +124,11 @@ def test_a_corpus_may_move_with_its_text(cfg: Config, text: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["delete", "flip"])
-def test_only_a_damaged_unit_is_made_again(cfg: Config, damage: str) -> None:
+@pytest.mark.parametrize("name", ["train-00002.bin", "train-00002.starts.npy"])
+def test_only_a_damaged_unit_is_made_again(cfg: Config, name: str, damage: str) -> None:
     run(cfg)
     before = snapshot(cfg.data.dir)
-    shard = cfg.data.dir / "train-00002.bin"
+    shard = cfg.data.dir / name
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content) if damage == "flip" else shard.unlink()
@@ -120,39 +137,79 @@ def test_only_a_damaged_unit_is_made_again(cfg: Config, damage: str) -> None:
     assert {name: file[0] for name, file in snapshot(cfg.data.dir).items()} == {n: f[0] for n, f in before.items()}
 
 
-def test_a_killed_preparation_goes_on_where_it_was(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_preparation_goes_on_where_it_was(cfg: Config) -> None:
     run(cfg)
     whole = load_manifest(cfg.data.dir)
     for path in cfg.data.dir.iterdir():
         path.unlink()
-
-    real, made = module.make_unit, []
-
-    def make_two(unit: Any, *rest: Any) -> Any:
-        if len(made) == 2:
-            raise KeyboardInterrupt
-        made.append(unit.number)
-        return real(unit, *rest)
-
-    monkeypatch.setattr(module, "make_unit", make_two)
-    with pytest.raises(KeyboardInterrupt):
-        run(cfg)
+    kill_after_two_units(cfg)
     with pytest.raises(DataError, match="holds no corpus"):
         load_manifest(cfg.data.dir)
-    monkeypatch.setattr(module, "make_unit", real)
     assert [line.split()[2] for line in run(cfg)[:4]] == ["reusing", "reusing", "wrote", "wrote"]
     assert load_manifest(cfg.data.dir) == whole
 
 
-def test_shards_of_an_unfinished_preparation_with_other_settings_are_removed(
+def test_an_unfinished_corpus_of_other_settings_is_left_alone(cfg: Config, text: Path, make_config: Make) -> None:
+    kill_after_two_units(cfg)
+    before = snapshot(cfg.data.dir)
+    other = make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 100})
+    match = r"another corpus \(documents_per_shard 6 there, 100 here\); choose another data.dir, or delete that folder$"
+    with pytest.raises(DataError, match=match):
+        run(other)
+    assert snapshot(cfg.data.dir) == before
+    assert [line.split()[2] for line in run(cfg)[:4]] == ["reusing", "reusing", "wrote", "wrote"]
+    assert not (cfg.data.dir / "settings.json").exists()
+
+
+def test_an_unfinished_corpus_of_settings_unknown_is_left_alone(cfg: Config, text: Path, make_config: Make) -> None:
+    kill_after_two_units(cfg)
+    (cfg.data.dir / "settings.json").unlink()
+    before = snapshot(cfg.data.dir)
+    match = r"holds units of another corpus, which is not finished .*; choose another data.dir, or delete that folder$"
+    with pytest.raises(DataError, match=match):
+        run(make_config(text, data={"validation_fraction": 0.2, "documents_per_shard": 6}))
+    assert snapshot(cfg.data.dir) == before
+
+
+def test_a_unit_with_a_damaged_receipt_is_made_again_under_any_settings(
     cfg: Config, text: Path, make_config: Make
 ) -> None:
-    run(cfg)
-    (cfg.data.dir / "manifest.json").unlink()  # as if it had been killed at the end
-    other = make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 100})
-    assert "wrote" in run(other)[0]
+    kill_after_two_units(cfg)
+    for number in range(2):
+        (cfg.data.dir / f"unit-0000{number}.json").write_text("{")
+    run(make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 100}))
     names = {path.name for path in cfg.data.dir.glob("*.bin")}
     assert names == {"train-00000.bin", "val-00000.bin"}
+
+
+def test_what_a_killed_preparation_was_writing_is_removed(cfg: Config) -> None:
+    kill_after_two_units(cfg)
+    (cfg.data.dir / ".train-00002.bin.99999999.tmp").write_bytes(b"half")
+    run(cfg)
+    assert not list(cfg.data.dir.glob(".*"))
+
+
+def test_a_checkpoint_is_left_alone(cfg: Config) -> None:
+    cfg.data.dir.mkdir()
+    (cfg.data.dir / "manifest.json").write_text('{"step": 1, "format": "gptscale-checkpoint-1"}')
+    before = snapshot(cfg.data.dir)
+    with pytest.raises(DataError, match=r"data.dir=.*corpus is a checkpoint, not a corpus"):
+        run(cfg)
+    assert snapshot(cfg.data.dir) == before
+
+
+def test_text_that_changed_under_its_old_time_makes_another_corpus(text: Path, make_config: Make) -> None:
+    texts = []
+    for i, line in enumerate(["first text here", "other text here"]):
+        text.write_text(line)
+        os.utime(text, ns=(10**18, 10**18))
+        cfg = make_config(
+            text, data={"dir": text.parent / f"corpus{i}", "validation_fraction": 0, "end_of_text": False}
+        )
+        run(cfg)
+        train = open_corpus(cfg.data.dir).train
+        texts.append(bytes(train.read(0, len(train)).tolist()).decode())
+    assert texts == ["first text here", "other text here"]
 
 
 def test_a_folder_with_another_corpus_is_left_alone(cfg: Config, text: Path, make_config: Make) -> None:
@@ -181,11 +238,14 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path, make
     match = r"nothing to train on: all 1 documents fell to validation; use data.split=tail.*fraction=0.5"
     with pytest.raises(DataError, match=match):
         run(cfg)
+    assert not list(cfg.data.dir.iterdir())  # so that the mended settings may use the folder
 
 
 def test_a_folder_that_cannot_be_made_is_named(text: Path, make_config: Make) -> None:
     with pytest.raises(DataError, match=r"data.dir=.*x.txt/corpus cannot be made: Not a directory"):
         run(make_config(text, data={"dir": text / "corpus"}))
+    with pytest.raises(DataError, match=r"data.dir=.*xxx cannot be made: File name too long; choose another data.dir"):
+        run(make_config(text, data={"dir": text.parent / ("x" * 300)}))
 
 
 def test_a_corpus_from_the_hub_stays_at_its_revision(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +257,10 @@ def test_a_corpus_from_the_hub_stays_at_its_revision(cfg: Config, monkeypatch: p
         return TextList(LINES, {"path": source.path, "kind": "hub", "revision": revision})
 
     monkeypatch.setattr(module, "open_source", open_source)
+    kill_after_two_units(cfg)
     run(cfg)
     run(cfg)
-    assert asked == [None, "newest"]
+    assert asked == [None, "newest", "newest"]
 
 
 def test_copies_of_a_document_lie_on_one_side(tmp_path: Path, make_config: Make) -> None:

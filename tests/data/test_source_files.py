@@ -1,6 +1,7 @@
 """Paths become sorted files of one kind, or an error that names data.source.path."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from gptscale.config.schema import SourceConfig
 from gptscale.data import source_files
-from gptscale.data.source_files import describe_files, find_files, hash_texts, is_local
+from gptscale.data.source_files import describe_files, expand, find_files, hash_texts, is_local, unreadable_is_said
 from gptscale.errors import DataError
 
 
@@ -78,12 +79,12 @@ def test_a_glob_without_match_is_named(folder: Path) -> None:
         found(folder / "*.zip")
 
 
-@pytest.mark.parametrize("path", ["/x", "./x", "../x", "~/x", "x*.foo", "corpus/x.txt", "x.jsonl.gz"])
+@pytest.mark.parametrize("path", ["/x", "./x", "../x", "~/x", "x*.foo", "corpus/x.txt", "x.jsonl.gz", "~nosuchuser/x"])
 def test_these_are_paths(path: str) -> None:
     assert is_local(path)
 
 
-@pytest.mark.parametrize("path", ["wikitext", "HuggingFaceFW/fineweb-edu", "allenai/c4"])
+@pytest.mark.parametrize("path", ["wikitext", "HuggingFaceFW/fineweb-edu", "allenai/c4", "x" * 300])
 def test_these_are_hub_names(path: str) -> None:
     assert not is_local(path)
 
@@ -103,3 +104,51 @@ def test_files_of_many_bytes_are_known_by_size_and_time(folder: Path, monkeypatc
 def test_the_hash_of_texts_sees_their_borders() -> None:
     assert hash_texts(["ab", "c"]) != hash_texts(["a", "bc"])
     assert hash_texts(["\ud800"]) != hash_texts([])
+
+
+def test_an_unknown_users_home_is_one_line() -> None:
+    match = r"data.source.path=~nosuchuser/x.txt begins with the home of a user that is not known here; write the path"
+    with pytest.raises(DataError, match=match):
+        found("~nosuchuser/x.txt")
+    assert expand("~") == Path.home()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a device")
+def test_a_device_is_no_text() -> None:
+    with pytest.raises(DataError, match=r"data.source.path=/dev/null is neither a file nor a folder$"):
+        found("/dev/null")
+
+
+def test_a_folder_that_may_not_be_listed_is_not_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.scandir
+
+    def scandir(path: str | Path) -> Any:
+        if Path(path).name in ("deep", ".hidden"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match=r"/deep"):
+        found(folder)
+
+
+def test_a_missing_file_in_a_folder_that_may_not_be_listed_has_no_nearest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(DataError, match=r"bb.txt does not exist$"):
+        found(folder / "bb.txt")
+
+
+def test_a_refusal_names_the_setting_and_a_file_below_it() -> None:
+    cfg = SourceConfig(path="here")
+    with (
+        pytest.raises(DataError, match=r"^data.source.path=here cannot be read: Denied \(here/a.txt\)$"),
+        unreadable_is_said(cfg),
+    ):
+        raise PermissionError(13, "Denied", "here/a.txt")
+    with pytest.raises(DataError, match=r"^data.source.path=here cannot be read: Denied$"), unreadable_is_said(cfg):
+        raise PermissionError(13, "Denied", "here")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptscale.config.schema import SourceConfig
+from gptscale.data import source_files
 from gptscale.data.sources import Source, open_source
 from gptscale.errors import DataError
 
@@ -163,3 +165,45 @@ def test_a_hub_dataset_that_cannot_be_loaded_says_which(monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(DataError, match=r"split=tran, revision=0123456789ab cannot be loaded.*: Unknown split"):
         source("owner/name", split="tran")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.gz"])
+def test_a_file_that_changed_under_its_old_time_is_read_again(tmp_path: Path, name: str) -> None:
+    for text in ["first", "other"]:
+        content = json.dumps({"text": text}) if "json" in name else text
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+        os.utime(tmp_path / name, ns=(10**18, 10**18))
+        assert documents(tmp_path / name) == [text]
+
+
+def test_line_ends_of_text_become_newlines_and_those_in_json_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one\\r\\ntwo"}\n')
+    assert documents(tmp_path / "a.txt") == ["one\ntwo\nthree\n"]
+    assert documents(tmp_path / "a.jsonl") == ["one\r\ntwo"]
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr(source_files, "hash_file", forbidden)
+    with pytest.raises(DataError, match=r"data.source.path=.*a.txt cannot be read: Permission denied$"):
+        source(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"data.source.path=[^ ]* cannot be read: Permission denied \(.*/a.txt\)$"):
+        source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("~nosuchuser/x.txt", "begins with the home of a user"),
+        ("/" + "x" * 300, "cannot be read: File name too long$"),
+        ("x" * 296 + ".txt", "cannot be read: File name too long$"),
+        ("/dev/null", "is neither a file nor a folder"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_one_line(path: str, text: str) -> None:
+    with pytest.raises(DataError, match=rf"^data.source.path={path} {text}"):
+        source(path)

@@ -17,6 +17,7 @@ from gptscale.data.tokenizer import (
     BpeTokenizer,
     Tokenizer,
     ids_to_text,
+    known_ranks,
     load_tokenizer,
     text_to_ids,
     utf8,
@@ -186,3 +187,33 @@ def test_other_encodings_are_encoded_by_tiktoken_and_may_leave_ids_free(
     assert (tiny.n_vocab, tiny.end_of_text, tiny.identity["name"]) == (261, 260, "o200k_base")
     assert tiny.token_bytes[255:].tolist() == [1, 2, 0, 0, 0, 0]
     assert tiny.decode([256, 258]) == "ab\ufffd"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_known_ranks_are_those_of_the_loaded_tokenizer(name: str) -> None:
+    assert known_ranks(name) == load_tokenizer(name).identity["ranks_sha256"]
+    assert known_ranks("cl100k_base") is None
+
+
+def test_a_million_spaces_are_encoded_though_tiktoken_panics(gpt2: Tokenizer) -> None:
+    # the pattern leaves the last space to the word, and no rank joins so many spaces: one id (220) each
+    ids = gpt2.encode(" " * 1_000_000 + "x")
+    assert ids == [220] * 999_999 + [2124]
+    assert gpt2.decode([2124]) == " x"
+
+
+def test_a_panic_of_tiktoken_alone_is_one_line(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(gpt2, BpeTokenizer)
+    alone = BpeTokenizer("alone", gpt2._judge)
+    match = (
+        r"data.tokenizer=alone: tiktoken cannot encode a text \(.*StackOverflow.*\); it fails on about a million spaces"
+    )
+    with pytest.raises(DataError, match=match):
+        alone.encode(" " * 1_000_000 + "x")
+    with pytest.raises(DataError, match=match):
+        alone.encode_batch([" " * 1_000_000 + "x"])
+
+
+def test_other_failures_of_tiktoken_are_not_taken_for_panics(gpt2: Tokenizer) -> None:
+    with pytest.raises(TypeError):
+        gpt2.encode(1)  # type: ignore[arg-type]

@@ -12,7 +12,16 @@ from gptscale.data.manifest import Settings, ShardEntry
 from gptscale.data.shard import open_shard, read_starts
 from gptscale.data.sources import TextList
 from gptscale.data.tokenizer import load_tokenizer
-from gptscale.data.unit import Unit, cut_units, finished_shards, make_unit, read_receipt, receipt_path, remove_unit
+from gptscale.data.unit import (
+    Unit,
+    cut_units,
+    finished_shards,
+    make_unit,
+    read_receipt,
+    read_receipts,
+    receipt_path,
+    remove_unit,
+)
 
 SOURCE = TextList(["ab", "", "c", "dé"], {})
 TOKENIZER = load_tokenizer("bytes")
@@ -90,11 +99,12 @@ def test_a_unit_with_a_missing_file_is_not_finished(cfg: Config, name: str) -> N
     assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
 
 
-def test_a_unit_with_a_flipped_bit_is_not_finished(cfg: Config) -> None:
-    train, _ = make(cfg)
-    content = bytearray((cfg.data.dir / train.file).read_bytes())
+@pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.starts.npy"])
+def test_a_unit_with_a_flipped_bit_is_not_finished(cfg: Config, name: str) -> None:
+    make(cfg)
+    content = bytearray((cfg.data.dir / name).read_bytes())
     content[-1] ^= 1
-    (cfg.data.dir / train.file).write_bytes(content)
+    (cfg.data.dir / name).write_bytes(content)
     assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
 
 
@@ -103,6 +113,15 @@ def test_a_damaged_receipt_is_none(cfg: Config) -> None:
     path = receipt_path(cfg.data.dir, 0)
     path.write_text(path.read_text()[:-5])
     assert read_receipt(path) is None
+
+
+def test_receipts_are_found_by_their_numbers_and_other_files_are_not_ours(cfg: Config) -> None:
+    make(cfg)
+    (cfg.data.dir / "unit-00007.json").write_text("{")
+    (cfg.data.dir / "unit-test.json").write_text("{}")
+    found = read_receipts(cfg.data.dir)
+    assert found == {0: read_receipt(receipt_path(cfg.data.dir, 0)), 7: None}
+    assert found[0] is not None
 
 
 def test_removing_a_unit_leaves_nothing_of_it(cfg: Config) -> None:
