@@ -118,10 +118,7 @@ class Engine:
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether it is set on any rank, in one exchange; the same answers on all."""
-        if self.world == 1:
-            return flags
-        votes = self.total(torch.tensor([float(flag) for flag in flags], device=self.device))
-        return tuple(vote > 0 for vote in votes.tolist())
+        return ranks.any_of(*flags)
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""

@@ -37,6 +37,8 @@ TOLD = "gptscale/told"
 """Where rank 0 notes that it has told what all ranks raised."""
 
 _store: c10d.Store | None = None
+_words: dist.ProcessGroup | None = None
+"""What the ranks tell each other goes over the CPU, so that it waits for no GPU; None is the default group."""
 
 
 def has_cuda() -> bool:
@@ -50,7 +52,7 @@ def join() -> None:
     An agent that restarts its workers keeps its store, and with it the addresses of the dead ones;
     so each life of the workers has its own part of it.
     """
-    global _store  # noqa: PLW0603
+    global _store, _words  # noqa: PLW0603
     alone = launched_world() == 1
     if dist.is_initialized() or (alone and launched_engine() == "plain"):
         return
@@ -65,6 +67,7 @@ def join() -> None:
         _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
     backend = "nccl" if has_cuda() else "gloo"
     dist.init_process_group(backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=timeout)
+    _words = dist.new_group(backend="gloo", timeout=timeout) if has_cuda() else None
 
 
 def leave() -> None:
@@ -79,8 +82,17 @@ def gather(value: T) -> list[T]:
     if launched_world() == 1:
         return [value]
     values: list[Any] = [None] * launched_world()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_words)
     return values
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """For each flag whether it is set on any rank, in one exchange; the same answers on all."""
+    if launched_world() == 1:
+        return flags
+    votes = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(votes, dist.ReduceOp.MAX, group=_words)
+    return tuple(bool(vote) for vote in votes.tolist())
 
 
 def agree(work: Callable[[], T]) -> T:

@@ -90,7 +90,8 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
         look = Look(cfg, engine, model, corpus, tokenizer)
         finished = fit(Run(cfg, plan, engine, loader, look, meter, store, tracker, stop), state)
     if not finished:
-        engine.say(f"stopped at step {state.step} with a checkpoint; the same command goes on from there")
+        kept = " with a checkpoint" if state.step else ""
+        engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
     if stop.received is signal.SIGINT:
         raise KeyboardInterrupt
     return finished
