@@ -48,7 +48,7 @@ def evaluate(
     import torch
 
     from gptscale.checkpoint.model import load_model
-    from gptscale.data.corpus import check_corpus, open_corpus
+    from gptscale.data.corpus import check_split, open_corpus
     from gptscale.data.loader import eval_batches, evenly_spaced_windows
     from gptscale.data.tokenizer import load_tokenizer
     from gptscale.evaluation.loss import evaluate_loss
@@ -56,10 +56,11 @@ def evaluate(
 
     device = default_device()
     model, cfg = load_model(checkpoint, device)
-    corpus = open_corpus(Path(data_dir) if data_dir else cfg.data.dir)
-    check_corpus(corpus, cfg)
+    folder = Path(data_dir) if data_dir else cfg.data.dir
+    corpus = open_corpus(folder)
+    check_split(corpus, cfg, split, folder)
     stream = corpus.val if split == "val" else corpus.train
     starts = evenly_spaced_windows(stream, cfg.model.context_length, sequences)
-    batches = eval_batches(stream, starts, cfg.model.context_length, cfg.train.micro_batch_sequences)
+    batches = eval_batches(stream, starts, cfg.model.context_length, cfg.train.micro_batch_sequences or 1)
     with torch.no_grad():
         return evaluate_loss(model, batches, load_tokenizer(cfg.data.tokenizer).token_bytes, device)

@@ -150,16 +150,23 @@ class TrainConfig(Section):
     """Length in passes over the training samples, rounded down to whole steps."""
     tokens_per_step: Count = 524_288
     """Tokens in one step over all ranks; a multiple of context_length."""
-    micro_batch_sequences: Count = 8
-    """Samples in one forward and backward on one rank."""
+    micro_batch_sequences: Count | None = 8
+    """Samples in one forward and backward on one rank; auto or null takes the most that fit into memory."""
     precision: Precision = "bf16"
     """fp32; bf16: fp32 weights, bf16 compute; bf16-sharded: ZeRO only; fp16: CUDA only, with loss scaling."""
     compile: bool = False
     """Whether torch.compile translates the model first."""
     activation_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass: a third more arithmetic, far less memory."""
+    tf32: bool = False
+    """Whether fp32 matrix products on CUDA may round their inputs to TF32: faster, ten bits of mantissa."""
     log_every_steps: Count = 10
     """Steps between two records of loss, learning rate, gradient norm and speed."""
+
+    @field_validator("micro_batch_sequences", mode="before")
+    @classmethod
+    def _auto_is_null(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -287,7 +294,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _micro_batch_within_step(self) -> Self:
-        if self.train.micro_batch_sequences > self.sequences_per_step:
+        if (self.train.micro_batch_sequences or 1) > self.sequences_per_step:
             raise ValueError(
                 f"train.micro_batch_sequences={self.train.micro_batch_sequences} is more than the "
                 f"{self.sequences_per_step} sequences of a step; lower it or raise train.tokens_per_step"

@@ -71,11 +71,11 @@ def _settings(data: DataConfig, tokenizer: Tokenizer, source: Source) -> Setting
 
 def _begin(folder: Path, settings: Settings, earlier: Manifest | None, begun: Settings | None) -> None:
     """Check that the folder is free for these settings, record them, and clear what a killed preparation left."""
+    _make_folder(folder)
     if earlier is not None:
         _check_same(earlier.settings, settings, folder)
     else:
         _check_unfinished(begun, settings, folder)
-    _make_folder(folder)
     remove_leftovers(folder)
     _remove_damaged(folder)
     if earlier is None:

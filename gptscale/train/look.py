@@ -61,6 +61,7 @@ class Look:
         engine, context_length = self._engine, self._cfg.model.context_length
         starts = evenly_spaced_windows(stream, context_length, count)
         micro_batch = self._cfg.train.micro_batch_sequences
+        assert micro_batch is not None
         batches = eval_batches(stream, starts, context_length, micro_batch, engine.rank, engine.world)
         with engine.evaluating():
             return evaluate_loss(engine.model, batches, self._token_bytes, engine.device, engine.total)

@@ -34,6 +34,7 @@ def make_plan(cfg: Config, samples_per_epoch: int, world: int) -> Plan:
     """Work out a run's length and cut; samples_per_epoch is how many windows the training split has."""
     sequences = cfg.sequences_per_step
     micro = cfg.train.micro_batch_sequences
+    assert micro is not None, "with_micro_batch comes first"
     return Plan(
         total_steps=_total_steps(cfg, samples_per_epoch),
         tokens_per_step=cfg.train.tokens_per_step,

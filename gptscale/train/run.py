@@ -3,6 +3,8 @@
 import signal
 from contextlib import ExitStack
 
+import torch
+
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpus import Corpus, check_corpus, open_corpus
@@ -24,6 +26,7 @@ from gptscale.train.folder import held, open_folder
 from gptscale.train.look import Look
 from gptscale.train.loop import Run, fit
 from gptscale.train.meter import Meter
+from gptscale.train.micro_batch import with_micro_batch
 from gptscale.train.optimizer import build_optimizer
 from gptscale.train.plan import Plan, make_plan
 from gptscale.train.resume import resume
@@ -45,6 +48,7 @@ def train(cfg: Config) -> bool:
 
 def _train_together(cfg: Config) -> bool:
     corpus = ranks.agree(lambda: _open_corpus(cfg))
+    cfg = with_micro_batch(cfg)
     samples = count_samples(len(corpus.train), cfg.model.context_length, cfg.stride)
     plan = make_plan(cfg, samples, launched_world())
     engine = start_engine(
@@ -69,6 +73,7 @@ def _open_corpus(cfg: Config) -> Corpus:
 
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
+    torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
