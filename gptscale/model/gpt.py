@@ -122,7 +122,7 @@ class GPTModel(nn.Module):
         length = tokens.shape[1]
         if length > self.cfg.context_length:
             raise ValueError(f"{length} tokens do not fit into context_length={self.cfg.context_length}")
-        x = self.tok_emb(tokens) + self.pos_emb.weight[:length]
+        x = self.tok_emb(tokens) + self.pos_emb(torch.arange(length, device=tokens.device))
         x = self.drop_emb(x)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)

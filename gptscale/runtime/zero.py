@@ -56,10 +56,17 @@ class ZeroEngine(Engine):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
+        if not isinstance(optimizer, torch.optim.AdamW):
+            raise ConfigError(
+                "optim.name=muon needs whole matrices, and ZeRO cuts them into flat pieces; use optim.name=adamw, or "
+                "launch with launch/accelerate/ddp.yaml or fsdp2.yaml"
+            )
         initial = None
         if self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
-        super().prepare(model, optimizer, compile_model)
+        super().prepare(model, optimizer, compile_model=False)
+        if compile_model:
+            self.model.compile(backend="inductor")  # DeepSpeed's own, which keeps its hooks out of the graphs
         self._zero = self.model.optimizer
         if self.model.gradient_accumulation_steps() != self.settings.accumulation:
             raise ConfigError(

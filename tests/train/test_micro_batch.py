@@ -69,4 +69,4 @@ def test_activations_grow_with_the_sequences_and_shrink_when_recomputed(values: 
     assert four - two > 2 * 8 * 32 * 160 * 4
     model.recompute = True
     recomputed = [micro_batch._activation_bytes(model, cfg, n) for n in (4, 8)]
-    assert recomputed[1] - recomputed[0] < (eight - four) / 2
+    assert recomputed[1] - recomputed[0] < 0.6 * (eight - four)
