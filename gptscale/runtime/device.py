@@ -28,7 +28,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """The FLOP/s that model FLOP/s utilisation (MFU) is measured against.
 
     The data sheet's figure where the device is known and computes in 16 bits; else the rate of a
-    large matrix product, timed now (0.3 s), which is the most this device gives in practice.
+    large matrix product, timed now for a second, which is the most this device gives in practice.
     """
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
@@ -42,7 +42,7 @@ def _measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, device=device, dtype=dtype)
     best_s = float("inf")
-    until = time.perf_counter() + 0.3
+    until = time.perf_counter() + 1.0
     while time.perf_counter() < until:
         synchronize(device)
         start = time.perf_counter()
