@@ -125,6 +125,8 @@ def _refuse(config: dict[str, Any]) -> None:
 def _fill_zero(zero: dict[str, Any], on_cuda: bool) -> None:
     """Defaults under which all stages compute the same numbers, and that fit a CPU."""
     zero["round_robin_gradients"] = False
+    # DeepSpeed's default all-reduces whole buckets, of which a rank keeps its share: 3 x parameters a step, not 2.
+    zero.setdefault("use_multi_rank_bucket_allreduce", False)
     if zero["stage"] == 3:
         zero["memory_efficient_linear"] = False  # it rounds the product and the bias apart from each other
         zero.setdefault("stage3_param_persistence_threshold", 0)
