@@ -1,6 +1,7 @@
 """Continuations of prompts, in a batch, beyond the context by sliding."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,32 +24,42 @@ def generate_text(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
+    end_token: int | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Continue each prompt until the end-of-text token or max_new_tokens; gives prompt and continuation.
+    """Continue each prompt until end_token or max_new_tokens; gives prompt and continuation.
 
-    The same seed gives the same text, whatever the device. An empty prompt starts a new document.
+    end_token null is the tokenizer's end of text. The same seed gives the same text, whatever the device. An empty prompt starts a new document.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     rows = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in texts]
     starts = [len(row) for row in rows]
     device = model.tok_emb.weight.device
-    was_training = model.training
-    model.eval()
-    grown = extend(
-        lambda tokens, at: _uncompiled(model, tokens.to(device), at.to(device)),
-        rows,
-        context_length=model.cfg.context_length,
-        max_new_tokens=max_new_tokens,
-        end_token=tokenizer.end_of_text,
-        seed=seed,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
-    model.train(was_training)
+    with _evaluating(model):
+        grown = extend(
+            lambda tokens, at: _uncompiled(model, tokens.to(device), at.to(device)),
+            rows,
+            context_length=model.cfg.context_length,
+            max_new_tokens=max_new_tokens,
+            end_token=tokenizer.end_of_text if end_token is None else end_token,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
     continued = [row[start:] for row, start in zip(grown, starts, strict=True)]
     return [text + tokenizer.decode(ids) for text, ids in zip(texts, continued, strict=True)]
+
+
+@contextmanager
+def _evaluating(model: GPTModel) -> Iterator[None]:
+    """Without dropout, and afterwards as before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()

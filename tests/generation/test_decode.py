@@ -52,3 +52,11 @@ def test_a_batch_writes_what_each_prompt_writes_alone(model: GPTModel) -> None:
     together = generate_text(model, tokenizer, prompts, max_new_tokens=12, temperature=0)
     alone = [generate_text(model, tokenizer, p, max_new_tokens=12, temperature=0)[0] for p in prompts]
     assert together == alone
+
+
+def test_another_end_token_can_be_given(model: GPTModel) -> None:
+    tokenizer = load_tokenizer("bytes")
+    long = generate_text(model, tokenizer, "x", max_new_tokens=12, temperature=0)[0]
+    third = long.encode()[3]
+    short = generate_text(model, tokenizer, "x", max_new_tokens=12, temperature=0, end_token=third)[0]
+    assert short.encode() == long.encode()[: long.encode().index(third, 1)]

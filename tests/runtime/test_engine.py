@@ -1,0 +1,64 @@
+"""What the plain engine promises beside the steps that tests/train and tests/dist look at."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gptscale.errors import ConfigError, TrainingError
+from gptscale.runtime.distributed import start_engine
+from gptscale.runtime.engine import Engine
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = start_engine("fp32", 1)
+    yield engine
+    engine.close()
+
+
+def scaled_down(scaler: torch.amp.GradScaler) -> None:
+    """Let a scaler meet gradients that overflow once."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler.scale(weight.sum() * float("inf")).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_fp16s_loss_scale_goes_through_a_ledger(engine: Engine) -> None:
+    engine._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaled_down(engine._accelerator.scaler)
+    ledger = json.loads(json.dumps(engine.scaler_state()))
+    assert ledger["scale"] == 2.0**15
+
+    engine._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    engine.load_scaler_state(ledger)
+    assert engine._accelerator.scaler.get_scale() == 2.0**15
+    assert engine.scaler_state() == ledger
+
+
+def test_other_precisions_have_no_loss_scale(engine: Engine) -> None:
+    assert engine.scaler_state() == {}
+    engine.load_scaler_state({})
+
+
+def test_precisions_that_need_another_launch_say_so() -> None:
+    with pytest.raises(ConfigError, match=r"train.precision=bf16-sharded needs an engine that shards; .*zero\*.yaml"):
+        start_engine("bf16-sharded", 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="train.precision=fp16 needs a CUDA device, and there is none"):
+            start_engine("fp16", 1)
+
+
+def test_fp16_is_refused_where_its_loss_scale_would_be_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="train.precision=fp16 is not supported under zero; use bf16"):
+        start_engine("fp16", 1)
+
+
+def test_a_world_that_accelerate_sees_otherwise_is_refused(engine: Engine) -> None:
+    engine.world = 2
+    with pytest.raises(TrainingError, match=r"the launcher started 2 processes, but Accelerate sees 1 and rank 0"):
+        engine._check_world()
