@@ -6,16 +6,20 @@ from hashlib import file_digest
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Give a file new content in one move: after a crash it holds the old content or the new. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write the pieces to a temporary name, force them to disk and rename. Raises OSError.
+
+    A reader meets the old content or the new, also after a crash.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise

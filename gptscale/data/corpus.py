@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptscale.config.schema import Config
-from gptscale.data.files import hash_file
 from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
 from gptscale.data.shard import Tokens, open_shard, starts_path
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import known_ranks
+from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30

@@ -1,36 +1,22 @@
-"""Files that are whole or absent, and their hashes."""
+"""The files of a corpus, and what killed writers leave behind."""
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gptscale import disk
 from gptscale.errors import DataError
 
 _TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write the pieces to a temporary name, force them to disk and rename.
-
-    A reader meets the old file or the new one, also after a crash. Raises DataError on a full disk.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a file of a corpus whole or not at all. Raises DataError on a full disk."""
     with _full_disk_is_said(path):
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    _sync_folder(path.parent)
+        disk.write_whole(path, *pieces)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -39,12 +25,6 @@ def remove_leftovers(folder: Path) -> None:
         found = _TEMPORARY.fullmatch(path.name)
         if found and not _is_another_process(int(found[1])):
             path.unlink(missing_ok=True)
-
-
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -70,12 +50,3 @@ def _is_another_process(pid: int) -> bool:
     except PermissionError:
         pass  # it lives, as somebody else's
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

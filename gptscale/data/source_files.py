@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptscale.config.schema import SourceConfig
-from gptscale.data.files import hash_file
+from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
 SUFFIXES = {

@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from gptscale.config.schema import DataConfig
-from gptscale.data.files import hash_file, write_whole
+from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
 from gptscale.data.shard import Tokens, starts_path, write_shard
 from gptscale.data.sources import Source
 from gptscale.data.split import split_text
 from gptscale.data.tokenizer import Ids, Tokenizer, utf8
+from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")
 _READ_DOCUMENTS = 64  # from the source at once

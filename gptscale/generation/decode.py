@@ -29,7 +29,8 @@ def generate_text(
 ) -> list[str]:
     """Continue each prompt until end_token or max_new_tokens; gives prompt and continuation.
 
-    end_token null is the tokenizer's end of text. The same seed gives the same text, whatever the device. An empty prompt starts a new document.
+    end_token null is the tokenizer's end of text. The same seed gives the same text, whatever the
+    device. An empty prompt starts a new document.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     rows = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in texts]

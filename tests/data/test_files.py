@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gptscale.data.files import hash_file, remove_leftovers, write_whole
+from gptscale.data.files import remove_leftovers, write_whole
+from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
 

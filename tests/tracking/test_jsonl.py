@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_cutting_back_a_run_without_a_log_changes_nothing(tmp_path: Path) -> Non
 def test_cutting_back_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     write_run(tmp_path)
     before = (tmp_path / "log.jsonl").read_bytes()
-    (tmp_path / ".log.jsonl.tmp").mkdir()  # the temporary file cannot be made
+    (tmp_path / f".log.jsonl.{os.getpid()}.tmp").mkdir()  # the temporary file cannot be made
     with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: Is a directory"):
         cut_back(tmp_path, 0)
     assert (tmp_path / "log.jsonl").read_bytes() == before
