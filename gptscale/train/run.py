@@ -36,17 +36,22 @@ from gptscale.train.state import TrainState
 def train(cfg: Config) -> bool:
     """Train, or go on with the run in run.dir; says whether the last step was reached.
 
-    Under a launcher every process calls this. A stop signal ends it early, with a checkpoint.
+    Under a launcher every process calls this. A stop signal ends it early, with a checkpoint; after
+    Ctrl-C that is a KeyboardInterrupt.
     """
-    ranks.join()
-    try:
-        return _train_together(cfg)
-    except Exception as error:
-        explained = ranks.explained(error)
-        raise explained from (error.__cause__ if explained is error else error)
+    with StopRequest() as stop:
+        ranks.join()
+        try:
+            finished = _train_together(cfg, stop)
+        except Exception as error:
+            explained = ranks.explained(error)
+            raise explained from (error.__cause__ if explained is error else error)
+    if stop.received is signal.SIGINT and not finished:
+        raise KeyboardInterrupt
+    return finished
 
 
-def _train_together(cfg: Config) -> bool:
+def _train_together(cfg: Config, stop: StopRequest) -> bool:
     corpus = ranks.agree(lambda: _open_corpus(cfg))
     cfg = with_micro_batch(cfg)
     samples = count_samples(len(corpus.train), cfg.model.context_length, cfg.stride)
@@ -58,7 +63,7 @@ def _train_together(cfg: Config) -> bool:
         clip_norm=cfg.optim.clip_norm,
     )
     try:
-        finished = _train(cfg, corpus, plan, engine)
+        finished = _train(cfg, corpus, plan, engine, stop)
     finally:
         engine.close()
     ranks.leave()
@@ -71,7 +76,7 @@ def _open_corpus(cfg: Config) -> Corpus:
     return corpus
 
 
-def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
+def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
@@ -89,7 +94,6 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
         engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
         meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
         meter.restore(state.interval)
-        stop = stack.enter_context(StopRequest())
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
         look = Look(cfg, engine, model, corpus, tokenizer)
@@ -97,8 +101,6 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine) -> bool:
     if not finished:
         kept = " with a checkpoint" if state.step else ""
         engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
-    if stop.received is signal.SIGINT:
-        raise KeyboardInterrupt
     return finished
 
 

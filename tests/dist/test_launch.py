@@ -66,6 +66,18 @@ def test_a_killed_rank_is_restarted_and_the_run_goes_on(plain_values: dict[str, 
     assert len(done.log("train/loss")) == 8
 
 
+@pytest.mark.parametrize(("number", "returncode"), [("SIGTERM", 0), ("SIGINT", 1)])
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
+    plain_values: dict[str, Any], tmp_path: Path, number: str, returncode: int
+) -> None:
+    # after Ctrl-C the rank that got it ends with 130, which torchrun tells as 1
+    done = launch(short(plain_values, tmp_path), torchrun(2), {"FAULT": f"{number}:1"})
+    assert done.returncode == returncode, done.output
+    assert done.output.count("stopped at step 3 with a checkpoint; the same command goes on from there") == 1
+    assert (done.cfg.run.dir / "checkpoints" / "step-00000003").is_dir()
+    assert "Traceback (most recent call last):\n  File" not in done.output.split("torch/distributed")[0]
+
+
 def test_a_users_mistake_is_told_once(plain_values: dict[str, Any], tmp_path: Path) -> None:
     done = launch(short(plain_values, tmp_path, precision="fp16"), torchrun(2), {}, MODULE)
     assert done.returncode != 0

@@ -91,6 +91,8 @@ def fail(kind: str) -> None:
     elif kind == "kill":
         if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
             StepLoader.next_step = wrapped(_die)  # type: ignore[method-assign]
+    elif kind in ("SIGTERM", "SIGINT"):
+        StepLoader.next_step = wrapped(lambda batches: _signal(kind, batches))  # type: ignore[method-assign]
     elif kind == "hang":
         StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
     else:
@@ -116,6 +118,11 @@ def _broken_disk(batches: list[MicroBatch]) -> list[MicroBatch]:
 
 def _die(batches: list[MicroBatch]) -> list[MicroBatch]:
     os.kill(os.getpid(), signal.SIGKILL)
+    return batches
+
+
+def _signal(name: str, batches: list[MicroBatch]) -> list[MicroBatch]:
+    os.kill(os.getpid(), signal.Signals[name])
     return batches
 
 
