@@ -1,0 +1,34 @@
+"""The README's words, tried."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gptscale.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+pytestmark = pytest.mark.e2e
+
+
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    small = '["train.steps=2", "optim.warmup_steps=0", "eval.sequences=4", "sample.max_new_tokens=2"]'
+    exec(compile(block.replace('["train.steps=100"]', small), "README.md", "exec"), {})
+    assert "step 2/2" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "demo" / "checkpoints" / "step-00000002").is_dir()
+
+
+def test_every_command_and_file_that_is_named_exists() -> None:
+    verbs = {command.name for command in app.registered_commands}
+    assert set(re.findall(r"^gptscale (\w+)", README, re.MULTILINE)) <= verbs
+    table = README[README.index("| command | does |") :].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == verbs
+    for path in re.findall(r"(?:configs|launch|tests|benchmarks|gptscale)/[\w/.-]*\w\.(?:py|yaml|md|tiktoken)", README):
+        assert (ROOT / path).exists(), path
