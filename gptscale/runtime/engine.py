@@ -16,7 +16,7 @@ from gptscale.config.schema import Precision
 from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
-from gptscale.runtime.launch import launched_rank, launched_world
+from gptscale.runtime.launch import launched_rank, launched_world, says_yes
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Engine:
     def _start_accelerator(self) -> Accelerator:
         precision = self.settings.precision
         return Accelerator(
-            cpu=not ranks.has_cuda(),
+            cpu=says_yes("ACCELERATE_USE_CPU") or (launched_world() > 1 and not ranks.has_cuda()),  # else MPS may serve
             mixed_precision={"fp32": "no"}.get(precision, precision),
             gradient_accumulation_steps=self.settings.accumulation,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],

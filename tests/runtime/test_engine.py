@@ -8,7 +8,7 @@ import torch
 
 from gptscale.errors import ConfigError, TrainingError
 from gptscale.runtime.distributed import start_engine
-from gptscale.runtime.engine import Engine
+from gptscale.runtime.engine import Engine, EngineSettings
 
 
 @pytest.fixture
@@ -62,3 +62,24 @@ def test_a_world_that_accelerate_sees_otherwise_is_refused(engine: Engine) -> No
     engine.world = 2
     with pytest.raises(TrainingError, match=r"the launcher started 2 processes, but Accelerate sees 1 and rank 0"):
         engine._check_world()
+
+
+@pytest.mark.parametrize(("world", "refused", "cpu"), [("1", "", False), ("1", "true", True), ("2", "", True)])
+def test_one_process_without_cuda_may_use_mps_but_ranks_need_gloo(
+    monkeypatch: pytest.MonkeyPatch, world: str, refused: str, cpu: bool
+) -> None:
+    asked = {}
+
+    class Noted:
+        device = torch.device("cpu")
+        process_index, num_processes = 0, int(world)
+
+        def __init__(self, **settings: object) -> None:
+            asked.update(settings)
+
+    monkeypatch.setattr("gptscale.runtime.engine.Accelerator", Noted)
+    monkeypatch.setattr("gptscale.runtime.ranks.has_cuda", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", refused)
+    Engine(EngineSettings("fp32", 1))
+    assert asked["cpu"] is cpu
