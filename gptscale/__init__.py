@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptscale.data.tokenizer import load_tokenizer as load_tokenizer
     from gptscale.generation.decode import generate_text as generate_text
     from gptscale.model.gpt import GPTModel as GPTModel
-    from gptscale.train.run import train as train
+    from gptscale.training.run import train as train
 
 __version__ = "0.1.0"
 
@@ -31,7 +31,7 @@ _HOMES = {
     "load_model": "gptscale.checkpoint.model",
     "load_tokenizer": "gptscale.data.tokenizer",
     "prepare": "gptscale.data.prepare",
-    "train": "gptscale.train.run",
+    "train": "gptscale.training.run",
 }
 
 __all__ = [

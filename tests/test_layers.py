@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "gptscale"
 
 LAYERS = [
     {"cli"},
-    {"train"},
+    {"training"},
     {"checkpoint", "evaluation", "generation", "tracking", "planning"},
     {"weights"},
     {"data", "model", "runtime"},

@@ -24,7 +24,7 @@ def run_demo(
     from gptscale.config.load import load_config
     from gptscale.data.prepare import prepare
     from gptscale.errors import ConfigError
-    from gptscale.train.run import train
+    from gptscale.training.run import train
 
     if not config.exists():
         raise ConfigError(f"{config} does not exist; run this in a clone of gptscale, or give a config of your own")

@@ -13,6 +13,6 @@ def register(app: typer.Typer) -> None:
 def run_train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train the model of CONFIG; goes on from the run folder's newest good checkpoint."""
     from gptscale.config.load import load_config
-    from gptscale.train.run import train
+    from gptscale.training.run import train
 
     train(load_config(config, overrides or ()))

@@ -7,7 +7,7 @@ from gptscale.checkpoint.layout import list_checkpoints
 from gptscale.checkpoint.model import load_model
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError
-from gptscale.train.run import train
+from gptscale.training.run import train
 
 
 def test_a_run_with_a_damaged_newest_checkpoint_gives_the_one_before(

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from gptscale.cli.main import main
 from gptscale.runtime.engine import Engine
-from gptscale.train import loop, run
+from gptscale.training import loop, run
 
 
 class Collectives(TorchDispatchMode):

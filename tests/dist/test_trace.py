@@ -14,7 +14,7 @@ from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.seeding import seed_micro_batch
-from gptscale.train.schedule import lr_at
+from gptscale.training.schedule import lr_at
 from gptscale.weights.files import open_tensors
 from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
 from tests.dist.worker import state_hash

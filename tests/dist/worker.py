@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from gptscale.cli.main import main
 from gptscale.data.loader import MicroBatch, StepLoader
 from gptscale.runtime.engine import Engine
-from gptscale.train import loop, run
+from gptscale.training import loop, run
 
 FAULTY_CALL = 4
 RANK = int(os.environ.get("RANK", "0"))

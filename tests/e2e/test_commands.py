@@ -260,7 +260,7 @@ def test_a_disk_without_room_stops_before_training(
 def test_our_own_mistake_exits_with_1_and_a_traceback(
     command: Any, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptscale.train.run.make_plan", lambda *args: 1 / 0)
+    monkeypatch.setattr("gptscale.training.run.make_plan", lambda *args: 1 / 0)
     code, _, err = command("train", config)
     assert code == 1
     assert "ZeroDivisionError" in err

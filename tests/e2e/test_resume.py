@@ -14,15 +14,15 @@ from gptscale.checkpoint.model import load_model
 from gptscale.config.load import dump_config, parse_config
 from gptscale.config.schema import Config
 from gptscale.tracking.jsonl import read_log
-from gptscale.train.run import train
+from gptscale.training.run import train
 
 pytestmark = pytest.mark.e2e
 
 TRAIN_AND_SIGNAL = """
 import os, sys
 from gptscale.cli.main import main
-from gptscale.train import loop
-from gptscale.train.step import train_step
+from gptscale.training import loop
+from gptscale.training.step import train_step
 
 def signal_itself(*args, step, **kwargs):
     if step == {step}:

@@ -22,15 +22,15 @@ from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
-from gptscale.train.folder import held, open_folder
-from gptscale.train.look import Look
-from gptscale.train.loop import Run, fit
-from gptscale.train.meter import Meter
-from gptscale.train.micro_batch import with_micro_batch
-from gptscale.train.optimizer import build_optimizer
-from gptscale.train.plan import Plan, make_plan
-from gptscale.train.resume import resume
-from gptscale.train.state import TrainState
+from gptscale.training.folder import held, open_folder
+from gptscale.training.look import Look
+from gptscale.training.loop import Run, fit
+from gptscale.training.meter import Meter
+from gptscale.training.micro_batch import with_micro_batch
+from gptscale.training.optimizer import build_optimizer
+from gptscale.training.plan import Plan, make_plan
+from gptscale.training.resume import resume
+from gptscale.training.state import TrainState
 
 
 def train(cfg: Config) -> bool:

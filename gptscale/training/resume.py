@@ -7,9 +7,9 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
-from gptscale.train.plan import Plan
-from gptscale.train.schedule import lr_at
-from gptscale.train.state import TrainState
+from gptscale.training.plan import Plan
+from gptscale.training.schedule import lr_at
+from gptscale.training.state import TrainState
 
 FIXED = (("run", "seed"), ("data", "stride"), ("train", "tokens_per_step"), ("optim", "name"))
 """With other values a resume would read some samples twice and others never, or find no state."""

@@ -9,12 +9,12 @@ from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
-from gptscale.train.look import Look
-from gptscale.train.meter import Meter
-from gptscale.train.plan import Plan
-from gptscale.train.schedule import lr_at
-from gptscale.train.state import TrainState
-from gptscale.train.step import train_step
+from gptscale.training.look import Look
+from gptscale.training.meter import Meter
+from gptscale.training.plan import Plan
+from gptscale.training.schedule import lr_at
+from gptscale.training.state import TrainState
+from gptscale.training.step import train_step
 
 
 @dataclass(frozen=True)

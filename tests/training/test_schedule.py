@@ -1,7 +1,7 @@
 import pytest
 
 from gptscale.config.schema import OptimizerConfig
-from gptscale.train.schedule import lr_at
+from gptscale.training.schedule import lr_at
 
 OPTIM = OptimizerConfig(lr_peak=1.0, lr_floor=0.2, warmup_steps=4)
 

@@ -8,9 +8,9 @@ from gptscale.config.load import load_config, parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.model.gpt import GPTModel
-from gptscale.train import micro_batch
-from gptscale.train.micro_batch import with_micro_batch
-from gptscale.train.run import train
+from gptscale.training import micro_batch
+from gptscale.training.micro_batch import with_micro_batch
+from gptscale.training.run import train
 
 
 def auto(values: dict[str, Any], **train: Any) -> Config:

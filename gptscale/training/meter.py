@@ -10,8 +10,8 @@ import torch
 from gptscale.errors import TrainingError
 from gptscale.runtime.device import synchronize
 from gptscale.runtime.engine import Engine
-from gptscale.train.plan import Plan
-from gptscale.train.step import StepResult
+from gptscale.training.plan import Plan
+from gptscale.training.step import StepResult
 
 
 class Meter:

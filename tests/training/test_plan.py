@@ -6,7 +6,7 @@ import pytest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
-from gptscale.train.plan import make_plan
+from gptscale.training.plan import make_plan
 from tests.conftest import small_values
 
 

@@ -14,9 +14,9 @@ from gptscale.data.loader import StepLoader, count_samples
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
-from gptscale.train.optimizer import build_optimizer
-from gptscale.train.plan import Plan, make_plan
-from gptscale.train.step import StepResult, train_step
+from gptscale.training.optimizer import build_optimizer
+from gptscale.training.plan import Plan, make_plan
+from gptscale.training.step import StepResult, train_step
 
 
 def one_update(cfg: Config, clip_norm: float | None = None) -> tuple[GPTModel, StepResult]:

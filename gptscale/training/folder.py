@@ -14,7 +14,7 @@ from gptscale.disk import write_whole
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import cut_back
-from gptscale.train.provenance import write_provenance
+from gptscale.training.provenance import write_provenance
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import torch
 
 from gptscale.config.schema import ModelConfig, OptimizerConfig
 from gptscale.model.gpt import GPTModel
-from gptscale.train.optimizer import build_optimizer
+from gptscale.training.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 

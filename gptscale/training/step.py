@@ -9,7 +9,7 @@ from torch import Tensor
 from gptscale.data.loader import MicroBatch
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.seeding import seed_micro_batch
-from gptscale.train.plan import Plan
+from gptscale.training.plan import Plan
 
 
 @dataclass(frozen=True)
