@@ -15,10 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gptscale.disk import hash_file, write_whole
+from gptscale.disk import fast_hash_file, write_whole
 from gptscale.errors import CheckpointError
 
-FORMAT = "gptscale-checkpoint-1"
+FORMAT = "gptscale-checkpoint-"
+VERSION = 2
 MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -48,7 +49,8 @@ class FileRecord:
     """One part as it has to be on disk."""
 
     bytes: int
-    sha256: str
+    xxh3: str
+    """XXH3-128 in hex."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class CheckpointManifest:
     world: int
     files: dict[str, FileRecord]
     parameters: dict[str, ParameterRecord]
-    format: str = field(default=FORMAT)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    """The packages that it was written with."""
+    format: str = field(default=f"{FORMAT}{VERSION}")
 
 
 def checkpoints_dir(run_dir: Path) -> Path:
@@ -109,9 +113,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
     except (OSError, ValueError):
         raise CheckpointError(f"{path} cannot be read; restore it from a copy, or use an older checkpoint") from None
-    if not isinstance(body, dict) or body.get("format") != FORMAT:
-        found = body.get("format") if isinstance(body, dict) else None
-        raise CheckpointError(f"{folder} is no checkpoint of format {FORMAT!r} (found {found!r}); give a step-* folder")
+    _check_format(folder, body.get("format") if isinstance(body, dict) else None)
     digest = body.pop("digest", None)
     if digest != _digest(body):
         raise CheckpointError(
@@ -127,8 +129,21 @@ def verify_file(folder: Path, name: str, record: FileRecord) -> None:
         raise CheckpointError(f"{path} is missing; restore it from a copy, or use an older checkpoint")
     if (found := path.stat().st_size) != record.bytes:
         raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
-    if hash_file(path) != record.sha256:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+    if fast_hash_file(path) != record.xxh3:
+        raise CheckpointError(f"{path} is damaged: its hash is not the one in {MANIFEST}")
+
+
+def _check_format(folder: Path, found: Any) -> None:
+    version = str(found).removeprefix(FORMAT)
+    if version == str(VERSION):
+        return
+    if str(found).startswith(FORMAT) and version.isdigit():
+        older = int(version) < VERSION
+        raise CheckpointError(
+            f"{folder} is a checkpoint of format {version}, and this gptscale reads {VERSION}; use "
+            + ("the gptscale that wrote it" if older else "a newer gptscale")
+        )
+    raise CheckpointError(f"{folder} is no checkpoint (its format is {found!r}); give a step-* folder")
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from gptscale.checkpoint.find import verified_manifest
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, tensor_key
-from gptscale.checkpoint.store import verified_manifest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError

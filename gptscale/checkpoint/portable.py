@@ -14,7 +14,6 @@ from gptscale.checkpoint.layout import (
     Range,
     tensor_key,
 )
-from gptscale.disk import hash_file
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
 from gptscale.weights.files import open_tensors, write_tensors
@@ -37,9 +36,7 @@ def write_part(folder: Path, file: str, fragments: Iterable[Fragment]) -> PartRe
         for kind, view in fragment.tensors.items():
             tensors[tensor_key(kind, fragment.name, fragment.start)] = view
         parameters[fragment.name] = _record(fragment, file)
-    path = folder / file
-    write_tensors(path, tensors)
-    return PartRecord(file, FileRecord(path.stat().st_size, hash_file(path)), parameters)
+    return PartRecord(file, FileRecord(*write_tensors(folder / file, tensors)), parameters)
 
 
 def merge_parts(parts: Iterable[PartRecord]) -> dict[str, ParameterRecord]:

@@ -1,23 +1,27 @@
-"""The checkpoints of one run: write whole ones, find the newest good one, drop old ones."""
+"""Writing the checkpoints of a run: whole ones or none, beside training."""
 
 import errno
 import shutil
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from secrets import token_hex
+from typing import Any, TypeVar
 
+from gptscale.checkpoint.find import Ranks, verified_share
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
     checkpoints_dir,
     list_checkpoints,
     part_name,
-    read_manifest,
     step_dir,
-    verify_file,
     write_manifest,
 )
-from gptscale.checkpoint.portable import PartRecord, check_names, merge_parts, read_fragments, write_part
+from gptscale.checkpoint.portable import PartRecord, merge_parts, write_part
+from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.snapshot import Snapshot
 from gptscale.disk import sync_folder
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
@@ -25,84 +29,115 @@ from gptscale.runtime.fragments import Fragment
 T = TypeVar("T")
 
 
-class Ranks(Protocol):
-    """What the store needs to know of the other ranks."""
-
-    name: str
-    rank: int
-    world: int
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, on every rank."""
-        ...
-
-    def agree(self, work: Callable[[], T]) -> T:
-        """Do work on this rank; if it failed on any, raise the same error on all."""
-        ...
-
-
 @dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is on disk, and what it cost."""
+
+    path: Path
+    step: int
+    bytes: int
+    stall_s: float
+    """How long training stood still for it."""
+    durable_s: float
+    """How long after it was asked for it was safe."""
+
+
+@dataclass
+class _Save:
+    """A checkpoint on its way to the disk: every rank's part first, then rank 0's commit."""
+
+    final: Path
+    step: int
+    ledger: dict[str, Any]
+    work: Future[Any]
+    """What this rank's thread is doing for it."""
+    began: float
+    unfinished: Path
+    """Where it is written; another name for each attempt, since a lost node may still be at work on an older one."""
+    stall_s: float = 0.0
+    parts: list[PartRecord] = field(default_factory=list)
+
+
 class Store:
-    """Writes and reads the checkpoints of a run folder. All ranks call its methods together."""
+    """Writes the checkpoints of a run folder. All ranks call its methods together, but for `writing` and `close`.
 
-    run_dir: Path
-    ranks: Ranks
-    keep: int | None
-    config: dict[str, Any]
-    data_fingerprint: str
-    say: Callable[[str], None]
+    `save` returns when the fragments were copied; from then on call `settle` between steps, whenever no rank is
+    `writing`, until it returns what was saved. So an exchange of its own is needed only where something is done.
+    """
 
-    def save(self, step: int, ledger: dict[str, Any], fragments: Iterable[Fragment]) -> Path:
-        """Write the checkpoint of a step; it is there when this returns, whole, or an error was raised."""
+    def __init__(
+        self,
+        run_dir: Path,
+        ranks: Ranks,
+        retention: Retention,
+        *,
+        background: bool = True,
+        **about: Any,
+    ) -> None:
+        """About is what the manifest says beside ranges and ledger: config, data_fingerprint, versions."""
+        self.run_dir = run_dir
+        self._ranks = ranks
+        self._retention = retention
+        self._about = about
+        self._snapshot = Snapshot() if background else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._save: _Save | None = None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread still has something to do for the save in flight."""
+        return self._save is not None and not self._save.work.done()
+
+    def save(self, step: int, ledger: dict[str, Any], fragments: Iterable[Fragment]) -> None:
+        """Begin the checkpoint of a step; the one before has to be finished. A good one of the same step stays.
+
+        Raises CheckpointError if it cannot be begun.
+        """
+        assert self._save is None
+        began = time.perf_counter()
         final = step_dir(self.run_dir, step)
         if self._has_good(final):
-            return final
-        unfinished = final.with_name(f".unfinished-{final.name}")
-        part = part_name(self.ranks.rank, self.ranks.world)
-        try:
-            self._agree(final, lambda: self._on_first(lambda: _make_empty(unfinished)))
-            record = self._agree(final, lambda: write_part(unfinished, part, fragments))
-            parts = self.ranks.gather(record)
-            self._agree(final, lambda: self._on_first(lambda: self._commit(unfinished, final, step, ledger, parts)))
-        except CheckpointError:
-            self._on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
-            raise
-        return final
+            return
+        attempt = self._ranks.gather(token_hex(4))[0]
+        save = _Save(final, step, ledger, Future(), began, final.with_name(f".unfinished-{final.name}-{attempt}"))
+        self._agree(save, lambda: self._on_first(lambda: self._make_place(save)))
+        if self._snapshot is not None:
+            fragments = self._snapshot.take(fragments)
+        part = part_name(self._ranks.rank, self._ranks.world)
+        save.work = self._thread.submit(write_part, save.unfinished, part, fragments)
+        self._save = save
+        if self._snapshot is None:
+            wait([save.work])
+        save.stall_s = time.perf_counter() - began
 
-    def newest(self) -> tuple[Path, CheckpointManifest] | None:
-        """The newest checkpoint that passes every check, or None if the run has none.
+    def settle(self) -> Saved | None:
+        """Take the save in flight one stage on, waiting for this rank's thread; returns it when it is on disk.
 
-        Newer ones that do not are said and set aside as bad-step-*. Raises CheckpointError if the run
-        has checkpoints but none is good: starting from nothing would hide the loss.
+        Raises CheckpointError on all ranks if a part or the commit failed on any.
         """
-        problems: list[str] = []
-        bad: list[Path] = []
-        for path in list_checkpoints(self.run_dir):
-            try:
-                manifest = self.ranks.agree(lambda path=path: self._verified(path))  # type: ignore[misc]
-            except CheckpointError as error:
-                problems.append(str(error))
-                bad.append(path)
-                continue
-            self._on_first(lambda: self._set_aside(bad, problems))
-            return path, manifest
-        if problems:
-            raise CheckpointError(
-                f"no checkpoint of {self.run_dir} can be used: {problems[0]}. "
-                f"To start again from nothing, move {checkpoints_dir(self.run_dir)} away"
-            )
-        return None
+        save = self._save
+        if save is None:
+            return None
+        result = self._agree(save, save.work.result)
+        if not save.parts:
+            save.parts = self._ranks.gather(result)
+            save.work = self._thread.submit(self._on_first, lambda: self._commit(save))
+            return None
+        self._save = None
+        durable_s = (result or time.perf_counter()) - save.began
+        size = sum(part.record.bytes for part in save.parts)
+        return Saved(save.final, save.step, size, save.stall_s, durable_s)
 
-    def load(self, path: Path, manifest: CheckpointManifest, fragments: list[Fragment], names: list[str]) -> None:
-        """Fill the ranges that this rank holds; names are all of the model's parameters."""
-        if manifest.data_fingerprint != self.data_fingerprint:
-            raise CheckpointError(
-                f"{path} was trained on data {manifest.data_fingerprint[:12]}, but "
-                f"data.dir={self.config['data']['dir']} holds {self.data_fingerprint[:12]}; "
-                "point data.dir at the first corpus, or start a new run in another run.dir"
-            )
-        check_names(path, manifest, names)
-        self.ranks.agree(lambda: read_fragments(path, manifest, fragments))
+    def finish(self) -> Saved | None:
+        """Wait until the save in flight is on disk; returns it, or None if there is none."""
+        saved = None
+        while self._save is not None:
+            saved = self.settle()
+        return saved
+
+    def close(self) -> None:
+        """Let this rank's thread end; what was in flight and not finished does not count."""
+        self._thread.shutdown(cancel_futures=True)
 
     def check_room(self, parameters: int) -> None:
         """Raise CheckpointError if the disk has no room for one checkpoint of so many parameters.
@@ -116,88 +151,72 @@ class Store:
                 "free some space or choose a run.dir on a larger disk"
             )
 
-    def _commit(
-        self, unfinished: Path, final: Path, step: int, ledger: dict[str, Any], parts: list[PartRecord]
-    ) -> None:
+    def _make_place(self, save: _Save) -> None:
+        self._sweep()
+        save.unfinished.mkdir(parents=True)
+
+    def _commit(self, save: _Save) -> float:
+        """Give the checkpoint its name; returns when that was safe, on the clock of `perf_counter`."""
         manifest = CheckpointManifest(
-            step=step,
-            ledger=ledger,
-            config=self.config,
-            data_fingerprint=self.data_fingerprint,
-            engine=self.ranks.name,
-            world=self.ranks.world,
-            files={part.file: part.record for part in parts},
-            parameters=merge_parts(parts),
+            step=save.step,
+            ledger=save.ledger,
+            engine=self._ranks.name,
+            world=self._ranks.world,
+            files={part.file: part.record for part in save.parts},
+            parameters=merge_parts(save.parts),
+            **self._about,
         )
-        write_manifest(unfinished, manifest)
-        sync_folder(unfinished)
-        if final.exists():  # a bad one of the same step, which _has_good has refused
-            shutil.rmtree(final)
-        unfinished.rename(final)
-        sync_folder(final.parent)
-        self._prune()
+        write_manifest(save.unfinished, manifest)
+        sync_folder(save.unfinished)
+        if save.final.exists():  # a bad one of the same step, which _has_good has refused
+            shutil.rmtree(save.final)
+        save.unfinished.rename(save.final)
+        sync_folder(save.final.parent)
+        safe = time.perf_counter()
+        self._prune((save.ledger.get("best") or {}).get("step"))
+        return safe
 
-    def _set_aside(self, folders: list[Path], problems: list[str]) -> None:
-        """Take bad checkpoints out of the row, so that they neither count as kept nor are tried again."""
-        for folder, problem in zip(folders, problems, strict=True):
-            aside = folder.with_name(f"bad-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            self.say(f"WARNING: passing over a bad checkpoint, now {aside}: {problem}")
+    def _prune(self, best_step: int | None) -> None:
+        """Delete what need not stay, after the new one is there."""
+        folders = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(self.run_dir)}
+        for step in self._retention.doomed(folders, best_step):
+            doomed = folders[step].with_name(f".old-{folders[step].name}")
+            folders[step].rename(doomed)  # so that a crash in the middle of deleting leaves nothing that looks whole
+        self._sweep()
 
-    def _prune(self) -> None:
-        """Delete the oldest beyond `keep`, after the new one is there, and what interrupted saves left."""
-        for path in list_checkpoints(self.run_dir)[self.keep :] if self.keep else []:
-            doomed = path.with_name(f".old-{path.name}")
-            path.rename(doomed)  # so that a crash in the middle of deleting leaves nothing that looks whole
-            shutil.rmtree(doomed)
+    def _sweep(self) -> None:
+        """Delete what interrupted saves and deletions left."""
         for leftover in checkpoints_dir(self.run_dir).glob(".*-step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _verified(self, path: Path) -> CheckpointManifest:
-        """Read the manifest and check this rank's share of the files."""
-        manifest = read_manifest(path)
-        for name in sorted(manifest.files)[self.ranks.rank :: self.ranks.world]:
-            verify_file(path, name, manifest.files[name])
-        return manifest
-
     def _has_good(self, path: Path) -> bool:
         """Whether a step was saved before; so after a resume from a newer, bad checkpoint it is written anew."""
-        if not any(self.ranks.gather(path.exists())):
+        if not any(self._ranks.gather(path.exists())):
             return False
         try:
-            self.ranks.agree(lambda: self._verified(path))
+            self._ranks.agree(lambda: verified_share(path, self._ranks))
         except CheckpointError:
             return False
         return True
 
-    def _on_first(self, work: Callable[[], None]) -> None:
-        if self.ranks.rank == 0:
-            work()
+    def _on_first(self, work: Callable[[], T]) -> T | None:
+        return work() if self._ranks.rank == 0 else None
 
-    def _agree(self, final: Path, work: Callable[[], T]) -> T:
+    def _agree(self, save: _Save, work: Callable[[], T]) -> T:
         """Do a part of a save on all ranks; the disk's errors become ours before the ranks share them."""
 
         def told() -> T:
             try:
                 return work()
             except OSError as error:
-                raise _in_words(error, final) from error
+                raise _in_words(error, save.final) from error
 
-        return self.ranks.agree(told)
-
-
-def verified_manifest(path: Path) -> CheckpointManifest:
-    """Read one checkpoint's manifest and check all of its files, in one process."""
-    manifest = read_manifest(path)
-    for name, record in manifest.files.items():
-        verify_file(path, name, record)
-    return manifest
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+        try:
+            return self._ranks.agree(told)
+        except BaseException:
+            self._save = None
+            self._on_first(lambda: shutil.rmtree(save.unfinished, ignore_errors=True))
+            raise
 
 
 def _in_words(error: OSError, final: Path) -> CheckpointError:

@@ -243,6 +243,26 @@ class CheckpointConfig(Section):
     """Steps between two checkpoints; null writes one at the end only."""
     keep: Count | None = 3
     """Newest checkpoints that are kept; null keeps all."""
+    keep_every_steps: Count | None = None
+    """Checkpoints of multiples of so many steps are kept for good; null keeps none for that."""
+    keep_best: bool = True
+    """Whether the checkpoint with the lowest validation loss is kept; it has to be evaluated at its very step."""
+    background: bool = True
+    """Whether files are written beside training, from a copy in host memory of this rank's share of the state."""
+
+
+class ResumeConfig(Section):
+    """What going on from a checkpoint may and may not do; `resume: strict` is short for strict: true."""
+
+    strict: bool = False
+    """Whether a broken newest checkpoint is an error; else it is named, and the one before is used."""
+    allow: tuple[Literal["tokens_per_step"], ...] = ()
+    """Settings that may differ from the checkpoint's, and begin a new segment of the run where it lies."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        return {"strict": True} if values == "strict" else values
 
 
 class WandbConfig(Section):
@@ -269,6 +289,7 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
     wandb: WandbConfig = WandbConfig()
 
     @property

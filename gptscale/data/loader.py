@@ -61,7 +61,8 @@ class StepLoader:
     """Hands out the micro-batches of one step after another to one rank, read ahead in a thread.
 
     A step is cut into micro-batches, the last one filled up. They go round the ranks, and a rank that would
-    have one less than others gets one of filling only. Close it, or use it in a `with` statement.
+    have one less than others gets one of filling only. position_shift counts the samples that were handed out
+    beyond steps of this size, by earlier ones of another. Close it, or use it in a `with` statement.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class StepLoader:
         world: int,
         total_steps: int,
         first_step: int = 0,
+        position_shift: int = 0,
         pin: bool = False,
         steps_ahead: int = 2,
     ) -> None:
@@ -84,6 +86,7 @@ class StepLoader:
         assert samples > 0, "check_corpus comes first"
         self.sampler = Sampler(samples, stride, seed)
         self.sequences_per_step = sequences_per_step
+        self._position_shift = position_shift
         self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
         self._windows = _Windows(stream, context_length, micro_batch_sequences, pin)
         self._rank, self._world = rank, world
@@ -123,7 +126,7 @@ class StepLoader:
             self._ahead.append(self._thread.submit(self._read_step, step))
 
     def _read_step(self, step: int) -> list[MicroBatch]:
-        first = step * self.sequences_per_step
+        first = step * self.sequences_per_step + self._position_shift
         starts = self.sampler.starts(np.arange(first, first + self.sequences_per_step))
         mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
         return [self._windows.micro_batch(starts, number, first) for number in mine]

@@ -130,15 +130,26 @@ class Engine:
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint."""
-        return list(share(whole_fragments(self.bare_model, self.optimizer), self.rank, self.world))
+        return self._share_of(self.rank)
 
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_state(self.optimizer)
-        return whole_fragments(self.bare_model, self.optimizer)
+        return self._share_of(self.rank)
 
     def loaded(self) -> None:
-        """Put what was written into the wanted fragments to use. All ranks call this together."""
+        """Put what was written into the wanted fragments to use. All ranks call this together.
+
+        Each rank has read its share from disk, and here tells it to the others.
+        """
+        if self.world > 1:
+            for rank in range(self.world):
+                for f in self._share_of(rank):
+                    for tensor in (*f.tensors.values(), *f.scalars.values()):
+                        dist.broadcast(tensor, src=rank)
+
+    def _share_of(self, rank: int) -> list[Fragment]:
+        return list(share(whole_fragments(self.bare_model, self.optimizer), rank, self.world))
 
     def parameter_names(self) -> list[str]:
         """All parameters of the model, by the names that checkpoints use."""

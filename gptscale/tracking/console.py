@@ -8,7 +8,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from gptscale.tracking.lines import evaluation_line, sample_line, train_line
+from gptscale.tracking.lines import checkpoint_line, evaluation_line, sample_line, train_line
 from gptscale.tracking.tracker import Record
 
 
@@ -51,6 +51,8 @@ class Console:
             self._progress(record["step"], line)
         if "val/loss" in record or "eval_train/loss" in record:
             self.say(evaluation_line(record, self._total_steps))
+        if "checkpoint/step" in record:
+            self.say(checkpoint_line(record, self._total_steps))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Show the sample above the bar."""

@@ -31,6 +31,14 @@ def evaluation_line(record: Record, total_steps: int) -> str:
     return "  ".join(parts)
 
 
+def checkpoint_line(record: Record, total_steps: int) -> str:
+    """Say in one line that a checkpoint is safe, and what it cost."""
+    return (
+        f"step {record['checkpoint/step']:.0f}/{total_steps}  checkpoint  {compact(record['checkpoint/bytes'])}B  "
+        f"stalled {record['checkpoint/stall_s']:.2g} s, safe after {record['checkpoint/durable_s']:.2g} s"
+    )
+
+
 def sample_line(step: int, prompt: str, text: str) -> str:
     """Show a sample on one line, quoted, so that no character of it can steer the terminal."""
     return f"step {step}  sample  {prompt!r} -> {text!r}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.errors import GptscaleError
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
@@ -12,6 +13,7 @@ from gptscale.tracking.tracker import Tracker
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
+from gptscale.training.save_cost import SaveCost
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
 from gptscale.training.step import train_step
@@ -28,31 +30,43 @@ class Run:
     look: Look
     meter: Meter
     store: Store
+    save_cost: SaveCost
     tracker: Tracker
     stop: StopRequest
 
 
 def fit(run: Run, state: TrainState) -> bool:
     """Train to the last step or until a stop signal; says whether it got to the last. All ranks call this together."""
+    try:
+        finished = _fit(run, state)
+    except GptscaleError:  # all ranks raise these together; a checkpoint on its way is from before
+        run.store.finish()
+        raise
+    _settle_save(run, state, wait=True)
+    return finished
+
+
+def _fit(run: Run, state: TrainState) -> bool:
     cfg, total_steps, first_step = run.cfg, run.plan.total_steps, state.step
     if state.step == 0:
         _look(run, state)
     while state.step < total_steps:
-        batches, stopping = _next_batches(run)
+        batches, stopping = _next_batches(run, state)
         if stopping:
             if state.step > first_step:
                 _save(run, state)
             return False
         lr = lr_at(state.step, cfg.optim, total_steps)
-        result = train_step(
-            run.engine,
-            run.plan,
-            batches,
-            seed=cfg.run.seed,
-            step=state.step,
-            lr=lr,
-            clip_norm=cfg.optim.clip_norm,
-        )
+        with run.save_cost.step(run.store.writing):
+            result = train_step(
+                run.engine,
+                run.plan,
+                batches,
+                seed=cfg.run.seed,
+                step=state.step,
+                lr=lr,
+                clip_norm=cfg.optim.clip_norm,
+            )
         state.advance(run.plan.sequences_per_step)
         run.meter.add(result)
         last = state.step == total_steps
@@ -66,10 +80,10 @@ def fit(run: Run, state: TrainState) -> bool:
     return True
 
 
-def _next_batches(run: Run) -> tuple[list[MicroBatch], bool]:
+def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     """This rank's micro-batches of the next step, and whether a rank was asked to stop.
 
-    Raises on all ranks what reading them raised on any.
+    Raises on all ranks what reading them raised on any. A save in flight is taken on by the way, in the same exchange.
     """
     batches: list[MicroBatch] = []
     failure = None
@@ -77,9 +91,13 @@ def _next_batches(run: Run) -> tuple[list[MicroBatch], bool]:
         batches = run.loader.next_step()
     except Exception as error:
         failure = error
-    stopping, failed = run.engine.any_rank(run.stop.received is not None, failure is not None)
+    stopping, failed, writing = run.engine.any_rank(
+        run.stop.received is not None, failure is not None, run.store.writing
+    )
     if failed:
         raise_together(failure)
+    if not writing:
+        _settle_save(run, state)
     return batches, stopping
 
 
@@ -90,7 +108,7 @@ def _every(step: int, interval: int | None) -> bool:
 def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
     record = {
         "step": state.step,
-        "tokens": state.step * run.plan.tokens_per_step,
+        "tokens": run.plan.tokens_at(state.step),
         "epoch": run.plan.epoch_at(state.step),
         "time_s": run.meter.total_s,
         **measured,
@@ -101,15 +119,20 @@ def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
 def _look(run: Run, state: TrainState) -> None:
     """Evaluate, and write a sample of text."""
     with run.meter.paused():
-        _log(run, state, run.look.evaluate())
+        measured = run.look.evaluate()
+        state.val_loss = measured["val/loss"]
+        _log(run, state, measured)
         for prompt, text in run.look.samples(state.step):
             run.tracker.sample(state.step, prompt, text)
 
 
 def _save(run: Run, state: TrainState) -> None:
+    """Begin a checkpoint, after the one before is safe."""
+    _settle_save(run, state, wait=True)
     with run.meter.paused():
         run.meter.check(state.step)
         run.tracker.flush()  # the record is never behind the checkpoint
+        state.note_save()
         ledger = state.ledger(
             lr=lr_at(state.step - 1, run.cfg.optim, run.plan.total_steps),
             total_steps=run.plan.total_steps,
@@ -117,3 +140,10 @@ def _save(run: Run, state: TrainState) -> None:
             interval=run.meter.interval(),
         )
         run.store.save(state.step, ledger, run.engine.owned_fragments())
+
+
+def _settle_save(run: Run, state: TrainState, *, wait: bool = False) -> None:
+    """Take the save in flight on, or to its end; once it is safe, record what it cost."""
+    saved = run.store.finish() if wait else run.store.settle()
+    if saved is not None:
+        _log(run, state, run.save_cost.measured(saved))

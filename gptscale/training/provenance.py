@@ -32,6 +32,11 @@ def write_provenance(run_dir: Path, **facts: Any) -> None:
     write_whole(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
 
+def package_versions() -> dict[str, str | None]:
+    """The versions of the packages that a run's numbers may depend on; None for what is not installed."""
+    return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
+
+
 def _earlier_starts(path: Path) -> list[Any]:
     """The entries so far; a damaged file is set aside, since no run should stop for it."""
     try:
@@ -46,12 +51,11 @@ def _earlier_starts(path: Path) -> list[Any]:
 def _environment() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "gptscale": gptscale.__version__,
         "command": sys.argv,
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": (_git("status", "--porcelain") or "").splitlines(),
     }

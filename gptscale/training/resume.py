@@ -1,39 +1,65 @@
 """Going on from a checkpoint: only as the same run."""
 
+from pathlib import Path
 from typing import Any
 
+from gptscale.checkpoint.find import load_fragments, newest_good
 from gptscale.checkpoint.layout import CheckpointManifest
-from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
-from gptscale.errors import TrainingError
+from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
-from gptscale.training.plan import Plan
+from gptscale.training.plan import Plan, Segment, make_plan
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
 
-FIXED = (("run", "seed"), ("data", "stride"), ("train", "tokens_per_step"), ("optim", "name"))
+FIXED = (
+    ("run", "seed"),
+    ("data", "tokenizer"),
+    ("data", "stride"),
+    ("train", "tokens_per_step"),
+    ("optim", "name"),
+)
 """With other values a resume would read some samples twice and others never, or find no state."""
+
+ALLOWABLE = {"tokens_per_step"}
+"""What resume.allow can name."""
 
 FREE_OF_MODEL = {"preset", "init", "drop_rate"}
 """All else in the model section says which function the weights belong to."""
 
 
-def resume(cfg: Config, store: Store, engine: Engine, plan: Plan) -> TrainState:
-    """Where the newest good checkpoint left off, its tensors put in place; the start if there is none.
+def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tuple[TrainState, Plan]:
+    """Where the newest good checkpoint left off, its tensors put in place, and the plan from there on.
 
-    All ranks call this together. Raises TrainingError if the run folder holds another run than the config's.
+    That is the start if there is no checkpoint. All ranks call this together. Raises TrainingError if the run folder
+    holds another run than the config's, and CheckpointError if no checkpoint can be used.
     """
-    found = store.newest()
+    found = newest_good(cfg.run.dir, engine, engine.say, strict=cfg.resume.strict)
     if found is None:
-        return TrainState()
+        return TrainState(segments=[plan.segment]), plan
     path, manifest = found
     check_same_run(cfg, manifest)
-    store.load(path, manifest, engine.wanted_fragments(), engine.parameter_names())
+    check_same_data(cfg, data_fingerprint, path, manifest)
+    load_fragments(path, manifest, engine, engine.wanted_fragments(), engine.parameter_names())
     engine.loaded()
     engine.load_scaler_state(manifest.ledger["loss_scaler"])
     engine.say(f"going on from {path}")
+    state = TrainState.from_ledger(manifest.ledger)
+    if state.segments[-1].tokens_per_step != plan.tokens_per_step:
+        state.segments.append(Segment(state.step, state.samples, plan.tokens_per_step))
+        engine.say(f"a new segment of {plan.tokens_per_step:,} tokens per step begins at sample {state.samples:,}")
+    plan = make_plan(cfg, plan.samples_per_epoch, plan.world, state.segments[-1])
     _tell_jump(cfg, manifest, engine, plan)
-    return TrainState.from_ledger(manifest.ledger)
+    return state, plan
+
+
+def check_same_data(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointManifest) -> None:
+    """Raise CheckpointError unless the corpus is the one that the checkpoint's positions count in."""
+    if manifest.data_fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on data {manifest.data_fingerprint[:12]}, but data.dir={cfg.data.dir} holds "
+            f"{fingerprint[:12]}; point data.dir at the first corpus, or start a new run in another run.dir"
+        )
 
 
 def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
@@ -42,10 +68,11 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     model = [("model", field) for field in now["model"] if field not in FREE_OF_MODEL]
     for section, field in (*FIXED, *model):
         before, wanted = manifest.config[section].get(field), now[section][field]
-        if before != wanted:
+        if before != wanted and field not in cfg.resume.allow:
+            allow = f", allow it with resume.allow=[{field}]" if field in ALLOWABLE else ""
             raise TrainingError(
                 f"{cfg.run.dir} was started with {section}.{field}={before}, not {wanted}; "
-                "set it back, or start a new run in another run.dir"
+                f"set it back{allow}, or start a new run in another run.dir"
             )
 
 

@@ -1,10 +1,11 @@
 """One run from its config: open the corpus, join the ranks, resume, train, leave a record."""
 
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import torch
 
+from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpus import Corpus, check_corpus, open_corpus
@@ -29,7 +30,9 @@ from gptscale.training.meter import Meter
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
 from gptscale.training.plan import Plan, make_plan
+from gptscale.training.provenance import package_versions
 from gptscale.training.resume import resume
+from gptscale.training.save_cost import SaveCost
 from gptscale.training.state import TrainState
 
 
@@ -86,8 +89,8 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         engine.say(line)
     with ExitStack() as stack:
         stack.enter_context(held(cfg.run.dir, engine))
-        store = _open_store(cfg, engine, corpus)
-        state = resume(cfg, store, engine, plan)
+        store = stack.enter_context(closing(_open_store(cfg, engine, corpus)))
+        state, plan = resume(cfg, corpus.manifest.fingerprint, engine, plan)
         if state.step >= plan.total_steps:
             engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
             return True
@@ -97,7 +100,7 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
         look = Look(cfg, engine, model, corpus, tokenizer)
-        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, tracker, stop), state)
+        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
         engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
@@ -105,13 +108,15 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
 
 
 def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
+    keep = cfg.checkpoint
     return Store(
-        run_dir=cfg.run.dir,
-        ranks=engine,
-        keep=cfg.checkpoint.keep,
+        cfg.run.dir,
+        engine,
+        Retention(keep.keep, keep.keep_every_steps, keep.keep_best),
+        background=keep.background,
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpus.manifest.fingerprint,
-        say=engine.say,
+        versions=package_versions(),
     )
 
 
@@ -146,12 +151,13 @@ def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state:
         world=engine.world,
         total_steps=plan.total_steps,
         first_step=state.step,
+        position_shift=plan.position_shift,
         pin=engine.device.type == "cuda",
     )
 
 
 def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpus: Corpus) -> list[str]:
-    tokens = plan.total_steps * plan.tokens_per_step
+    tokens = plan.tokens_at(plan.total_steps)
     return [
         f"model: {model.num_parameters():,} parameters, context {cfg.model.context_length}",
         f"data: {len(corpus.train):,} training and {len(corpus.val):,} validation tokens, "

@@ -1,7 +1,17 @@
 """What a run has to remember besides tensors."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from gptscale.training.plan import Segment
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the lowest validation loss so far."""
+
+    step: int
+    val_loss: float
 
 
 @dataclass
@@ -16,11 +26,22 @@ class TrainState:
     """Sample positions that were left out; none yet."""
     interval: dict[str, float] = field(default_factory=lambda: {"steps": 0, "loss": 0.0})
     """The log interval that the checkpoint cut in two."""
+    segments: list[Segment] = field(default_factory=list)
+    """The stretches of the run with one batch size each, the present one last."""
+    best: Best | None = None
+    val_loss: float | None = None
+    """What the evaluation after this very step found, if there was one."""
 
     def advance(self, samples: int) -> None:
         """One more step is done."""
         self.step += 1
         self.samples += samples
+        self.val_loss = None
+
+    def note_save(self) -> None:
+        """A checkpoint is about to be written: it may be the best."""
+        if self.val_loss is not None and (self.best is None or self.val_loss < self.best.val_loss):
+            self.best = Best(self.step, self.val_loss)
 
     def ledger(
         self, *, lr: float, total_steps: int, loss_scaler: dict[str, Any], interval: dict[str, float]
@@ -38,9 +59,20 @@ class TrainState:
             "skipped_windows": self.skipped_windows,
             "loss_scaler": loss_scaler,
             "interval": interval,
+            "segments": [asdict(segment) for segment in self.segments],
+            "val_loss": self.val_loss,
+            "best": self.best and asdict(self.best),
         }
 
     @classmethod
     def from_ledger(cls, ledger: dict[str, Any]) -> "TrainState":
         """Where a checkpoint left off."""
-        return cls(ledger["step"], ledger["samples"], list(ledger["skipped_windows"]), ledger["interval"])
+        return cls(
+            step=ledger["step"],
+            samples=ledger["samples"],
+            skipped_windows=list(ledger["skipped_windows"]),
+            interval=ledger["interval"],
+            segments=[Segment(**segment) for segment in ledger["segments"]],
+            best=Best(**ledger["best"]) if ledger["best"] else None,
+            val_loss=ledger["val_loss"],
+        )

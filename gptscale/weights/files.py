@@ -1,15 +1,19 @@
 """Tensors in safetensors files. The home of safetensors: nothing read here can run code."""
 
-import errno
-import os
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import safe_open
 from torch import Tensor
+
+from gptscale.disk import write_hashed
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""What safetensors calls the types of floating-point weights."""
 
 
 class TensorReader(Protocol):
@@ -24,19 +28,28 @@ class TensorReader(Protocol):
         ...
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, live views without a copy in between, and wait until they are on disk.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write named tensors, of which live views are not copied; returns bytes and XXH3-128 when they are on disk.
 
-    Raises OSError, with ENOSPC for a full disk.
+    Raises OSError, with ENOSPC for a full disk. The file is a safetensors file: the length of the header in eight
+    bytes, the header in JSON, the tensors' bytes. The library's own writer can neither hash nor wait for the disk,
+    and what it writes would have to be read back for both.
     """
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:
-        number = errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO
-        raise OSError(number, str(error), str(path)) from error
-    path.chmod(0o644)  # safetensors writes 0600, which colleagues on a shared disk cannot read
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    return write_hashed(path, (memoryview(piece) for piece in _pieces(tensors)))
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
+    yield len(header).to_bytes(8, "little")
+    yield header
+    for tensor in tensors.values():
+        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 @contextmanager

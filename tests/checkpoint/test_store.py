@@ -4,18 +4,23 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
-from gptscale.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
-from gptscale.checkpoint.store import Store
+from gptscale.checkpoint.find import load_fragments, newest_good
+from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest
+from gptscale.checkpoint.portable import write_part
+from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.store import Saved, Store
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
 
@@ -45,14 +50,26 @@ def said() -> list[str]:
     return []
 
 
+ABOUT: dict[str, Any] = {"config": {}, "data_fingerprint": "f" * 64, "versions": {"torch": "2"}}
+
+
 @pytest.fixture
-def store(tmp_path: Path, said: list[str]) -> Store:
-    return Store(tmp_path, Alone(), 2, {"data": {"dir": "corpus"}}, "f" * 64, said.append)
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(Store(tmp_path, Alone(), Retention(2), **ABOUT)) as store:
+        yield store
 
 
-def save(store: Store, *steps: int) -> None:
+def save(store: Store, *steps: int) -> Saved | None:
+    saved = None
     for step in steps:
         store.save(step, {"step": step}, fragments(float(step)))
+        saved = store.finish()
+    return saved
+
+
+def newest(store: Store, strict: bool = False) -> tuple[Path, CheckpointManifest]:
+    found = newest_good(store.run_dir, Alone(), print, strict=strict)
+    return found or pytest.fail("nothing found")
 
 
 def part_of(path: Path) -> Path:
@@ -61,10 +78,11 @@ def part_of(path: Path) -> Path:
 
 def test_what_was_saved_is_loaded(store: Store) -> None:
     save(store, 3)
-    path, manifest = store.newest() or pytest.fail("nothing found")
+    path, manifest = newest(store)
     empty = fragments(0.0)
-    store.load(path, manifest, empty, ["layer.weight"])
+    load_fragments(path, manifest, Alone(), empty, ["layer.weight"])
     assert manifest.ledger == {"step": 3}
+    assert manifest.versions == {"torch": "2"}
     assert empty[0].tensors["weight"].tolist() == [3.0] * 6
     assert empty[0].tensors["exp_avg"].tolist() == [4.0] * 6
     assert float(empty[0].scalars["step"]) == 3.0
@@ -77,7 +95,7 @@ def test_only_the_newest_are_kept(store: Store) -> None:
 
 
 def test_no_checkpoint_is_no_error(store: Store) -> None:
-    assert store.newest() is None
+    assert newest_good(store.run_dir, Alone(), print) is None
 
 
 def flip_bit(path: Path) -> None:
@@ -97,7 +115,7 @@ def edit_manifest(path: Path) -> None:
 
 
 DAMAGE = [
-    (flip_bit, "part-00000-of-00001.safetensors is damaged: its SHA-256 is not the one in manifest.json"),
+    (flip_bit, "part-00000-of-00001.safetensors is damaged: its hash is not the one in manifest.json"),
     (cut_short, r"has \d+ bytes instead of \d+: it was cut short or changed"),
     (lambda path: part_of(path).unlink(), "part-00000-of-00001.safetensors is missing; restore it from a copy"),
     (edit_manifest, "manifest.json was changed after it was written"),
@@ -105,7 +123,15 @@ DAMAGE = [
     (lambda path: (path / MANIFEST).write_text("{"), "manifest.json cannot be read; restore it"),
     (
         lambda path: (path / MANIFEST).write_text('{"format": "x", "digest": 1}'),
-        r"is no checkpoint of format 'gptscale-checkpoint-1' \(found 'x'\)",
+        r"is no checkpoint \(its format is 'x'\); give a step-\* folder",
+    ),
+    (
+        lambda path: (path / MANIFEST).write_text('{"format": "gptscale-checkpoint-3"}'),
+        r"is a checkpoint of format 3, and this gptscale reads 2; use a newer gptscale",
+    ),
+    (
+        lambda path: (path / MANIFEST).write_text('{"format": "gptscale-checkpoint-1"}'),
+        r"is a checkpoint of format 1, and this gptscale reads 2; use the gptscale that wrote it",
     ),
 ]
 
@@ -116,10 +142,21 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(
 ) -> None:
     save(store, 1, 2)
     damage(store.run_dir / "checkpoints" / "step-00000002")
-    path, _ = store.newest() or pytest.fail("nothing found")
+    path, _ = newest_good(store.run_dir, Alone(), said.append) or pytest.fail("nothing found")
     assert path.name == "step-00000001"
     assert len(said) == 1
     assert re.search(f"WARNING: passing over a bad checkpoint, now .*bad-step-00000002: .*{message}", said[0])
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE)
+def test_a_strict_resume_refuses_to_pass_over_a_damaged_checkpoint(
+    store: Store, damage: Callable[[Path], None], message: str
+) -> None:
+    save(store, 1, 2)
+    damage(store.run_dir / "checkpoints" / "step-00000002")
+    with pytest.raises(CheckpointError, match=rf"strict refuses to pass over a bad checkpoint: .*{message}.*strict=fa"):
+        newest(store, strict=True)
+    assert len(list_checkpoints(store.run_dir)) == 2
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE)
@@ -131,21 +168,22 @@ def test_without_a_good_checkpoint_a_run_does_not_start_from_nothing(
     with pytest.raises(
         CheckpointError, match=f"no checkpoint of .* can be used: .*{message}.* move .*checkpoints away"
     ):
-        store.newest()
+        newest(store)
 
 
 def test_a_bad_checkpoint_of_the_same_step_is_written_anew(store: Store) -> None:
     save(store, 2)
     flip_bit(store.run_dir / "checkpoints" / "step-00000002")
     save(store, 2)
-    assert store.newest() is not None
+    assert newest(store)[0].name == "step-00000002"
 
 
 def test_bad_newer_checkpoints_never_push_out_good_ones(store: Store) -> None:
-    save(replace(store, keep=None), 60, 80, 100)
+    with closing(Store(store.run_dir, Alone(), Retention(None), **ABOUT)) as keeping:
+        save(keeping, 60, 80, 100)
     for step in (80, 100):
         flip_bit(store.run_dir / "checkpoints" / f"step-{step:08d}")
-    store.newest()
+    newest(store)
     save(store, 61, 62, 63)
     assert [p.name for p in list_checkpoints(store.run_dir)] == ["step-00000063", "step-00000062"]
     assert (store.run_dir / "checkpoints" / "bad-step-00000100").is_dir()
@@ -155,21 +193,22 @@ def test_a_good_checkpoint_of_the_same_step_is_kept(store: Store) -> None:
     save(store, 2)
     before = part_of(store.run_dir / "checkpoints" / "step-00000002").stat().st_mtime_ns
     store.save(2, {"step": 2}, fragments(9.0))
+    assert store.finish() is None
     assert part_of(store.run_dir / "checkpoints" / "step-00000002").stat().st_mtime_ns == before
 
 
 def test_a_full_disk_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1)
 
-    def full(tensors: Any, path: Path) -> None:
+    def full(path: Path, tensors: Any) -> None:
         path.write_bytes(b"half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gptscale.weights.files.save_file", full)  # as safetensors tells it
+    monkeypatch.setattr("gptscale.checkpoint.portable.write_tensors", full)
     with pytest.raises(CheckpointError, match=r"no room for checkpoint .*step-00000002: .* lower checkpoint.keep"):
         save(store, 2)
     assert [p.name for p in (store.run_dir / "checkpoints").iterdir()] == ["step-00000001"]
-    assert store.newest() is not None
+    assert newest(store)[0].name == "step-00000001"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
@@ -180,14 +219,17 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("this machine lets nobody mount a disk")
     try:
-        store = Store(small, Alone(), None, {"data": {"dir": "corpus"}}, "f" * 64, print)
+        store = Store(small, Alone(), Retention(None), **ABOUT)
         big = Fragment("w", (2500,), 0, {"weight": torch.zeros(2500)}, {})  # 10 kB each
         for step in range(1, 4):
             store.save(step, {}, [big])
+            store.finish()
+        store.save(4, {}, [replace(big, tensors={"weight": torch.zeros(20_000)}, shape=(20_000,))])
         with pytest.raises(CheckpointError, match="no room for checkpoint"):
-            store.save(4, {}, [replace(big, tensors={"weight": torch.zeros(20_000)}, shape=(20_000,))])
+            store.finish()
         assert len(list((small / "checkpoints").iterdir())) == 3
-        assert store.newest() is not None
+        assert newest(store)[0].name == "step-00000003"
+        store.close()
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -221,25 +263,17 @@ def test_an_interrupted_write_is_no_checkpoint(store: Store, monkeypatch: pytest
     assert sorted(p.name for p in (store.run_dir / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
 
 
-def test_another_corpus_is_refused(store: Store) -> None:
-    save(store, 1)
-    other = Store(store.run_dir, Alone(), 2, store.config, "0" * 64, print)
-    path, manifest = other.newest() or pytest.fail("nothing found")
-    with pytest.raises(CheckpointError, match=r"trained on data ffffffffffff, but data.dir=corpus holds 000000000000"):
-        other.load(path, manifest, [], [])
-
-
 def test_another_model_is_refused(store: Store) -> None:
     save(store, 1)
-    path, manifest = store.newest() or pytest.fail("nothing found")
+    path, manifest = newest(store)
     with pytest.raises(CheckpointError, match=r"layer.weight is only in the checkpoint \(2 such parameters\)"):
-        store.load(path, manifest, [], ["other.weight"])
+        load_fragments(path, manifest, Alone(), [], ["other.weight"])
     wider = Fragment("layer.weight", (3, 3), 0, {"weight": torch.zeros(9)}, {})
     with pytest.raises(CheckpointError, match=r"layer.weight has shape \[2, 3\] there and \[3, 3\] here"):
-        store.load(path, manifest, [wider], ["layer.weight"])
+        load_fragments(path, manifest, Alone(), [wider], ["layer.weight"])
     richer = Fragment("layer.weight", (2, 3), 0, {"momentum": torch.zeros(6), "weight": torch.zeros(6)}, {})
     with pytest.raises(CheckpointError, match=r"the optimizer needs \['momentum'\]"):
-        store.load(path, manifest, [richer], ["layer.weight"])
+        load_fragments(path, manifest, Alone(), [richer], ["layer.weight"])
 
 
 def test_a_manifest_says_where_every_element_is(store: Store) -> None:
@@ -247,3 +281,85 @@ def test_a_manifest_says_where_every_element_is(store: Store) -> None:
     record = read_manifest(store.run_dir / "checkpoints" / "step-00000004").parameters["layer.weight"]
     assert (record.shape, record.kinds, record.scalars) == ([2, 3], ["weight", "exp_avg"], {"step": 4.0})
     assert [(r.start, r.numel, r.file) for r in record.ranges] == [(0, 6, "part-00000-of-00001.safetensors")]
+
+
+def test_training_may_change_the_weights_as_soon_as_a_save_has_begun(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+
+    def late(folder: Path, file: str, copies: Any) -> Any:
+        may_write.wait(10)
+        return write_part(folder, file, copies)
+
+    monkeypatch.setattr("gptscale.checkpoint.store.write_part", late)
+    live = fragments(1.0)
+    store.save(1, {"step": 1}, live)
+    assert store.writing
+    live[0].tensors["weight"].fill_(99.0)
+    live[0].scalars["step"].fill_(99.0)
+    may_write.set()
+    saved = store.finish()
+    assert saved is not None
+    assert not store.writing
+    empty = fragments(0.0)
+    load_fragments(*newest(store), Alone(), empty, ["layer.weight"])
+    assert empty[0].tensors["weight"].tolist() == [1.0] * 6
+    assert float(empty[0].scalars["step"]) == 1.0
+
+
+def test_a_save_is_there_only_after_both_of_its_stages(store: Store) -> None:
+    store.save(1, {"step": 1}, fragments(1.0))
+    assert store.settle() is None  # the parts are written, the commit begins
+    saved = store.settle()
+    assert saved is not None
+    assert (saved.step, saved.path.name) == (1, "step-00000001")
+    assert saved.bytes == part_of(saved.path).stat().st_size
+    assert 0 < saved.stall_s < saved.durable_s
+    assert store.settle() is None
+
+
+def test_a_failed_write_is_told_by_the_next_settle_and_does_not_stop_later_ones(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("gptscale.checkpoint.portable.write_tensors", lambda *args: 1 / 0)
+        store.save(1, {}, fragments(1.0))
+    with pytest.raises(ZeroDivisionError):
+        store.settle()
+    assert save(store, 1) is not None
+
+
+def test_milestones_and_the_best_outlive_the_newest(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, Alone(), Retention(1, every_steps=10, best=True), **ABOUT)) as store:
+        for step, best in ((4, 4), (8, 4), (10, 4), (15, 15), (16, 15), (18, 15)):
+            store.save(step, {"best": {"step": best, "val_loss": 1.0}}, fragments(1.0))
+            store.finish()
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000018", "step-00000015", "step-00000010"]
+
+
+def test_an_older_checkpoint_goes_only_after_the_new_one_has_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1, 2)
+    seen: list[list[str]] = []
+    rmtree = shutil.rmtree
+
+    def note(path: Path, **kwargs: Any) -> None:
+        seen.append([p.name for p in list_checkpoints(store.run_dir)])
+        rmtree(path, **kwargs)
+
+    monkeypatch.setattr("gptscale.checkpoint.store.shutil.rmtree", note)
+    save(store, 3)
+    assert seen[0] == ["step-00000003", "step-00000002"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_save_without_a_copy_writes_the_live_tensors(tmp_path: Path, background: bool) -> None:
+    with closing(Store(tmp_path, Alone(), Retention(1), background=background, **ABOUT)) as store:
+        store.save(1, {"step": 1}, fragments(1.0))
+        assert background or not store.writing  # else training could change what is being written
+        store.finish()
+        empty = fragments(0.0)
+        load_fragments(*newest(store), Alone(), empty, ["layer.weight"])
+    assert empty[0].tensors["exp_avg"].tolist() == [2.0] * 6

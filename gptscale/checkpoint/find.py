@@ -1,0 +1,102 @@
+"""The newest good checkpoint of a run, agreed by all ranks, and its tensors."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from gptscale.checkpoint.layout import (
+    CheckpointManifest,
+    checkpoints_dir,
+    list_checkpoints,
+    read_manifest,
+    verify_file,
+)
+from gptscale.checkpoint.portable import check_names, read_fragments
+from gptscale.errors import CheckpointError
+from gptscale.runtime.fragments import Fragment
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """What checkpoints need to know of the other ranks."""
+
+    name: str
+    rank: int
+    world: int
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        ...
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do work on this rank; if it failed on any, raise the same error on all."""
+        ...
+
+
+def newest_good(
+    run_dir: Path, ranks: Ranks, say: Callable[[str], None], *, strict: bool = False
+) -> tuple[Path, CheckpointManifest] | None:
+    """The newest checkpoint that passes every check, or None if the run has none. All ranks call this together.
+
+    Newer ones that do not pass are said and set aside as bad-step-*; with strict they are an error. Raises
+    CheckpointError if the run has checkpoints but none is good: starting from nothing would hide the loss.
+    """
+    problems: list[str] = []
+    bad: list[Path] = []
+    found = ranks.gather(list_checkpoints(run_dir))[0]  # a shared disk may show other ranks another list
+    for path in found:
+        try:
+            manifest = ranks.agree(lambda path=path: verified_share(path, ranks))  # type: ignore[misc]
+        except CheckpointError as error:
+            if strict:
+                raise CheckpointError(
+                    f"resume.strict refuses to pass over a bad checkpoint: {error}. "
+                    f"Mend {path}, move it away, or set resume.strict=false to go on from the one before"
+                ) from None
+            problems.append(str(error))
+            bad.append(path)
+            continue
+        if ranks.rank == 0:
+            _set_aside(bad, problems, say)
+        return path, manifest
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint of {run_dir} can be used: {problems[0]}. "
+            f"To start again from nothing, move {checkpoints_dir(run_dir)} away"
+        )
+    return None
+
+
+def load_fragments(
+    path: Path, manifest: CheckpointManifest, ranks: Ranks, fragments: list[Fragment], names: list[str]
+) -> None:
+    """Fill the ranges that this rank asks for; names are all of the model's parameters. All ranks call this."""
+    check_names(path, manifest, names)
+    ranks.agree(lambda: read_fragments(path, manifest, fragments))
+
+
+def verified_share(path: Path, ranks: Ranks) -> CheckpointManifest:
+    """Read the manifest and check this rank's share of the files."""
+    manifest = read_manifest(path)
+    for name in sorted(manifest.files)[ranks.rank :: ranks.world]:
+        verify_file(path, name, manifest.files[name])
+    return manifest
+
+
+def verified_manifest(path: Path) -> CheckpointManifest:
+    """Read one checkpoint's manifest and check all of its files, in one process."""
+    manifest = read_manifest(path)
+    for name, record in manifest.files.items():
+        verify_file(path, name, record)
+    return manifest
+
+
+def _set_aside(folders: list[Path], problems: list[str], say: Callable[[str], None]) -> None:
+    """Take bad checkpoints out of the row, so that they neither count as kept nor are tried again."""
+    for folder, problem in zip(folders, problems, strict=True):
+        aside = folder.with_name(f"bad-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        say(f"WARNING: passing over a bad checkpoint, now {aside}: {problem}")

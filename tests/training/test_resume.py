@@ -1,0 +1,134 @@
+"""What a resume may change, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.config.load import parse_config
+from gptscale.config.schema import Config
+from gptscale.data.loader import StepLoader
+from gptscale.errors import CheckpointError, GptscaleError
+from gptscale.tracking.jsonl import read_log
+from gptscale.training.run import train
+
+
+def changed(values: dict[str, Any], **sections: dict[str, Any]) -> Config:
+    return parse_config({**values, **{name: {**values.get(name, {}), **change} for name, change in sections.items()}})
+
+
+@pytest.fixture
+def trained(values: dict[str, Any]) -> dict[str, Any]:
+    """A run of 6 steps of 8 samples, with a checkpoint."""
+    values["sample"]["prompts"] = []
+    train(changed(values, train={"steps": 6}))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"train": {"tokens_per_step": 128}},
+            r"train.tokens_per_step=256, not 128; set it back, allow it with resume.a",
+        ),
+        ({"data": {"tokenizer": "gpt2"}, "model": {"vocab_size": 50257}}, r"tokenizer"),
+        ({"model": {"n_layers": 3}}, r"was started with model.n_layers=2, not 3; set it back, or start a new run"),
+        ({"run": {"seed": 12}}, r"was started with run.seed=11, not 12; set it back"),
+        ({"optim": {"name": "muon"}}, r"was started with optim.name=adamw, not muon; set it back"),
+    ],
+)
+def test_another_run_is_refused_in_one_line(
+    trained: dict[str, Any], change: dict[str, dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(GptscaleError, match=message) as caught:
+        train(changed(trained, **{"train": {"steps": 8}, **change}))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_corpus_is_refused(trained: dict[str, Any], tmp_path: Path) -> None:
+    from gptscale.data.prepare import prepare
+
+    (tmp_path / "other.txt").write_text("something else " * 500)
+    other = {"dir": str(tmp_path / "other"), "source": {"path": str(tmp_path / "other.txt")}}
+    cfg = changed(trained, data=other, train={"steps": 8})
+    prepare(cfg, say=lambda line: None)
+    with pytest.raises(CheckpointError, match=r"was trained on data \w{12}, but data.dir=.*other holds \w{12}; point"):
+        train(cfg)
+
+
+def test_rate_length_logging_and_precision_may_change(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, train={"steps": 8, "log_every_steps": 2, "precision": "bf16"}, optim={"lr_peak": 5e-3})
+    assert train(cfg)
+
+
+def test_another_batch_size_begins_a_segment_where_the_samples_are(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    read_step = StepLoader._read_step
+
+    def note(loader: StepLoader, step: int) -> Any:
+        batches = read_step(loader, step)
+        read.extend(batch.first_position for batch in batches)
+        return batches
+
+    monkeypatch.setattr(StepLoader, "_read_step", note)
+    cfg = changed(trained, train={"steps": 9, "tokens_per_step": 128}, resume={"allow": ["tokens_per_step"]})
+    assert train(cfg)
+    # 6 steps of 8 samples, then 3 of 4
+    assert read == [48, 52, 56]
+    ledger = read_manifest(list_checkpoints(cfg.run.dir)[0]).ledger
+    assert ledger["samples"] == 60
+    assert ledger["segments"] == [
+        {"step": 0, "samples": 0, "tokens_per_step": 256},
+        {"step": 6, "samples": 48, "tokens_per_step": 128},
+    ]
+    tokens = [r["tokens"] for r in read_log(cfg.run.dir / "log.jsonl") if "train/loss" in r]
+    assert tokens == [*np.arange(256, 6 * 256 + 1, 256), 1664, 1792, 1920]
+    # once begun, it goes on as any other run, also without the permission
+    assert train(changed(trained, train={"steps": 10, "tokens_per_step": 128}))
+    assert read_manifest(list_checkpoints(cfg.run.dir)[0]).ledger["samples"] == 64
+
+
+def test_a_length_in_tokens_counts_those_of_all_segments(trained: dict[str, Any]) -> None:
+    # 1,536 tokens are done; 600 more are 4 steps of 128
+    train_section = {"steps": None, "tokens": 1536 + 600, "tokens_per_step": 128}
+    cfg = changed(trained, train=train_section, resume={"allow": ["tokens_per_step"]})
+    assert train(cfg)
+    assert read_manifest(list_checkpoints(cfg.run.dir)[0]).step == 10
+
+
+def test_a_strict_resume_refuses_a_broken_newest_checkpoint(trained: dict[str, Any]) -> None:
+    train(changed(trained, train={"steps": 8}))
+    newest = list_checkpoints(Path(trained["run"]["dir"]))[0]
+    next(newest.glob("part-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"resume.strict refuses to pass over a bad checkpoint: .* is missing"):
+        train(parse_config({**trained, "resume": "strict"}))
+    assert train(changed(trained))
+
+
+def test_the_best_checkpoint_is_named_and_kept(values: dict[str, Any]) -> None:
+    cfg = changed(
+        values,
+        train={"steps": 12},
+        eval={"every_steps": 2},
+        checkpoint={"every_steps": 2, "keep": 1},
+        optim={"lr_peak": 0.05, "lr_floor": 0.05, "clip_norm": None},
+    )
+    train(cfg)
+    losses = {r["step"]: r["val/loss"] for r in read_log(cfg.run.dir / "log.jsonl") if r.get("val/loss") and r["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    newest, *others = list_checkpoints(cfg.run.dir)
+    assert read_manifest(newest).ledger["best"] == {"step": best, "val_loss": losses[best]}
+    assert {newest.name, *(p.name for p in others)} == {f"step-{step:08d}" for step in (best, 12)}
+
+
+def test_the_record_says_what_a_checkpoint_cost(trained: dict[str, Any]) -> None:
+    found = [r for r in read_log(Path(trained["run"]["dir"]) / "log.jsonl") if "checkpoint/step" in r]
+    assert [r["checkpoint/step"] for r in found] == [6]
+    part = next(list_checkpoints(Path(trained["run"]["dir"]))[0].glob("part-*"))
+    assert found[0]["checkpoint/bytes"] == part.stat().st_size
+    assert 0 < found[0]["checkpoint/stall_s"] < found[0]["checkpoint/durable_s"]
