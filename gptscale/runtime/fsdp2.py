@@ -94,6 +94,9 @@ class Fsdp2Engine(Engine):
         materialize_state(self.optimizer)
         return self.owned_fragments()
 
+    def loaded(self) -> None:
+        """Put what was written into the wanted fragments to use: they are what the engine computes with."""
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients; the root's weights are gathered until its end."""

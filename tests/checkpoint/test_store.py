@@ -325,8 +325,8 @@ def test_a_failed_write_is_told_by_the_next_settle_and_does_not_stop_later_ones(
     with monkeypatch.context() as patch:
         patch.setattr("gptscale.checkpoint.portable.write_tensors", lambda *args: 1 / 0)
         store.save(1, {}, fragments(1.0))
-    with pytest.raises(ZeroDivisionError):
-        store.settle()
+        with pytest.raises(ZeroDivisionError):
+            store.settle()
     assert save(store, 1) is not None
 
 
