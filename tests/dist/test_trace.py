@@ -69,39 +69,6 @@ def test_the_first_update_is_clipped_adamw_written_out(trace: Trace, engine: str
         torch.testing.assert_close(moved[f"weight/{name}"].view_as(p), expected.detach(), atol=1e-6, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("source", "engine", "world"),
-    [("zero2", "none", 1), ("zero3", "zero1", 2), ("fsdp2", "zero3", 2), ("ddp", "fsdp2", 2), ("zero1", "zero2", 4)],
-)
-def test_a_checkpoint_goes_on_under_another_engine(
-    trace: Trace, plain_values: dict[str, Any], tmp_path: Path, source: str, engine: str, world: int
-) -> None:
-    before = trace(source, 2)
-    cfg = changed(plain_values, tmp_path)
-    shutil.copytree(step_dir(before.cfg.run.dir, 25), step_dir(cfg.run.dir, 25))
-    shutil.copy(before.cfg.run.dir / "log.jsonl", cfg.run.dir)
-    after = launch(cfg, torchrun(world), {**ENGINES.get(engine, {})})
-    assert after.returncode == 0, after.output
-    assert "step-00000025" in after.output
-    assert after.watched["start"] == state_hash(saved_state(step_dir(cfg.run.dir, 25)))
-    assert len(after.log("train/loss")) == 50
-    for measurement in ("train/loss", "train/grad_norm"):
-        assert after.log(measurement) == pytest.approx(before.log(measurement), rel=1e-5)
-
-
-def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's tensors put together, by kind/name."""
-    state = {}
-    for name, record in read_manifest(checkpoint).parameters.items():
-        for kind in record.kinds:
-            pieces = []
-            for r in record.ranges:
-                with open_tensors(checkpoint / r.file) as reader:
-                    pieces.append(reader.read(f"{kind}/{name}@{r.start}", 0, r.numel))
-            state[f"{kind}/{name}"] = torch.cat(pieces)
-    return state
-
-
 def first_step(cfg: Any) -> StepLoader:
     return StepLoader(
         open_corpus(cfg.data.dir).train,
