@@ -30,8 +30,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
             for name, record in manifest.parameters.items():
                 for r in record.ranges:
                     if r.file == file:
-                        values = reader.read(tensor_key("weight", name, r.start), 0, r.numel)
-                        flat[name][r.start : r.start + r.numel].copy_(values)
+                        place = flat[name][r.start : r.start + r.numel]
+                        reader.read_into(place, tensor_key("weight", name, r.start), 0)
     return model.to(device).eval(), cfg
 
 

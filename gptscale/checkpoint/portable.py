@@ -75,8 +75,8 @@ def read_fragments(folder: Path, manifest: CheckpointManifest, fragments: Iterab
                 low = max(fragment.start, r.start)
                 high = min(fragment.start + fragment.numel, r.start + r.numel)
                 for kind, view in fragment.tensors.items():
-                    read = reader.read(tensor_key(kind, fragment.name, r.start), low - r.start, high - r.start)
-                    view[low - fragment.start : high - fragment.start].copy_(read)
+                    place = view[low - fragment.start : high - fragment.start]
+                    reader.read_into(place, tensor_key(kind, fragment.name, r.start), low - r.start)
 
 
 def check_names(folder: Path, manifest: CheckpointManifest, names: Iterable[str]) -> None:

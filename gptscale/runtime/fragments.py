@@ -65,14 +65,16 @@ def share(fragments: list[Fragment], rank: int, world: int) -> Iterator[Fragment
 def materialize_state(optimizer: torch.optim.Optimizer) -> None:
     """Make the optimizer create its state, as a first step does, without moving the weights.
 
-    A step with zero gradients at rate 0 changes no weight; what it counted is overwritten by a load.
+    A step with zero gradients at rate 0 changes no weight; what it counted is overwritten by a load. Tensors take their
+    turns, since gradients for all of them would be as large as the model.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.zero_grad()
     for group in optimizer.param_groups:
         group["lr"] = 0.0
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
+            optimizer.step()
+            p.grad = None
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from gptscale.disk import write_hashed
 
+CHUNK_ELEMENTS = 2**20
+"""How much is read at once; the library needs three times its size."""
+
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """What safetensors calls the types of floating-point weights."""
 
@@ -25,6 +28,10 @@ class TensorReader(Protocol):
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         """Elements start to stop of a 1-D tensor; only these are read from disk."""
+        ...
+
+    def read_into(self, place: Tensor, key: str, start: int) -> None:
+        """Fill a 1-D tensor with the elements from start on, a few megabytes at a time."""
         ...
 
 
@@ -68,3 +75,8 @@ class _Reader:
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         return self._file.get_slice(key)[start:stop]  # type: ignore[no-any-return, no-untyped-call]
+
+    def read_into(self, place: Tensor, key: str, start: int) -> None:
+        for first in range(0, place.numel(), CHUNK_ELEMENTS):
+            piece = place[first : first + CHUNK_ELEMENTS]
+            piece.copy_(self.read(key, start + first, start + first + piece.numel()))
