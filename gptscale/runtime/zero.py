@@ -17,7 +17,15 @@ from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.zero_config import zero_config
-from gptscale.runtime.zero_fragments import check_links, materialize_zero_state, publish_weights, zero_fragments
+from gptscale.runtime.zero_fragments import (
+    check_links,
+    flat_tensors,
+    materialize_zero_state,
+    publish_weights,
+    zero_fragments,
+    zero_pieces,
+)
+from gptscale.runtime.zero_muon import ZeroMuon, has_muon
 
 
 class ZeroEngine(Engine):
@@ -56,11 +64,8 @@ class ZeroEngine(Engine):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
-        if not isinstance(optimizer, torch.optim.AdamW):
-            raise ConfigError(
-                "optim.name=muon needs whole matrices, and ZeRO cuts them into flat pieces; use optim.name=adamw, or "
-                "launch with launch/accelerate/ddp.yaml or fsdp2.yaml"
-            )
+        if has_muon(optimizer):
+            optimizer = ZeroMuon(optimizer.param_groups, self.device)
         initial = None
         if self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
@@ -73,6 +78,9 @@ class ZeroEngine(Engine):
                 f"DeepSpeed accumulates {self.model.gradient_accumulation_steps()} micro-batches, "
                 f"not {self.settings.accumulation}; leave gradient_accumulation_steps out of the launch"
             )
+        if isinstance(optimizer, ZeroMuon):
+            pieces = list(zero_pieces(model, self._zero, self._stage))
+            optimizer.place(flat_tensors(self._zero, self._stage), pieces)
         if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
             for f in zero_fragments(model, self._zero, self._stage):
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])

@@ -5,6 +5,7 @@ parameter. DeepSpeed's own accessors fail for all groups but the first, or copy,
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,14 +15,43 @@ from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A range of a parameter, and where it lies in the flat tensors that DeepSpeed shows to the optimizer."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    """Its first element in the parameter's row-major flattening."""
+    numel: int
+    flat: int
+    """Which of `flat_tensors`."""
+    offset: int
+    """Its first element there."""
+
+
+def flat_tensors(zero: Any, stage: int) -> list[Tensor]:
+    """This rank's fp32 weights as the optimizer knows them: one tensor per group, under ZeRO-3 one or more."""
+    if stage == 3:
+        return list(zero.fp32_partitioned_groups_flat)
+    return [group["params"][0] for group in zero.optimizer.param_groups]
+
+
+def zero_pieces(model: nn.Module, zero: Any, stage: int) -> Iterator[Piece]:
+    """What of the model lies on this rank, in the order of the model's parameters."""
+    return _of_stage_3(model, zero) if stage == 3 else _of_stage_1_and_2(model)
+
+
 def zero_fragments(model: nn.Module, zero: Any, stage: int) -> Iterator[Fragment]:
     """This rank's share; the optimizer's state is part of it once there is any."""
-    return _of_stage_3(model, zero) if stage == 3 else _of_stage_1_and_2(model, zero)
+    flats = flat_tensors(zero, stage)
+    for piece in zero_pieces(model, zero, stage):
+        yield _fragment(piece, flats[piece.flat], zero.optimizer.state.get(flats[piece.flat], {}))
 
 
 def materialize_zero_state(zero: Any, stage: int) -> None:
     """Make the optimizer create its state for the flat tensors that DeepSpeed shows to it."""
-    flats = zero.fp32_partitioned_groups_flat if stage == 3 else [g["params"][0] for g in zero.optimizer.param_groups]
+    flats = flat_tensors(zero, stage)
     buffers = [flat.grad for flat in flats]  # under offload DeepSpeed keeps them
     if stage != 3:
         materialize_state(zero.optimizer)
@@ -58,22 +88,21 @@ def check_links(model: nn.Module, zero: Any, stage: int) -> None:
             )
 
 
-def _of_stage_1_and_2(model: nn.Module, zero: Any) -> Iterator[Fragment]:
-    flats = [group["params"][0] for group in zero.optimizer.param_groups]
+def _of_stage_1_and_2(model: nn.Module) -> Iterator[Piece]:
     for name, p in model.named_parameters():
         link = p._hp_mapping  # type: ignore[attr-defined]
         if link is None:  # nothing of it lies on this rank
             continue
-        flat, where = flats[link.param_group_index], link.hp_fragment_address
-        yield _fragment(name, tuple(p.shape), link.lp_fragment_address.start, zero, flat, where.start, where.numel)
+        start, where = link.lp_fragment_address.start, link.hp_fragment_address
+        yield Piece(parameter_name(name), tuple(p.shape), start, where.numel, link.param_group_index, where.start)
 
 
-def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Fragment]:
+def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Piece]:
     for name, p in model.named_parameters():
-        flat, offset, _ = _partition(zero, p)
+        flat, offset, _ = zero.grad_position[zero.get_param_id(p)]
         start, numel = _range_of_stage_3(p)
         if numel:
-            yield _fragment(name, tuple(p.ds_shape), start, zero, flat, offset, numel)  # type: ignore[attr-defined]
+            yield Piece(parameter_name(name), tuple(p.ds_shape), start, numel, flat, offset)  # type: ignore[attr-defined]
 
 
 def _model_weights(model: nn.Module, stage: int) -> Iterator[Tensor]:
@@ -101,11 +130,8 @@ def _partition(zero: Any, p: nn.Parameter) -> tuple[Tensor, int, int]:
     return zero.fp32_partitioned_groups_flat[group], offset, numel
 
 
-def _fragment(
-    name: str, shape: tuple[int, ...], start: int, zero: Any, flat: Tensor, offset: int, numel: int
-) -> Fragment:
-    state = zero.optimizer.state.get(flat, {})
+def _fragment(piece: Piece, flat: Tensor, state: dict[str, Tensor]) -> Fragment:
     dense = {kind: t for kind, t in state.items() if t.shape == flat.shape}
     scalars = {kind: t for kind, t in state.items() if t.shape != flat.shape}
-    tensors = {kind: t.detach().narrow(0, offset, numel) for kind, t in {"weight": flat, **dense}.items()}
-    return Fragment(parameter_name(name), shape, start, tensors, scalars)
+    tensors = {kind: t.detach().narrow(0, piece.offset, piece.numel) for kind, t in {"weight": flat, **dense}.items()}
+    return Fragment(piece.name, piece.shape, piece.start, tensors, scalars)
