@@ -81,6 +81,7 @@ class ZeroEngine(Engine):
         if isinstance(optimizer, ZeroMuon):
             pieces = list(zero_pieces(model, self._zero, self._stage))
             optimizer.place(flat_tensors(self._zero, self._stage), pieces)
+        self._tell_loss_scale()
         if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
             for f in zero_fragments(model, self._zero, self._stage):
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
@@ -95,8 +96,21 @@ class ZeroEngine(Engine):
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device."""
         self._zero.clip_grad = clip_norm or 0.0
         self.model.step()
-        norm = self.model.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        if self._loss_scale is not None:
+            self._loss_scale.update(norm)
+            self._tell_loss_scale()
+        return norm
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Continue with a saved loss scale."""
+        super().load_scaler_state(state)
+        self._tell_loss_scale()
+
+    def _tell_loss_scale(self) -> None:
+        """DeepSpeed scales the loss and unscales the gradients itself, but it would keep a scale for each group."""
+        if self._loss_scale is not None:
+            self._zero.override_loss_scale(float(self._loss_scale.scale))
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint; raises CheckpointError if it is mixed up."""
