@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from gptscale.runtime.zero_fragments import (
     flat_tensors,
     materialize_zero_state,
     publish_weights,
+    put_back,
     zero_fragments,
     zero_pieces,
 )
@@ -31,6 +33,10 @@ from gptscale.runtime.zero_muon import ZeroMuon, has_muon
 class ZeroEngine(Engine):
     """Each rank owns a share of the optimizer's state (1), also of the gradients (2), also of the weights (3).
 
+    ZeRO-1 keeps a step's gradients whole on every rank and exchanges them once. ZeRO-2 and 3 reduce them to their
+    owners in every micro-batch: DeepSpeed's `coalesce_grad_reduction` would send as little as ZeRO-1, but keeps them
+    whole as well, and that memory is what these stages save.
+
     DeepSpeed leaves out an update whose gradient norm is not finite. It would also update within `backward`;
     here its two halves are called by themselves, so that `update` means the same under every engine.
     """
@@ -38,8 +44,16 @@ class ZeroEngine(Engine):
     def __init__(self, settings: EngineSettings) -> None:
         self._config = zero_config(settings, launched_world(), ranks.has_cuda())
         self._stage: int = self._config["zero_optimization"]["stage"]
+        self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {}))
         super().__init__(settings)
         self.name = f"zero{self._stage}"
+
+    def _use_own_folder(self, offload: dict[str, Any]) -> None:
+        """On NVMe DeepSpeed names its files by rank only, so that two runs on one disk would mix them up."""
+        self._swap_folder = None
+        if offload.get("device") == "nvme":
+            self._swap_folder = TemporaryDirectory(prefix="gptscale-", dir=offload["nvme_path"])
+            offload["nvme_path"] = self._swap_folder.name
 
     def _start_accelerator(self) -> Accelerator:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -83,8 +97,10 @@ class ZeroEngine(Engine):
             optimizer.place(flat_tensors(self._zero, self._stage), pieces)
         self._tell_loss_scale()
         if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
-            for f in zero_fragments(model, self._zero, self._stage):
+            fragments = list(zero_fragments(model, self._zero, self._stage))
+            for f in fragments:
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
+            put_back(fragments, model, self._zero, self._stage)
             publish_weights(model, self._zero, self._stage)
 
     def backward(self, loss: Tensor) -> None:
@@ -114,16 +130,23 @@ class ZeroEngine(Engine):
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint; raises CheckpointError if it is mixed up."""
-        self.agree(lambda: check_links(self.bare_model, self._zero, self._stage))
-        return list(zero_fragments(self.bare_model, self._zero, self._stage))
+        return self.agree(self._checked_fragments)
+
+    def _checked_fragments(self) -> list[Fragment]:
+        fragments = list(zero_fragments(self.bare_model, self._zero, self._stage))
+        check_links(fragments, self.bare_model, self._stage)
+        return fragments
 
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_zero_state(self._zero, self._stage)
-        return list(zero_fragments(self.bare_model, self._zero, self._stage))
+        self._wanted = list(zero_fragments(self.bare_model, self._zero, self._stage))
+        return self._wanted
 
     def loaded(self) -> None:
         """Put what was written into the wanted fragments to use. All ranks call this together."""
+        put_back(self._wanted, self.bare_model, self._zero, self._stage)
+        self._wanted = []
         publish_weights(self.bare_model, self._zero, self._stage)
 
     @contextmanager
@@ -131,6 +154,12 @@ class ZeroEngine(Engine):
         """Evaluation mode without gradients, in the precision of training also for the bare model."""
         with super().evaluating(), self._autocast():
             yield
+
+    def close(self) -> None:
+        """Forget Accelerate's process-wide state, and remove what is on NVMe."""
+        super().close()
+        if self._swap_folder is not None:
+            self._swap_folder.cleanup()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"

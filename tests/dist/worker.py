@@ -58,7 +58,9 @@ def watch(folder: Path) -> None:
         register_optimizer_step_pre_hook(note_rate)
         finished = fit(of, state)
         if RANK == 0:
-            (folder / "watched.json").write_text(json.dumps({"start": digest, "rates": rates}))
+            on_disk = [path.name for path in (folder / "disk").rglob("*.swp")]
+            watched = {"start": digest, "rates": rates, "on_disk": on_disk}
+            (folder / "watched.json").write_text(json.dumps(watched))
         return finished
 
     def watched_step(engine: Engine, *args: Any, step: int, **kwargs: Any) -> Any:
