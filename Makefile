@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint env clean
+.PHONY: demo test test-gpu lint env clean
 
 env: $(STAMP)
 
@@ -26,6 +26,12 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.
+test-gpu: $(STAMP)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "no CUDA device: no GPU test would run"; exit 1; }
+	$(BIN)/python -m pytest tests/gpu
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -4,7 +4,7 @@ from gptscale.config.schema import Precision
 from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
-from gptscale.runtime.launch import launched_engine
+from gptscale.runtime.launch import EngineKind, launched_engine
 
 
 def start_engine(
@@ -16,21 +16,23 @@ def start_engine(
 ) -> Engine:
     """Join the other ranks and return the engine that the launcher asked for. All ranks call this."""
     kind = launched_engine()
-    if precision == "bf16-sharded" and kind == "plain":
-        raise ConfigError(
-            "train.precision=bf16-sharded needs an engine that shards; use bf16, or launch with "
-            "launch/accelerate/zero*.yaml or fsdp2.yaml"
-        )
-    if precision == "fp16" and kind != "plain":
-        raise ConfigError(f"train.precision=fp16 is not supported under {kind}; use bf16, or launch with ddp.yaml")
-    if precision == "fp16" and not ranks.has_cuda():
-        raise ConfigError("train.precision=fp16 needs a CUDA device, and there is none; use bf16 or fp32")
+    _check_precision(precision, kind)
     ranks.join()
     settings = EngineSettings(precision, accumulation, micro_batch_sequences, clip_norm)
     return _engine_class(kind)(settings)
 
 
-def _engine_class(kind: str) -> type[Engine]:
+def _check_precision(precision: Precision, kind: EngineKind) -> None:
+    if precision == "bf16-sharded" and kind == "plain":
+        raise ConfigError(
+            "train.precision=bf16-sharded needs an engine that shards; use bf16, or launch with "
+            "launch/accelerate/zero*.yaml or fsdp2.yaml"
+        )
+    if precision == "fp16" and not ranks.has_cuda():
+        raise ConfigError("train.precision=fp16 needs a CUDA device, and there is none; use bf16 or fp32")
+
+
+def _engine_class(kind: EngineKind) -> type[Engine]:
     if kind == "zero":
         from gptscale.runtime.zero import ZeroEngine  # DeepSpeed takes seconds to import
 

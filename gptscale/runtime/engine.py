@@ -17,6 +17,7 @@ from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
 from gptscale.runtime.launch import launched_rank, launched_world, says_yes
+from gptscale.runtime.loss_scale import LossScale
 
 T = TypeVar("T")
 
@@ -44,14 +45,14 @@ class Engine:
         self.rank = launched_rank()
         self.world = launched_world()
         self.dtype = _DTYPES[settings.precision]
+        self._loss_scale = LossScale(self.device) if settings.precision == "fp16" else None
         self.name = "ddp" if self.world > 1 else "none"
         self._check_world()
 
     def _start_accelerator(self) -> Accelerator:
-        precision = self.settings.precision
         return Accelerator(
             cpu=says_yes("ACCELERATE_USE_CPU") or (launched_world() > 1 and not ranks.has_cuda()),  # else MPS may serve
-            mixed_precision={"fp32": "no"}.get(precision, precision),
+            mixed_precision="bf16" if self.settings.precision == "bf16" else "no",  # fp16 is our own, see LossScale
             gradient_accumulation_steps=self.settings.accumulation,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
@@ -77,10 +78,17 @@ class Engine:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
         self.bare_model = model
+        if self.settings.precision == "fp16":
+            self._autocast_forward(model)
         if compile_model:
             model.compile()
         self.model, self._wrapped_optimizer = self._accelerator.prepare(model, optimizer)
         self.optimizer: torch.optim.Optimizer = optimizer
+
+    def _autocast_forward(self, model: nn.Module) -> None:
+        """Let a model compute in 16 bits, whoever calls it; a cache would keep a rounded copy of every weight."""
+        autocast = torch.autocast(self.device.type, self.dtype, cache_enabled=False)
+        model.forward = autocast(model.forward)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the coming update. Call it before the first micro-batch of a step."""
@@ -93,7 +101,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; divides by the number of micro-batches of a step."""
-        self._accelerator.backward(loss)
+        self._accelerator.backward(loss if self._loss_scale is None else loss * self._loss_scale.scale)
 
     def update(self, clip_norm: float | None) -> Tensor:
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device.
@@ -102,11 +110,14 @@ class Engine:
         device, so the host need not wait to look at it.
         """
         limit = float("inf") if clip_norm is None else clip_norm
+        if self._loss_scale is not None:
+            self._loss_scale.unscale([p.grad for p in self.model.parameters() if p.grad is not None])
         norm: Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        if self._accelerator.scaler is None:
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self._wrapped_optimizer.step()
         self._wrapped_optimizer.zero_grad()
+        if self._loss_scale is not None:
+            self._loss_scale.update(norm)
         return norm
 
     def total(self, value: Tensor) -> Tensor:
@@ -168,12 +179,12 @@ class Engine:
 
     def scaler_state(self) -> dict[str, Any]:
         """fp16's loss scale; empty in other precisions."""
-        return self._accelerator.scaler.state_dict() if self._accelerator.scaler else {}
+        return self._loss_scale.state() if self._loss_scale is not None else {}
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Continue with a saved loss scale."""
-        if self._accelerator.scaler and state:
-            self._accelerator.scaler.load_state_dict(state)
+        if self._loss_scale is not None and state:
+            self._loss_scale.load(state)
 
     def close(self) -> None:
         """Forget Accelerate's process-wide state, so that a next run can start."""

@@ -22,7 +22,7 @@ from gptscale.runtime.fragments import Fragment, materialize_state, parameter_na
 class Fsdp2Engine(Engine):
     """Weights, gradients and optimizer state sharded by rows; blocks are gathered when they compute.
 
-    bf16 is autocast over fp32 weights, as under DDP, so that the numbers are the same; gathers move fp32.
+    bf16 and fp16 are autocast over fp32 weights, as under DDP, so that the numbers are the same; gathers move fp32.
     bf16-sharded gathers and computes in bf16 from sharded fp32 weights, and reduces gradients in fp32.
     """
 
@@ -61,10 +61,8 @@ class Fsdp2Engine(Engine):
             group["params"] = [sharded[names[p]] for p in group["params"]]
         self.bare_model = self.model = model
         self.optimizer = optimizer
-        if self.settings.precision == "bf16":
-            # No cache: it would keep a rounded copy of every gathered weight until the end of the forward.
-            autocast = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-            model.forward = autocast(model.forward)
+        if self.settings.precision in ("bf16", "fp16"):
+            self._autocast_forward(model)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -76,6 +74,8 @@ class Fsdp2Engine(Engine):
     def update(self, clip_norm: float | None) -> Tensor:
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self._loss_scale is not None:
+            self._loss_scale.unscale([p.grad.to_local() for p in parameters])
         norm = get_total_norm([p.grad for p in parameters])
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if clip_norm is not None:
@@ -83,6 +83,8 @@ class Fsdp2Engine(Engine):
         self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self._loss_scale is not None:
+            self._loss_scale.update(whole)
         return whole
 
     def owned_fragments(self) -> list[Fragment]:

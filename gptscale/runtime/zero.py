@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,11 +18,24 @@ from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.zero_config import zero_config
-from gptscale.runtime.zero_fragments import check_links, materialize_zero_state, publish_weights, zero_fragments
+from gptscale.runtime.zero_fragments import (
+    check_links,
+    flat_tensors,
+    materialize_zero_state,
+    publish_weights,
+    put_back,
+    zero_fragments,
+    zero_pieces,
+)
+from gptscale.runtime.zero_muon import ZeroMuon, has_muon
 
 
 class ZeroEngine(Engine):
     """Each rank owns a share of the optimizer's state (1), also of the gradients (2), also of the weights (3).
+
+    ZeRO-1 keeps a step's gradients whole on every rank and exchanges them once. ZeRO-2 and 3 reduce them to their
+    owners in every micro-batch: DeepSpeed's `coalesce_grad_reduction` would send as little as ZeRO-1, but keeps them
+    whole as well, and that memory is what these stages save.
 
     DeepSpeed leaves out an update whose gradient norm is not finite. It would also update within `backward`;
     here its two halves are called by themselves, so that `update` means the same under every engine.
@@ -30,8 +44,16 @@ class ZeroEngine(Engine):
     def __init__(self, settings: EngineSettings) -> None:
         self._config = zero_config(settings, launched_world(), ranks.has_cuda())
         self._stage: int = self._config["zero_optimization"]["stage"]
+        self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {}))
         super().__init__(settings)
         self.name = f"zero{self._stage}"
+
+    def _use_own_folder(self, offload: dict[str, Any]) -> None:
+        """On NVMe DeepSpeed names its files by rank only, so that two runs on one disk would mix them up."""
+        self._swap_folder = None
+        if offload.get("device") == "nvme":
+            self._swap_folder = TemporaryDirectory(prefix="gptscale-", dir=offload["nvme_path"])
+            offload["nvme_path"] = self._swap_folder.name
 
     def _start_accelerator(self) -> Accelerator:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -56,11 +78,8 @@ class ZeroEngine(Engine):
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
-        if not isinstance(optimizer, torch.optim.AdamW):
-            raise ConfigError(
-                "optim.name=muon needs whole matrices, and ZeRO cuts them into flat pieces; use optim.name=adamw, or "
-                "launch with launch/accelerate/ddp.yaml or fsdp2.yaml"
-            )
+        if has_muon(optimizer):
+            optimizer = ZeroMuon(optimizer.param_groups, self.device)
         initial = None
         if self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
@@ -73,9 +92,15 @@ class ZeroEngine(Engine):
                 f"DeepSpeed accumulates {self.model.gradient_accumulation_steps()} micro-batches, "
                 f"not {self.settings.accumulation}; leave gradient_accumulation_steps out of the launch"
             )
+        if isinstance(optimizer, ZeroMuon):
+            pieces = list(zero_pieces(model, self._zero, self._stage))
+            optimizer.place(flat_tensors(self._zero, self._stage), pieces)
+        self._tell_loss_scale()
         if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
-            for f in zero_fragments(model, self._zero, self._stage):
+            fragments = list(zero_fragments(model, self._zero, self._stage))
+            for f in fragments:
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
+            put_back(fragments, model, self._zero, self._stage)
             publish_weights(model, self._zero, self._stage)
 
     def backward(self, loss: Tensor) -> None:
@@ -87,21 +112,41 @@ class ZeroEngine(Engine):
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device."""
         self._zero.clip_grad = clip_norm or 0.0
         self.model.step()
-        norm = self.model.get_global_grad_norm()
-        return torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.device)
+        if self._loss_scale is not None:
+            self._loss_scale.update(norm)
+            self._tell_loss_scale()
+        return norm
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Continue with a saved loss scale."""
+        super().load_scaler_state(state)
+        self._tell_loss_scale()
+
+    def _tell_loss_scale(self) -> None:
+        """DeepSpeed scales the loss and unscales the gradients itself, but it would keep a scale for each group."""
+        if self._loss_scale is not None:
+            self._zero.override_loss_scale(float(self._loss_scale.scale))
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint; raises CheckpointError if it is mixed up."""
-        self.agree(lambda: check_links(self.bare_model, self._zero, self._stage))
-        return list(zero_fragments(self.bare_model, self._zero, self._stage))
+        return self.agree(self._checked_fragments)
+
+    def _checked_fragments(self) -> list[Fragment]:
+        fragments = list(zero_fragments(self.bare_model, self._zero, self._stage))
+        check_links(fragments, self.bare_model, self._stage)
+        return fragments
 
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_zero_state(self._zero, self._stage)
-        return list(zero_fragments(self.bare_model, self._zero, self._stage))
+        self._wanted = list(zero_fragments(self.bare_model, self._zero, self._stage))
+        return self._wanted
 
     def loaded(self) -> None:
         """Put what was written into the wanted fragments to use. All ranks call this together."""
+        put_back(self._wanted, self.bare_model, self._zero, self._stage)
+        self._wanted = []
         publish_weights(self.bare_model, self._zero, self._stage)
 
     @contextmanager
@@ -109,6 +154,12 @@ class ZeroEngine(Engine):
         """Evaluation mode without gradients, in the precision of training also for the bare model."""
         with super().evaluating(), self._autocast():
             yield
+
+    def close(self) -> None:
+        """Forget Accelerate's process-wide state, and remove what is on NVMe."""
+        super().close()
+        if self._swap_folder is not None:
+            self._swap_folder.cleanup()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"

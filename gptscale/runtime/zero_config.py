@@ -27,6 +27,7 @@ def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str
     _check_launch_variables(settings)
     _refuse(config)
     _fill_zero(config["zero_optimization"], on_cuda)
+    # torch's fused AdamW also under offload: DeepSpeed's is not faster (benchmarks/optimizer.py) and needs a compiler
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     config["steps_per_print"] = float("inf")
     return config
@@ -47,6 +48,9 @@ def _from_launch() -> dict[str, Any]:
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
         if device != "none":
             zero[f"offload_{part}"] = {"device": device}
+        if device == "nvme":
+            folder = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_NVME_PATH", "none")
+            zero[f"offload_{part}"] |= {"nvme_path": folder} if folder != "none" else {}
     return {"zero_optimization": zero}
 
 
@@ -111,15 +115,39 @@ def _refuse(config: dict[str, Any]) -> None:
     for section in ("optimizer", "scheduler"):
         if section in config:
             raise ConfigError(f"the launch's DeepSpeed file has a section {section}; the run's optim.* says it all")
-    for part in ("offload_optimizer", "offload_param"):
-        if zero.get(part, {}).get("device") == "nvme":
-            raise ConfigError(
-                f"the launch asks for {part} to nvme, from where checkpoints cannot be written; "
-                "offload to cpu, or shard over more ranks"
-            )
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        raise ConfigError(
+            "the launch asks for offload_param to nvme, from where checkpoints cannot be written; "
+            "offload parameters to cpu, only offload_optimizer to nvme"
+        )
+    offload = zero.get("offload_optimizer", {})
+    if offload.get("device") == "nvme":
+        _check_nvme(zero["stage"], offload.get("nvme_path"))
     for key in ("zero_hpz_partition_size", "mics_shard_size"):
         if zero.get(key, 1) > 1:
             raise ConfigError(f"the launch's DeepSpeed file says {key}={zero[key]}, which checkpoints do not support")
+
+
+def _check_nvme(stage: int, folder: str | None) -> None:
+    if stage != 3:
+        raise ConfigError(f"the launch asks for offload_optimizer to nvme at ZeRO stage {stage}; only stage 3 has it")
+    if folder is None or not Path(folder).is_dir():
+        raise ConfigError(
+            f"the launch asks for offload_optimizer to nvme, but offload_optimizer_nvme_path={folder} is no folder; "
+            "name one on a local NVMe disk"
+        )
+    if not can_swap():
+        raise ConfigError(
+            "the launch asks for offload_optimizer to nvme, for which DeepSpeed builds async_io with a C++ compiler, "
+            "ninja and libaio's headers, and one is missing (apt install libaio-dev); else offload to cpu"
+        )
+
+
+def can_swap() -> bool:
+    """Whether DeepSpeed can build what reads and writes NVMe."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder  # takes seconds
+
+    return bool(AsyncIOBuilder().is_compatible())
 
 
 def _fill_zero(zero: dict[str, Any], on_cuda: bool) -> None:

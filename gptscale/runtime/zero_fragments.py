@@ -2,9 +2,12 @@
 
 ZeRO-1 and 2 cut the concatenation of a parameter group's tensors into one range per rank; ZeRO-3 cuts every
 parameter. DeepSpeed's own accessors fail for all groups but the first, or copy, so these go to its attributes.
+What ZeRO-3 has put out to NVMe comes into memory one flat tensor at a time, and fragments of it are copies.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,14 +17,72 @@ from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A range of a parameter, and where it lies in the flat tensors that DeepSpeed shows to the optimizer."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    """Its first element in the parameter's row-major flattening."""
+    numel: int
+    flat: int
+    """Which of `flat_tensors`."""
+    offset: int
+    """Its first element there."""
+
+
+def flat_tensors(zero: Any, stage: int) -> list[Tensor]:
+    """This rank's fp32 weights as the optimizer knows them: one tensor per group, under ZeRO-3 one or more."""
+    if stage == 3:
+        return list(zero.fp32_partitioned_groups_flat)
+    return [group["params"][0] for group in zero.optimizer.param_groups]
+
+
+def zero_pieces(model: nn.Module, zero: Any, stage: int) -> Iterator[Piece]:
+    """What of the model lies on this rank, in the order of the model's parameters."""
+    return _of_stage_3(model, zero) if stage == 3 else _of_stage_1_and_2(model)
+
+
 def zero_fragments(model: nn.Module, zero: Any, stage: int) -> Iterator[Fragment]:
     """This rank's share; the optimizer's state is part of it once there is any."""
-    return _of_stage_3(model, zero) if stage == 3 else _of_stage_1_and_2(model, zero)
+    pieces = list(zero_pieces(model, zero, stage))
+    for number, flat in enumerate(flat_tensors(zero, stage)):
+        with _in_memory(zero, stage, number) as swapped:
+            for piece in pieces:
+                if piece.flat == number:
+                    fragment = _fragment(piece, flat, zero.optimizer.state.get(flat, {}))
+                    yield _copy(fragment) if swapped else fragment
+
+
+def put_back(copies: list[Fragment], model: nn.Module, zero: Any, stage: int) -> None:
+    """Write copies of what is on NVMe back to it; other fragments are what they show."""
+    by_name = {fragment.name: fragment for fragment in copies}
+    pieces = list(zero_pieces(model, zero, stage))
+    for number, flat in enumerate(flat_tensors(zero, stage)):
+        with _in_memory(zero, stage, number, keep=True) as swapped:
+            for piece in pieces:
+                if swapped and piece.flat == number:
+                    for kind, t in _fragment(piece, flat, zero.optimizer.state.get(flat, {})).tensors.items():
+                        t.copy_(by_name[piece.name].tensors[kind])
+
+
+@contextmanager
+def _in_memory(zero: Any, stage: int, number: int, keep: bool = False) -> Iterator[bool]:
+    """A flat tensor and its state, read from NVMe if that is where they are, which it tells; written back to keep."""
+    swapped = stage == 3 and zero._swappable_optimizer_subgroup(number)
+    if swapped:
+        zero._optimizer_states_and_gradient_swap_in(number)
+    yield swapped
+    if swapped and keep:
+        zero._optimizer_states_and_gradient_swap_out(number)
+    elif swapped:
+        zero._release_swap_buffers(number)
 
 
 def materialize_zero_state(zero: Any, stage: int) -> None:
     """Make the optimizer create its state for the flat tensors that DeepSpeed shows to it."""
-    flats = zero.fp32_partitioned_groups_flat if stage == 3 else [g["params"][0] for g in zero.optimizer.param_groups]
+    flats = flat_tensors(zero, stage)
     buffers = [flat.grad for flat in flats]  # under offload DeepSpeed keeps them
     if stage != 3:
         materialize_state(zero.optimizer)
@@ -29,9 +90,10 @@ def materialize_zero_state(zero: Any, stage: int) -> None:
     else:
         for number, flat in enumerate(flats):
             group = zero.optimizer.param_groups[zero.sub_group_to_group_id[number]]
-            group["params"] = [flat]
-            materialize_state(zero.optimizer)
-            group["params"] = []
+            with _in_memory(zero, stage, number, keep=True):
+                group["params"] = [flat]
+                materialize_state(zero.optimizer)
+                group["params"] = []
     for flat, buffer in zip(flats, buffers, strict=True):
         flat.grad = buffer
 
@@ -42,15 +104,17 @@ def publish_weights(model: nn.Module, zero: Any, stage: int) -> None:
         zero.update_lp_params()
         return
     zero.checkpoint_event_prologue()
-    for p in model.parameters():
-        flat, offset, numel = _partition(zero, p)
-        p.ds_tensor.data.copy_(flat.narrow(0, offset, numel))  # type: ignore[attr-defined]
+    for number in range(len(zero.fp16_groups)):
+        with _in_memory(zero, stage, number):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
     zero.checkpoint_event_epilogue()
 
 
-def check_links(model: nn.Module, zero: Any, stage: int) -> None:
+def check_links(fragments: list[Fragment], model: nn.Module, stage: int) -> None:
     """Raise CheckpointError unless the fp32 weights, rounded, are the model's weights: else names are mixed up."""
-    for fragment, weights in zip(zero_fragments(model, zero, stage), _model_weights(model, stage), strict=True):
+    in_model = dict(_model_weights(model, stage))
+    for fragment in fragments:
+        weights = in_model[fragment.name]
         if not torch.equal(fragment.tensors["weight"].to(weights), weights):
             raise CheckpointError(
                 f"{fragment.name}: DeepSpeed's fp32 weights are not the model's; nothing was saved. "
@@ -58,34 +122,33 @@ def check_links(model: nn.Module, zero: Any, stage: int) -> None:
             )
 
 
-def _of_stage_1_and_2(model: nn.Module, zero: Any) -> Iterator[Fragment]:
-    flats = [group["params"][0] for group in zero.optimizer.param_groups]
+def _of_stage_1_and_2(model: nn.Module) -> Iterator[Piece]:
     for name, p in model.named_parameters():
         link = p._hp_mapping  # type: ignore[attr-defined]
         if link is None:  # nothing of it lies on this rank
             continue
-        flat, where = flats[link.param_group_index], link.hp_fragment_address
-        yield _fragment(name, tuple(p.shape), link.lp_fragment_address.start, zero, flat, where.start, where.numel)
+        start, where = link.lp_fragment_address.start, link.hp_fragment_address
+        yield Piece(parameter_name(name), tuple(p.shape), start, where.numel, link.param_group_index, where.start)
 
 
-def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Fragment]:
+def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Piece]:
     for name, p in model.named_parameters():
-        flat, offset, _ = _partition(zero, p)
+        flat, offset, _ = zero.grad_position[zero.get_param_id(p)]
         start, numel = _range_of_stage_3(p)
         if numel:
-            yield _fragment(name, tuple(p.ds_shape), start, zero, flat, offset, numel)  # type: ignore[attr-defined]
+            yield Piece(parameter_name(name), tuple(p.ds_shape), start, numel, flat, offset)  # type: ignore[attr-defined]
 
 
-def _model_weights(model: nn.Module, stage: int) -> Iterator[Tensor]:
-    """The weights the model computes with, in the ranges and the order of `zero_fragments`."""
-    for p in model.parameters():
+def _model_weights(model: nn.Module, stage: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights the model computes with, by name, in the ranges of `zero_fragments`."""
+    for name, p in model.named_parameters():
         if stage == 3:
             _, numel = _range_of_stage_3(p)
             if numel:
-                yield p.ds_tensor.detach().view(-1)[:numel]  # type: ignore[attr-defined]
+                yield parameter_name(name), p.ds_tensor.detach().view(-1)[:numel]  # type: ignore[attr-defined]
         elif p._hp_mapping is not None:  # type: ignore[attr-defined]
             where = p._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
-            yield p.detach().view(-1).narrow(0, where.start, where.numel)
+            yield parameter_name(name), p.detach().view(-1).narrow(0, where.start, where.numel)
 
 
 def _range_of_stage_3(p: Any) -> tuple[int, int]:
@@ -95,17 +158,13 @@ def _range_of_stage_3(p: Any) -> tuple[int, int]:
     return start, max(0, min(p.ds_numel - start, part))
 
 
-def _partition(zero: Any, p: nn.Parameter) -> tuple[Tensor, int, int]:
-    """The flat fp32 tensor that holds a parameter's partition, where, and how long with padding."""
-    group, offset, numel = zero.grad_position[zero.get_param_id(p)]
-    return zero.fp32_partitioned_groups_flat[group], offset, numel
-
-
-def _fragment(
-    name: str, shape: tuple[int, ...], start: int, zero: Any, flat: Tensor, offset: int, numel: int
-) -> Fragment:
-    state = zero.optimizer.state.get(flat, {})
+def _fragment(piece: Piece, flat: Tensor, state: dict[str, Tensor]) -> Fragment:
     dense = {kind: t for kind, t in state.items() if t.shape == flat.shape}
     scalars = {kind: t for kind, t in state.items() if t.shape != flat.shape}
-    tensors = {kind: t.detach().narrow(0, offset, numel) for kind, t in {"weight": flat, **dense}.items()}
-    return Fragment(parameter_name(name), shape, start, tensors, scalars)
+    tensors = {kind: t.detach().narrow(0, piece.offset, piece.numel) for kind, t in {"weight": flat, **dense}.items()}
+    return Fragment(piece.name, piece.shape, piece.start, tensors, scalars)
+
+
+def _copy(fragment: Fragment) -> Fragment:
+    tensors = {kind: t.clone() for kind, t in fragment.tensors.items()}
+    return Fragment(fragment.name, fragment.shape, fragment.start, tensors, fragment.scalars)

@@ -1,7 +1,8 @@
 """One rank of a test: the `gptscale` command with eyes and faults, both set by environment variables.
 
 WATCH names a folder for what a rank saw: the rates that the optimizer was run with, the state at the start of
-training, the weights after the first update. FAULT=kind:rank lets a rank fail at its fourth step.
+training, the weights after the first update. FAULT=kind:rank lets a rank fail at its fourth step. FP16_ON_CPU lets
+fp16 pass, which the command wants a GPU for.
 """
 
 import json
@@ -18,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gptscale.cli.main import main
 from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.runtime import distributed
 from gptscale.runtime.engine import Engine
 from gptscale.training import loop, run
 
@@ -56,7 +58,9 @@ def watch(folder: Path) -> None:
         register_optimizer_step_pre_hook(note_rate)
         finished = fit(of, state)
         if RANK == 0:
-            (folder / "watched.json").write_text(json.dumps({"start": digest, "rates": rates}))
+            on_disk = [path.name for path in (folder / "disk").rglob("*.swp")]
+            watched = {"start": digest, "rates": rates, "on_disk": on_disk}
+            (folder / "watched.json").write_text(json.dumps(watched))
         return finished
 
     def watched_step(engine: Engine, *args: Any, step: int, **kwargs: Any) -> Any:
@@ -134,6 +138,9 @@ def _sleep(batches: list[MicroBatch]) -> list[MicroBatch]:
 if __name__ == "__main__":
     if "WATCH" in os.environ:
         watch(Path(os.environ["WATCH"]))
+    if "FP16_ON_CPU" in os.environ:
+        distributed._check_precision = lambda precision, kind: None
+        run.peak_flops = lambda device, dtype: 1e12  # a CPU takes minutes for the product that measures it
     if "FAULT" in os.environ:
         what, who = os.environ["FAULT"].split(":")
         if int(who) == RANK:

@@ -60,6 +60,18 @@ def test_bf16_is_autocast_and_bf16_sharded_reduces_in_fp32() -> None:
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients=true"),
         ({"zero_optimization": {"stage": 0}}, "ZeRO stage 0; choose 1, 2 or 3"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/"}}},
+            "offload_optimizer to nvme at ZeRO stage 2; only stage 3 has it",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "offload_optimizer_nvme_path=None is no folder",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/nowhere"}}},
+            "offload_optimizer_nvme_path=/nowhere is no folder",
+        ),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size=2"),
         ({"scheduler": {}}, "has a section scheduler"),
     ],
@@ -70,6 +82,22 @@ def test_a_file_that_contradicts_the_run_is_refused(
     with pytest.raises(ConfigError) as refused:
         with_file(tmp_path, monkeypatch, **said)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("buildable", [True, False])
+def test_nvme_needs_what_deepspeed_builds_with_libaio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buildable: bool
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH", str(tmp_path))
+    monkeypatch.setattr("gptscale.runtime.zero_config.can_swap", lambda: buildable)
+    if buildable:
+        offload = zero_config(SETTINGS, world=3, on_cuda=True)["zero_optimization"]["offload_optimizer"]
+        assert offload == {"device": "nvme", "nvme_path": str(tmp_path)}
+        return
+    with pytest.raises(ConfigError, match="builds async_io with a C\\+\\+ compiler, ninja and libaio's headers"):
+        zero_config(SETTINGS, world=3, on_cuda=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,162 @@
+"""Muon where the engine cuts matrices: the numbers of one process, and a momentum that goes anywhere."""
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from gptscale.checkpoint.layout import read_manifest, step_dir
+from gptscale.runtime.zero_fragments import Piece
+from gptscale.runtime.zero_muon import ZeroMuon
+from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.test_options import losses, six_steps
+from tests.dist.test_trace import saved_state
+from tests.dist.worker import state_hash
+
+pytestmark = pytest.mark.dist
+
+MUON = {"optim": {"name": "muon"}}
+
+# Muon orthogonalizes in bf16, so other orders of summation show at 1e-3 of an update, far below the loss's change.
+CLOSE = 5e-4
+
+OFFLOAD = {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses and gradient norms of six steps with Muon, and a look that AdamW's are others."""
+    folder = tmp_path_factory.mktemp("muon")
+    expected = losses(six_steps(plain_values, folder, "none", **MUON))
+    assert expected != pytest.approx(losses(six_steps(plain_values, folder / "adamw", "none")), rel=CLOSE)
+    return expected
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+def test_muon_gives_the_run_of_one_process(
+    plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
+) -> None:
+    assert losses(six_steps(plain_values, tmp_path, engine, **MUON)) == pytest.approx(one_process, rel=CLOSE)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_muon_with_its_momentum_in_cpu_memory_gives_the_same(
+    plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
+) -> None:
+    done = six_steps(plain_values, tmp_path, engine, env=OFFLOAD, **MUON)
+    assert losses(done) == pytest.approx(one_process, rel=CLOSE)
+
+
+def test_a_run_with_muon_goes_from_engine_to_engine(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    whole = two_more_steps(plain_values, tmp_path / "whole", "none", 10)
+    before = two_more_steps(plain_values, tmp_path / "2", "none", 2)
+    for steps, engine in ((4, "zero2"), (6, "zero3"), (8, "fsdp2"), (10, "zero1")):
+        folder = tmp_path / str(steps)
+        shutil.copytree(before.cfg.run.dir, folder / "run")
+        last = step_dir(before.cfg.run.dir, steps - 2)
+        before = two_more_steps(plain_values, folder, engine, steps)
+        assert before.watched["start"] == state_hash(saved_state(last)), engine
+    kinds = {name: record.kinds for name, record in read_manifest(step_dir(before.cfg.run.dir, 10)).parameters.items()}
+    assert sorted(kinds["blocks.0.ff.fc.weight"]) == ["momentum_buffer", "weight"]
+    assert sorted(kinds["tok_emb.weight"]) == ["exp_avg", "exp_avg_sq", "weight"]
+    assert losses(before) == pytest.approx(losses(whole), rel=CLOSE)
+
+
+def two_more_steps(values: dict[str, Any], folder: Path, engine: str, steps: int) -> Done:
+    cfg = changed(
+        values,
+        folder,
+        train={"steps": steps},
+        optim={"name": "muon", "decay_steps": 10, "warmup_steps": 1},
+        sample={"prompts": []},
+        eval={"sequences": 4, "train_sequences": None},
+        checkpoint={"every_steps": 2},
+    )
+    done = launch(cfg, [sys.executable] if engine == "none" else torchrun(2), ENGINES.get(engine, {}))
+    assert done.returncode == 0, done.output
+    return done
+
+
+def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_momentum(
+    plain_values: dict[str, Any], tmp_path: Path
+) -> None:
+    done = six_steps(plain_values, tmp_path, "zero3", env={"FAULT": "nan:1"}, **MUON)
+    assert "gptscale: a gradient was not finite within the 1 steps up to step 2" in done.output
+    for rank in range(2):
+        folder = done.cfg.run.dir.parent
+        assert (folder / f"before-nan-{rank}").read_text() == (folder / f"after-nan-{rank}").read_text()
+
+
+# Of 3 ranks: the ends of the ranges of a concatenation, so that one matrix is cut twice, some are whole, and
+# a rank holds only a part of one; and every matrix cut by itself, the last range shorter.
+SHAPES = [(6, 10), (12, 4), (8, 8), (5, 20), (16, 3)]
+ENDS = [20, 55, 320]
+
+
+@pytest.mark.parametrize("cut", ["concatenation", "each"])
+def test_pieces_are_updated_bit_for_bit_as_whole_matrices_are(cut: str) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(updates_as_torch, args=(cut, port), nprocs=3)
+
+
+def updates_as_torch(rank: int, cut: str, port: int) -> None:
+    """Three steps on this rank's pieces, against torch's Muon and AdamW on everything."""
+    os.environ |= {"WORLD_SIZE": "3", "RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    generator = torch.Generator().manual_seed(1)
+    whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    reference = torch.optim.Muon(whole, **settings)
+    bias, rest = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    adamw = torch.optim.AdamW([bias], lr=0.1)
+    pieces = list(of_concatenation(rank) if cut == "concatenation" else of_each(rank))
+    flat = torch.nn.Parameter(taken(whole, pieces))
+    groups = [{**reference.param_groups[0], "params": [flat]}, {**adamw.param_groups[0], "params": [rest]}]
+    ours = ZeroMuon(groups, torch.device("cpu"))
+    ours.place([flat], pieces)
+    for _ in range(3):
+        for p in whole:
+            p.grad = torch.randn(p.shape, generator=generator)
+        flat.grad = taken([p.grad for p in whole], pieces)
+        bias.grad, rest.grad = torch.full((5,), 0.1), torch.full((5,), 0.1)
+        reference.step()
+        adamw.step()
+        ours.step()
+    assert torch.equal(rest, bias)
+    assert torch.equal(flat, taken(whole, pieces))
+    momenta = [reference.state[p]["momentum_buffer"] for p in whole]
+    assert torch.equal(ours.state[flat]["momentum_buffer"], taken(momenta, pieces))
+    dist.destroy_process_group()
+
+
+def of_concatenation(rank: int) -> Iterator[Piece]:
+    low, high = ([0, *ENDS][rank], ENDS[rank])
+    first = 0
+    for number, (rows, columns) in enumerate(SHAPES):
+        start, stop = max(low - first, 0), min(high - first, rows * columns)
+        if start < stop:
+            yield Piece(str(number), (rows, columns), start, stop - start, 0, first + start - low)
+        first += rows * columns
+
+
+def of_each(rank: int) -> Iterator[Piece]:
+    offset = 0
+    for number, (rows, columns) in enumerate(SHAPES):
+        part = -(-rows * columns // 3)
+        start, stop = part * rank, min(part * (rank + 1), rows * columns)
+        yield Piece(str(number), (rows, columns), start, stop - start, 0, offset)
+        offset += stop - start
+
+
+def taken(whole: list[Any], pieces: list[Piece]) -> torch.Tensor:
+    return torch.cat([whole[int(p.name)].detach().view(-1)[p.start : p.start + p.numel] for p in pieces])
