@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+PIECE_ELEMENTS = 2**22
+"""What `pieces` reads at once: 16 MiB of float32."""
+
 
 class TensorReader(Protocol):
     """An open file of named tensors."""
@@ -21,6 +24,14 @@ class TensorReader(Protocol):
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         """Elements start to stop of a 1-D tensor; only these are read from disk."""
+        ...
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        ...
+
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        """A 1-D tensor piece by piece, for what needs to see all of it but not at once."""
         ...
 
 
@@ -55,3 +66,11 @@ class _Reader:
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         return self._file.get_slice(key)[start:stop]  # type: ignore[no-any-return, no-untyped-call]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]
+
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        (numel,) = self.shape(key)
+        for start in range(0, numel, PIECE_ELEMENTS):
+            yield self.read(key, start, min(start + PIECE_ELEMENTS, numel))

@@ -16,7 +16,7 @@ from gptscale.cli.main import main
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "demo"]
+VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "demo"]
 
 
 @pytest.fixture
@@ -110,6 +110,7 @@ def flip_bit(path: Path) -> None:
         (["evaluate", "."], "holds no checkpoint; give a run folder that `gptscale train` has saved to"),
         (["evaluate", ".", "--split", "test"], "--split=test is neither val nor train"),
         (["report", "nowhere"], "nowhere"),
+        (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
         (["generate", "."], "Missing option '--prompt'."),
@@ -125,6 +126,31 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert code == 2
     assert message in err
     assert err.startswith("gptscale: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, tmp_path: Path) -> None:
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    assert command("train", config)[0] == 0
+    code, out, _ = command("verify", run, "--finite")
+    assert code == 0
+    assert f"{run / 'checkpoints' / 'step-00000020'}: good, 1 files, " in out
+    assert out.endswith("2 of 2 checkpoints are good\n")
+    flip_bit(run / "checkpoints" / "step-00000020" / "part-00000-of-00001.safetensors")
+    code, out, err = command("verify", run)
+    assert code == 2
+    assert (
+        err
+        == f"gptscale: {run}/checkpoints/step-00000020/part-00000-of-00001.safetensors is damaged: its SHA-256 is not the one in manifest.json\n"
+    )
+    assert "step-00000020: BAD, 1 problems" in out
+    assert out.endswith("1 of 2 checkpoints are good\n")
+    assert command("verify", run / "checkpoints" / "step-00000010")[0] == 0
+    assert command("verify", corpus)[1].startswith(f"{corpus}: good, 2 shards, ")
+    flip_bit(corpus / "train-00000.bin")
+    code, _, err = command("verify", corpus)
+    assert code == 2
+    assert "train-00000.bin is damaged: its SHA-256 is" in err
     assert len(err.splitlines()) == 1
 
 
