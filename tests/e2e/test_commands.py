@@ -16,7 +16,7 @@ from gptscale.cli.main import main
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "demo"]
+VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "demo"]
 
 
 @pytest.fixture
@@ -152,6 +152,28 @@ def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, 
     assert code == 2
     assert "train-00000.bin is damaged: its SHA-256 is" in err
     assert len(err.splitlines()) == 1
+
+
+def test_inspect_shows_what_is_in_a_checkpoint(command: Any, config: Path, tmp_path: Path) -> None:
+    assert command("train", config, "optim.name=muon")[0] == 0
+    code, out, _ = command("inspect", tmp_path / "run")
+    assert code == 0
+    assert "step-00000020: step 20, written by none x1, " in out
+    head, norm, matrix = (
+        next(line.split() for line in out.splitlines() if line.startswith(name))
+        for name in ("tensor ", "final_norm.weight ", "blocks.0.ff.fc.weight ")
+    )
+    assert head[:4] == ["tensor", "shape", "parts", "|weight|"]
+    by_kind = dict(zip(head, matrix, strict=True))
+    assert (by_kind["shape"], by_kind["|exp_avg|"], by_kind["updates"]) == ("128x32", "-", "-")
+    assert float(by_kind["|momentum_buffer|"]) > 0
+    by_kind = dict(zip(head, norm, strict=True))
+    assert (by_kind["shape"], by_kind["|momentum_buffer|"], by_kind["updates"]) == ("32", "-", "20")
+    assert "  samples: 160\n" in out
+    assert '  optim.name="muon"\n' in out
+    assert "clip_norm" not in out
+    found = json.loads(command("inspect", tmp_path / "run", "--json")[1])
+    assert (found["ledger"]["step"], found["world"], len(found["files"])) == (20, 1, 1)
 
 
 def test_an_empty_text_is_no_corpus(command: Any, tmp_path: Path, values: dict[str, Any]) -> None:
