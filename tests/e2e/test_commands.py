@@ -16,7 +16,7 @@ from gptscale.cli.main import main
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "demo"]
+VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "trace", "demo"]
 
 
 @pytest.fixture
@@ -110,6 +110,8 @@ def flip_bit(path: Path) -> None:
         (["evaluate", "."], "holds no checkpoint; give a run folder that `gptscale train` has saved to"),
         (["evaluate", ".", "--split", "test"], "--split=test is neither val nor train"),
         (["report", "nowhere"], "nowhere"),
+        (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
+        (["trace", ".", "--step", "0"], "'--step': 0 is not in the range x>=1"),
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
@@ -174,6 +176,28 @@ def test_inspect_shows_what_is_in_a_checkpoint(command: Any, config: Path, tmp_p
     assert "clip_norm" not in out
     found = json.loads(command("inspect", tmp_path / "run", "--json")[1])
     assert (found["ledger"]["step"], found["world"], len(found["files"])) == (20, 1, 1)
+
+
+def test_trace_shows_the_text_that_a_step_read(command: Any, config: Path, tmp_path: Path) -> None:
+    run, text = tmp_path / "run", (tmp_path / "text.txt").read_text()
+    assert command("train", config, "train.steps=2")[0] == 0
+    code, out, _ = command("trace", run, "--step", "2", "--json", "--full")
+    assert code == 0
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert [s["position"] for s in samples] == list(range(8, 16))  # 8 sequences of 32 tokens in each step
+    for sample in samples:
+        (piece,) = sample["pieces"]  # the corpus is one document: an end-of-text token, then one token a byte
+        assert piece["text"].removeprefix("<|endoftext|>") == text[max(0, sample["start"] - 1) : sample["stop"] - 1]
+    code, out, _ = command("trace", run, "--step", "2")
+    assert code == 0
+    assert f"position 8: epoch 0, sample {samples[0]['sample']}, tokens {samples[0]['start']} to " in out
+    assert f"{tmp_path / 'corpus' / 'train-00000.bin'} at token {samples[0]['start']}: document 0 (row 0" in out
+    (tmp_path / "text.txt").write_text("another text " * 3000)
+    assert command("prepare", config, f"data.dir={tmp_path / 'new'}")[0] == 0
+    code, _, err = command("trace", run, "--step", "1", "--data-dir", tmp_path / "new")
+    assert code == 2
+    assert "was trained on data" in err
+    assert "give the corpus of the run with --data-dir" in err
 
 
 def test_an_empty_text_is_no_corpus(command: Any, tmp_path: Path, values: dict[str, Any]) -> None:
