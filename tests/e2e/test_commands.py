@@ -16,7 +16,7 @@ from gptscale.cli.main import main
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "trace", "demo"]
+VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "trace", "prove-resume", "demo"]
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def flip_bit(path: Path) -> None:
         (["evaluate", ".", "--split", "test"], "--split=test is neither val nor train"),
         (["report", "nowhere"], "nowhere"),
         (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
-        (["trace", ".", "--step", "0"], "'--step': 0 is not in the range x>=1"),
+        (["trace", ".", "--step", "0"], "Invalid value for '--step'"),
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),

@@ -1,0 +1,145 @@
+"""The proof that a killed run goes on as if nothing had been: it is run, killed, resumed and compared."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptscale.checkpoint.layout import read_manifest, step_dir
+from gptscale.config.load import dump_config, load_config
+from gptscale.config.schema import Config
+from gptscale.errors import TrainingError
+from gptscale.runtime.processes import Place, Processes
+from gptscale.tracking.jsonl import LOG_FILE, read_log
+
+POLL_S = 0.002
+EVALUATED_SEQUENCES = 8
+"""Evaluation changes nothing, so the proof hardly spends time on it."""
+
+Trace = dict[int, tuple[float, float]]
+"""Loss and gradient norm by step."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Two traces of the same steps, and what they may differ by."""
+
+    before: Place
+    after: Place
+    precision: str
+    resumed_from: int
+    killed_after: int
+    whole: Trace
+    resumed: Trace
+    same_state: bool | None
+    """Whether the last checkpoints are equal bit for bit; null where engine or ranks changed, and so the files."""
+
+    @property
+    def promised(self) -> float:
+        """The largest relative difference that is allowed; 0 is bit for bit."""
+        if self.before == self.after:
+            return 0.0
+        return 1e-5 if self.precision == "fp32" else 1e-3
+
+    @property
+    def difference(self) -> tuple[float, int]:
+        """The largest relative difference of a loss or a gradient norm, and its step."""
+        found = [
+            (abs(a - b) / max(abs(a), abs(b)), step)
+            for step in self.whole
+            for a, b in zip(self.whole[step], self.resumed[step], strict=True)
+            if a != b
+        ]
+        return max(found, default=(0.0, 0))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the resumed run is what was promised."""
+        return self.difference[0] <= self.promised and self.same_state is not False
+
+    def verdict(self) -> str:
+        """One line."""
+        largest, step = self.difference
+        if not largest and self.same_state is False:
+            return "NOT PROVED: the traces are equal, but the last checkpoints are not"
+        if not largest:
+            state = ", and so are all weights and moments after the last one" if self.same_state else ""
+            return f"bit-exact: every loss and gradient norm of {len(self.whole)} steps is the same{state}"
+        word = "as promised" if self.holds else "NOT PROVED"
+        return f"{word}: differs by {largest:.2g} at most (step {step}), allowed {self.promised:g}; {self._reason()}"
+
+    def _reason(self) -> str:
+        if self.before.ranks != self.after.ranks:
+            return f"{self.after.ranks} instead of {self.before.ranks} ranks add the same numbers in another order"
+        if self.before.engine != self.after.engine:
+            return f"{self.after.engine} adds the same numbers in another order than {self.before.engine}"
+        return "engine and ranks are the same, so nothing explains it"
+
+
+def prove_resume(cfg: Config, steps: int, before: Place, after: Place, scratch: Path) -> Proof:
+    """Train so many steps in one go, and again with a kill and a resume in another place, in a scratch folder.
+
+    The run is cfg's, made so short: a schedule without decay_steps is drawn together. Raises TrainingError
+    if a run fails, or ends before it could be killed.
+    """
+    whole_dir, killed_dir = scratch / "whole", scratch / "killed"
+    checkpoint = steps // 2
+    whole = _shortened(cfg, steps, checkpoint, whole_dir)
+    with Processes(before, ["train", _written(whole)], scratch / "whole.txt") as processes:
+        processes.wait()
+    known = load_config(whole_dir / "config.yaml")  # in which micro_batch_sequences: auto has become a number
+    killed = _written(_shortened(known, steps, checkpoint, killed_dir))
+    with Processes(before, ["train", killed], scratch / "killed.txt") as processes:
+        _await_checkpoint(processes, killed_dir, checkpoint)
+        processes.kill()
+    killed_after = max(_trace(killed_dir))
+    with Processes(after, ["train", killed], scratch / "resumed.txt") as processes:
+        processes.wait()
+    return Proof(
+        before=before,
+        after=after,
+        precision=cfg.train.precision,
+        resumed_from=checkpoint,
+        killed_after=killed_after,
+        whole=_trace(whole_dir),
+        resumed=_trace(killed_dir),
+        same_state=_files(whole_dir, steps) == _files(killed_dir, steps) if before == after else None,
+    )
+
+
+def _shortened(cfg: Config, steps: int, checkpoint: int, run_dir: Path) -> Config:
+    """The run of so many steps with every step on record, one checkpoint on the way and little else."""
+    changes = {
+        "run": {"dir": run_dir},
+        "train": {"steps": steps, "tokens": None, "epochs": None, "log_every_steps": 1},
+        "optim": {"warmup_steps": min(cfg.optim.warmup_steps, steps // 4)},
+        "eval": {"every_steps": None, "sequences": EVALUATED_SEQUENCES, "train_sequences": None},
+        "sample": {"prompts": ()},
+        "checkpoint": {"every_steps": checkpoint, "keep": None},
+        "wandb": {"mode": "disabled"},
+    }
+    sections = {name: getattr(cfg, name).model_copy(update=change) for name, change in changes.items()}
+    return cfg.model_copy(update=sections)
+
+
+def _written(cfg: Config) -> str:
+    path = cfg.run.dir.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dump_config(cfg), encoding="utf-8")
+    return str(path)
+
+
+def _await_checkpoint(processes: Processes, run_dir: Path, step: int) -> None:
+    """Return when a step's checkpoint is there and a later step is done, which the kill will undo."""
+    while not (step_dir(run_dir, step).is_dir() and max(_trace(run_dir), default=0) > step):
+        if not processes.running():
+            raise TrainingError(f"the run was over before it could be killed after step {step}; raise --steps")
+        time.sleep(POLL_S)
+
+
+def _trace(run_dir: Path) -> Trace:
+    records = [record for record in read_log(run_dir / LOG_FILE) if "train/loss" in record]
+    return {int(r["step"]): (r["train/loss"], r["train/grad_norm"]) for r in records}
+
+
+def _files(run_dir: Path, step: int) -> object:
+    return read_manifest(step_dir(run_dir, step)).files
