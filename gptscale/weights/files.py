@@ -26,6 +26,10 @@ class TensorReader(Protocol):
         """Elements start to stop of a 1-D tensor; only these are read from disk."""
         ...
 
+    def whole(self, key: str) -> Tensor:
+        """A tensor in its own shape."""
+        ...
+
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, from the file's header."""
         ...
@@ -66,6 +70,9 @@ class _Reader:
 
     def read(self, key: str, start: int, stop: int) -> Tensor:
         return self._file.get_slice(key)[start:stop]  # type: ignore[no-any-return, no-untyped-call]
+
+    def whole(self, key: str) -> Tensor:
+        return self._file.get_tensor(key)  # type: ignore[no-any-return, no-untyped-call]
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]

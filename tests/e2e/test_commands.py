@@ -10,13 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from gptscale.cli.main import main
+from gptscale.config.load import load_config
+from gptscale.model.gpt import GPTModel
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "verify", "inspect", "trace", "prove-resume", "demo"]
+VERBS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "generate",
+    "report",
+    "verify",
+    "inspect",
+    "trace",
+    "prove-resume",
+    "import-state",
+    "demo",
+]
 
 
 @pytest.fixture
@@ -112,6 +128,8 @@ def flip_bit(path: Path) -> None:
         (["report", "nowhere"], "nowhere"),
         (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
         (["trace", ".", "--step", "0"], "Invalid value for '--step'"),
+        (["prove-resume", "CONFIG", "--engine-before", "zero4"], "engine zero4 is unknown; choose one of none, ddp, zero1"),
+        (["import-state", "CONFIG", "."], ". is no folder of Accelerate's save_state"),
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
@@ -198,6 +216,32 @@ def test_trace_shows_the_text_that_a_step_read(command: Any, config: Path, tmp_p
     assert code == 2
     assert "was trained on data" in err
     assert "give the corpus of the run with --data-dir" in err
+
+
+def test_a_training_of_others_is_imported_and_goes_on(command: Any, config: Path, tmp_path: Path) -> None:
+    model = GPTModel(load_config(config).model, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.step()
+    (tmp_path / "saved").mkdir()
+    save_file(
+        {f"module.{name}": p.detach() for name, p in model.named_parameters()}, tmp_path / "saved" / "model.safetensors"
+    )
+    torch.save(optimizer.state_dict(), tmp_path / "saved" / "optimizer.bin")
+    code, out, _ = command("import-state", config, tmp_path / "saved")
+    path = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert code == 0
+    assert out == f"{tmp_path / 'saved'} is now {path}; `gptscale train {config}` goes on from there\n"
+    assert command("verify", path)[0] == 0
+    code, out, _ = command("train", config, "train.steps=4")
+    assert code == 0
+    assert f"going on from {path}" in out
+    assert "step 4/4" in out
+    code, _, err = command("import-state", config, tmp_path / "saved")
+    assert code == 2
+    assert "has checkpoints of its own; import into a new run.dir" in err
 
 
 def test_an_empty_text_is_no_corpus(command: Any, tmp_path: Path, values: dict[str, Any]) -> None:
