@@ -70,7 +70,8 @@ def _print_traces(proof: "Proof") -> None:
     print(f"{'step':>6}  {'loss':>13}  {'resumed':>13}  {'gradient norm':>13}  {'resumed':>13}")
     for step, (loss, norm) in proof.whole.items():
         other_loss, other_norm = proof.resumed[step]
-        sign = "=" if (loss, norm) == (other_loss, other_norm) else "differs"
+        difference = proof.difference_at(step)
+        sign = f"differs by {difference:.1e}" if difference else "="
         print(f"{step:6}  {loss:13.9g}  {other_loss:13.9g}  {norm:13.9g}  {other_norm:13.9g}  {sign}")
         if step == proof.resumed_from:
             print(f"        -- checkpoint; killed after step {proof.killed_after}, resumed as {proof.after} --")

@@ -1,5 +1,6 @@
 """The proof that a killed run goes on as if nothing had been: it is run, killed, resumed and compared."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +41,14 @@ class Proof:
             return 0.0
         return 1e-5 if self.precision == "fp32" else 1e-3
 
+    def difference_at(self, step: int) -> float:
+        """The larger relative difference of a step's loss and gradient norm."""
+        return max(_relative(a, b) for a, b in zip(self.whole[step], self.resumed[step], strict=True))
+
     @property
     def difference(self) -> tuple[float, int]:
-        """The largest relative difference of a loss or a gradient norm, and its step."""
-        found = [
-            (abs(a - b) / max(abs(a), abs(b)), step)
-            for step in self.whole
-            for a, b in zip(self.whole[step], self.resumed[step], strict=True)
-            if a != b
-        ]
-        return max(found, default=(0.0, 0))
+        """The largest relative difference of all steps, and where it is."""
+        return max((self.difference_at(step), step) for step in self.whole)
 
     @property
     def holds(self) -> bool:
@@ -73,6 +72,14 @@ class Proof:
         if self.before.engine != self.after.engine:
             return f"{self.after.engine} adds the same numbers in another order than {self.before.engine}"
         return "engine and ranks are the same, so nothing explains it"
+
+
+def _relative(a: float, b: float) -> float:
+    """0 for equal numbers and where both are none (a step that fp16 skips); infinity where one of them is none."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    found = abs(a - b) / max(abs(a), abs(b))
+    return math.inf if math.isnan(found) else found
 
 
 def prove_resume(cfg: Config, steps: int, before: Place, after: Place, scratch: Path) -> Proof:

@@ -72,3 +72,12 @@ def test_a_run_that_ends_before_the_kill_says_what_to_do(tmp_path: Path) -> None
 
     with pytest.raises(TrainingError, match="over before it could be killed after step 2; raise --steps"):
         _await_checkpoint(Ended(), tmp_path, 2)  # type: ignore[arg-type]
+
+
+def test_a_norm_that_is_no_number_equals_only_another_such() -> None:
+    nan = float("nan")
+    skipped = {**TRACE, 2: (3.0, nan)}
+    both = Proof(DDP, DDP, "fp16", 1, 2, skipped, dict(skipped), same_state=True)
+    assert both.holds
+    assert both.difference_at(2) == 0.0
+    assert proof(DDP, ZERO3, skipped, "fp16").difference == (float("inf"), 2)
