@@ -50,7 +50,7 @@ def merge_parts(parts: Iterable[PartRecord]) -> dict[str, ParameterRecord]:
     merged = {}
     for name, record in records.items():
         ordered = sorted(ranges[name], key=lambda r: r.start)
-        _check_tiling(name, record.shape, ordered)
+        check_tiling(name, record.shape, ordered)
         merged[name] = ParameterRecord(record.shape, record.kinds, record.scalars, ordered)
     return merged
 
@@ -97,7 +97,8 @@ def _record(fragment: Fragment, file: str) -> ParameterRecord:
     return ParameterRecord(list(fragment.shape), list(fragment.tensors), scalars, [where])
 
 
-def _check_tiling(name: str, shape: list[int], ordered: list[Range]) -> None:
+def check_tiling(name: str, shape: list[int], ordered: list[Range]) -> None:
+    """Raise CheckpointError unless ranges, in order, cover a parameter exactly once."""
     numel = 1
     for size in shape:
         numel *= size

@@ -45,6 +45,19 @@ def dump_config(cfg: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def changed_settings(cfg: Config) -> dict[str, Any]:
+    """The settings that are not the schema's defaults, by section.key, as plain values."""
+    return dict(_flattened(cfg.model_dump(mode="json", exclude_defaults=True)))
+
+
+def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class _Loader(yaml.SafeLoader):
     """Plain values only: a date stays text, and a key that stands twice is an error."""
 

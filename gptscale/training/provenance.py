@@ -37,6 +37,15 @@ def package_versions() -> dict[str, str | None]:
     return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
+def recorded_fingerprint(run_dir: Path) -> str | None:
+    """Which data a run was last started with; None if that is not recorded."""
+    try:
+        starts = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"]
+        return str(starts[-1]["data_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def _earlier_starts(path: Path) -> list[Any]:
     """The entries so far; a damaged file is set aside, since no run should stop for it."""
     try:

@@ -34,6 +34,18 @@ class TensorReader(Protocol):
         """Fill a 1-D tensor with the elements from start on, a few megabytes at a time."""
         ...
 
+    def whole(self, key: str) -> Tensor:
+        """A tensor in its own shape."""
+        ...
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        ...
+
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        """A 1-D tensor piece by piece, for what needs to see all of it but not at once."""
+        ...
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     """Write named tensors, of which live views are not copied; returns bytes and XXH3-128 when they are on disk.
@@ -80,3 +92,14 @@ class _Reader:
         for first in range(0, place.numel(), CHUNK_ELEMENTS):
             piece = place[first : first + CHUNK_ELEMENTS]
             piece.copy_(self.read(key, start + first, start + first + piece.numel()))
+
+    def whole(self, key: str) -> Tensor:
+        return self._file.get_tensor(key)  # type: ignore[no-any-return, no-untyped-call]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]
+
+    def pieces(self, key: str) -> Iterator[Tensor]:
+        (numel,) = self.shape(key)
+        for start in range(0, numel, CHUNK_ELEMENTS):
+            yield self.read(key, start, min(start + CHUNK_ELEMENTS, numel))

@@ -101,7 +101,7 @@ def test_after_a_hundred_kills_there_is_always_a_whole_checkpoint(tmp_path: Path
         assert loaded[0].tensors["exp_avg"].eq(-manifest.step).all()
         assert float(loaded[0].scalars["step"]) == manifest.step
         newest_step = manifest.step
-    assert newest_step > KILLS / 2, "hardly anything was saved"
+    assert newest_step > KILLS / 10, "hardly anything was saved"
     assert len(where_killed) > 2, "the kills fell into the same places"
 
 

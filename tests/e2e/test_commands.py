@@ -10,13 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from gptscale.cli.main import main
+from gptscale.config.load import load_config
+from gptscale.model.gpt import GPTModel
 
 pytestmark = pytest.mark.e2e
 
-VERBS = ["prepare", "train", "evaluate", "generate", "report", "demo"]
+VERBS = [
+    "prepare",
+    "train",
+    "evaluate",
+    "generate",
+    "report",
+    "verify",
+    "inspect",
+    "trace",
+    "prove-resume",
+    "import-state",
+    "demo",
+]
 
 
 @pytest.fixture
@@ -110,6 +126,11 @@ def flip_bit(path: Path) -> None:
         (["evaluate", "."], "holds no checkpoint; give a run folder that `gptscale train` has saved to"),
         (["evaluate", ".", "--split", "test"], "--split=test is neither val nor train"),
         (["report", "nowhere"], "nowhere"),
+        (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
+        (["trace", ".", "--step", "0"], "Invalid value for '--step'"),
+        (["prove-resume", "CONFIG", "--engine-before", "zero4"], "engine zero4 is unknown; choose one of none, ddp, zero1"),
+        (["import-state", "CONFIG", "."], ". is no folder of Accelerate's save_state"),
+        (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
         (["generate", "."], "Missing option '--prompt'."),
@@ -126,6 +147,101 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert message in err
     assert err.startswith("gptscale: ")
     assert len(err.splitlines()) == 1
+
+
+def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, tmp_path: Path) -> None:
+    run, corpus = tmp_path / "run", tmp_path / "corpus"
+    assert command("train", config)[0] == 0
+    code, out, _ = command("verify", run, "--finite")
+    assert code == 0
+    assert f"{run / 'checkpoints' / 'step-00000020'}: good, 1 files, " in out
+    assert out.endswith("2 of 2 checkpoints are good\n")
+    flip_bit(run / "checkpoints" / "step-00000020" / "part-00000-of-00001.safetensors")
+    code, out, err = command("verify", run)
+    assert code == 2
+    assert (
+        err
+        == f"gptscale: {run}/checkpoints/step-00000020/part-00000-of-00001.safetensors is damaged: its SHA-256 is not the one in manifest.json\n"
+    )
+    assert "step-00000020: BAD, 1 problems" in out
+    assert out.endswith("1 of 2 checkpoints are good\n")
+    assert command("verify", run / "checkpoints" / "step-00000010")[0] == 0
+    assert command("verify", corpus)[1].startswith(f"{corpus}: good, 2 shards, ")
+    flip_bit(corpus / "train-00000.bin")
+    code, _, err = command("verify", corpus)
+    assert code == 2
+    assert "train-00000.bin is damaged: its SHA-256 is" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_inspect_shows_what_is_in_a_checkpoint(command: Any, config: Path, tmp_path: Path) -> None:
+    assert command("train", config, "optim.name=muon")[0] == 0
+    code, out, _ = command("inspect", tmp_path / "run")
+    assert code == 0
+    assert "step-00000020: step 20, written by none x1, " in out
+    head, norm, matrix = (
+        next(line.split() for line in out.splitlines() if line.startswith(name))
+        for name in ("tensor ", "final_norm.weight ", "blocks.0.ff.fc.weight ")
+    )
+    assert head[:4] == ["tensor", "shape", "parts", "|weight|"]
+    by_kind = dict(zip(head, matrix, strict=True))
+    assert (by_kind["shape"], by_kind["|exp_avg|"], by_kind["updates"]) == ("128x32", "-", "-")
+    assert float(by_kind["|momentum_buffer|"]) > 0
+    by_kind = dict(zip(head, norm, strict=True))
+    assert (by_kind["shape"], by_kind["|momentum_buffer|"], by_kind["updates"]) == ("32", "-", "20")
+    assert "  samples: 160\n" in out
+    assert '  optim.name="muon"\n' in out
+    assert "clip_norm" not in out
+    found = json.loads(command("inspect", tmp_path / "run", "--json")[1])
+    assert (found["ledger"]["step"], found["world"], len(found["files"])) == (20, 1, 1)
+
+
+def test_trace_shows_the_text_that_a_step_read(command: Any, config: Path, tmp_path: Path) -> None:
+    run, text = tmp_path / "run", (tmp_path / "text.txt").read_text()
+    assert command("train", config, "train.steps=2")[0] == 0
+    code, out, _ = command("trace", run, "--step", "2", "--json", "--full")
+    assert code == 0
+    samples = [json.loads(line) for line in out.splitlines()]
+    assert [s["position"] for s in samples] == list(range(8, 16))  # 8 sequences of 32 tokens in each step
+    for sample in samples:
+        (piece,) = sample["pieces"]  # the corpus is one document: an end-of-text token, then one token a byte
+        assert piece["text"].removeprefix("<|endoftext|>") == text[max(0, sample["start"] - 1) : sample["stop"] - 1]
+    code, out, _ = command("trace", run, "--step", "2")
+    assert code == 0
+    assert f"position 8: epoch 0, sample {samples[0]['sample']}, tokens {samples[0]['start']} to " in out
+    assert f"{tmp_path / 'corpus' / 'train-00000.bin'} at token {samples[0]['start']}: document 0 (row 0" in out
+    (tmp_path / "text.txt").write_text("another text " * 3000)
+    assert command("prepare", config, f"data.dir={tmp_path / 'new'}")[0] == 0
+    code, _, err = command("trace", run, "--step", "1", "--data-dir", tmp_path / "new")
+    assert code == 2
+    assert "was trained on data" in err
+    assert "give the corpus of the run with --data-dir" in err
+
+
+def test_a_training_of_others_is_imported_and_goes_on(command: Any, config: Path, tmp_path: Path) -> None:
+    model = GPTModel(load_config(config).model, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.step()
+    (tmp_path / "saved").mkdir()
+    save_file(
+        {f"module.{name}": p.detach() for name, p in model.named_parameters()}, tmp_path / "saved" / "model.safetensors"
+    )
+    torch.save(optimizer.state_dict(), tmp_path / "saved" / "optimizer.bin")
+    code, out, _ = command("import-state", config, tmp_path / "saved")
+    path = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert code == 0
+    assert out == f"{tmp_path / 'saved'} is now {path}; `gptscale train {config}` goes on from there\n"
+    assert command("verify", path)[0] == 0
+    code, out, _ = command("train", config, "train.steps=4")
+    assert code == 0
+    assert f"going on from {path}" in out
+    assert "step 4/4" in out
+    code, _, err = command("import-state", config, tmp_path / "saved")
+    assert code == 2
+    assert "has checkpoints of its own; import into a new run.dir" in err
 
 
 def test_an_empty_text_is_no_corpus(command: Any, tmp_path: Path, values: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ def test_the_python_example_runs(
 
 def test_every_command_and_file_that_is_named_exists() -> None:
     verbs = {command.name for command in app.registered_commands}
-    assert set(re.findall(r"^gptscale (\w+)", README, re.MULTILINE)) <= verbs
+    assert set(re.findall(r"^gptscale ([\w-]+)", README, re.MULTILINE)) <= verbs
     table = README[README.index("| command | does |") :].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)", table, re.MULTILINE)) == verbs
+    assert set(re.findall(r"^\| `([\w-]+)", table, re.MULTILINE)) == verbs
     for path in re.findall(r"(?:configs|launch|tests|benchmarks|gptscale)/[\w/.-]*\w\.(?:py|yaml|md|tiktoken)", README):
         assert (ROOT / path).exists(), path

@@ -19,3 +19,12 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(Exception, match=r"(?i)header"), open_tensors(tmp_path / "t.safetensors"):
         pass
+
+
+def test_a_tensor_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.arange(7.0), "none": torch.empty(0)})
+    monkeypatch.setattr("gptscale.weights.files.CHUNK_ELEMENTS", 3)
+    with open_tensors(tmp_path / "t.safetensors") as reader:
+        assert reader.shape("a") == (7,)
+        assert [piece.tolist() for piece in reader.pieces("a")] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0], [6.0]]
+        assert list(reader.pieces("none")) == []

@@ -1,0 +1,86 @@
+"""From another program's saved training to a checkpoint of ours, in a run folder that `train` goes on with."""
+
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from gptscale.checkpoint.layout import list_checkpoints
+from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.store import Store
+from gptscale.config.schema import Config
+from gptscale.data.corpus import check_corpus, open_corpus
+from gptscale.data.loader import count_samples
+from gptscale.errors import TrainingError
+from gptscale.runtime import ranks
+from gptscale.runtime.fragments import Fragment
+from gptscale.runtime.saved_state import SavedState
+from gptscale.training.micro_batch import with_micro_batch
+from gptscale.training.plan import make_plan
+from gptscale.training.provenance import package_versions
+from gptscale.training.schedule import lr_at
+from gptscale.training.state import TrainState
+from gptscale.weights.saved_state import read_saved_state
+
+
+class _Alone:
+    """One process, as the store knows ranks; the state is nobody's engine yet."""
+
+    name = "imported"
+    rank = 0
+    world = 1
+    gather = staticmethod(ranks.gather)
+    agree = staticmethod(ranks.agree)
+
+
+def import_state(cfg: Config, folder: Path) -> Path:
+    """Make the checkpoint of cfg's run that has the weights and moments of a folder, and give its path.
+
+    Its step is AdamW's count of updates, and it goes on at that step's place in our own sample order. Raises
+    TrainingError for a run that has begun, and CheckpointError for a folder that does not fit.
+    """
+    if cfg.optim.name != "adamw":
+        raise TrainingError(
+            f"optim.name={cfg.optim.name}, but only states of AdamW can be imported; set optim.name=adamw"
+        )
+    if list_checkpoints(cfg.run.dir):
+        raise TrainingError(f"run.dir={cfg.run.dir} has checkpoints of its own; import into a new run.dir")
+    corpus = open_corpus(cfg.data.dir)
+    check_corpus(corpus, cfg)
+    state = read_saved_state(folder, cfg.model)
+    store = Store(
+        cfg.run.dir,
+        _Alone(),
+        Retention(None),
+        background=False,
+        config=cfg.model_dump(mode="json"),
+        data_fingerprint=corpus.manifest.fingerprint,
+        versions=package_versions(),
+    )
+    with closing(store):
+        store.save(state.step, _ledger(cfg, len(corpus.train), state.step), _fragments(state))
+        saved = store.finish()
+    assert saved is not None
+    return saved.path
+
+
+def _ledger(cfg: Config, tokens: int, step: int) -> dict[str, object]:
+    """As a run of ours would have it after so many steps."""
+    plan = make_plan(with_micro_batch(cfg), count_samples(tokens, cfg.model.context_length, cfg.stride), world=1)
+    reached = TrainState(step=step, samples=plan.samples_at(step), segments=[plan.segment])
+    lr = lr_at(step - 1, cfg.optim, plan.total_steps)
+    return reached.ledger(lr=lr, total_steps=plan.total_steps, loss_scaler={}, interval=reached.interval)
+
+
+def _fragments(state: SavedState) -> list[Fragment]:
+    count = torch.tensor(float(state.step))
+    return [
+        Fragment(
+            name=name,
+            shape=tuple(weight.shape),
+            start=0,
+            tensors={kind: held[name].reshape(-1) for kind, held in state.tensors.items()},
+            scalars={"step": count},
+        )
+        for name, weight in state.tensors["weight"].items()
+    ]

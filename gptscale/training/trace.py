@@ -1,0 +1,60 @@
+"""What a step of a run read. No GPU and no rank is asked: it follows from the config and the corpus."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.config.load import load_config
+from gptscale.config.schema import Config
+from gptscale.data.corpus import check_corpus, open_corpus
+from gptscale.data.loader import Sampler, count_samples
+from gptscale.data.tokenizer import load_tokenizer
+from gptscale.data.trace import Documents, TracedSample, trace_positions
+from gptscale.errors import TrainingError
+from gptscale.training.plan import Segment
+from gptscale.training.provenance import recorded_fingerprint
+from gptscale.training.state import TrainState
+
+
+def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterator[TracedSample]:
+    """The samples of a step, counted from 1 as in log.jsonl, in the order of their positions.
+
+    data_dir is where the corpus lies now, if not where the config says. Raises TrainingError if it is another one.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise TrainingError(f"{run_dir} holds no config.yaml; give a run folder that `gptscale train` has written to")
+    cfg = load_config(run_dir / "config.yaml")
+    folder = data_dir or cfg.data.dir
+    corpus = open_corpus(folder)
+    check_corpus(corpus, cfg)
+    recorded, found = recorded_fingerprint(run_dir), corpus.manifest.fingerprint
+    if recorded is not None and recorded != found:
+        raise TrainingError(
+            f"{run_dir} was trained on data {recorded[:12]}, but {folder} holds {found[:12]}; "
+            "give the corpus of the run with --data-dir"
+        )
+    sampler = Sampler(count_samples(len(corpus.train), cfg.model.context_length, cfg.stride), cfg.stride, cfg.run.seed)
+    documents = Documents(folder, corpus.manifest.of("train"), load_tokenizer(cfg.data.tokenizer))
+    return trace_positions(sampler, documents, _positions(run_dir, cfg, step), cfg.model.context_length)
+
+
+def _positions(run_dir: Path, cfg: Config, step: int) -> npt.NDArray[np.int64]:
+    """The positions of a step's samples, in the segment of the run that the step lies in."""
+    segment = [s for s in _segments(run_dir, cfg) if s.step < step][-1]
+    sequences = segment.tokens_per_step // cfg.model.context_length
+    first = segment.samples + (step - 1 - segment.step) * sequences
+    return np.arange(first, first + sequences)
+
+
+def _segments(run_dir: Path, cfg: Config) -> list[Segment]:
+    """The stretches of a run with one batch size each, as its newest checkpoint and its config say."""
+    checkpoints = list_checkpoints(run_dir)
+    if not checkpoints:
+        return [Segment(0, 0, cfg.train.tokens_per_step)]
+    state = TrainState.from_ledger(read_manifest(checkpoints[0]).ledger)
+    if state.segments[-1].tokens_per_step != cfg.train.tokens_per_step:  # begun since, and not saved yet
+        return [*state.segments, Segment(state.step, state.samples, cfg.train.tokens_per_step)]
+    return state.segments

@@ -1,0 +1,107 @@
+"""Folders that Accelerate or DeepSpeed saved a training in, as the state of our model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptscale.config.schema import ModelConfig
+from gptscale.errors import CheckpointError
+from gptscale.model.gpt import GPTModel
+from gptscale.runtime.fragments import parameter_name
+from gptscale.runtime.saved_state import MOMENTS, SavedState, read_torch_file
+from gptscale.runtime.zero_saved import read_zero_state, zero_folder
+from gptscale.weights.files import open_tensors
+
+
+def read_saved_state(path: Path, model_config: ModelConfig) -> SavedState:
+    """The state of a GPTModel in a folder of `save_state` (one process, DDP) or of DeepSpeed, by its own names.
+
+    Raises CheckpointError for what is no such folder, or holds another model or optimizer.
+    """
+    with torch.device("meta"):
+        model = GPTModel(model_config, seed=None)
+    if folder := zero_folder(path):
+        return _fitted(folder, read_zero_state(folder), model)
+    if (path / "optimizer.bin").is_file():
+        return _fitted(path, _read_save_state(path, model), model)
+    raise CheckpointError(
+        f"{path} is no folder of Accelerate's save_state (model.safetensors or pytorch_model.bin, and optimizer.bin) "
+        "and no ZeRO checkpoint of DeepSpeed (*_optim_states.pt); of FSDP, save a full state dict or go through DDP"
+    )
+
+
+def _read_save_state(folder: Path, model: GPTModel) -> SavedState:
+    optimizer = read_torch_file(folder / "optimizer.bin")
+    state: dict[int, dict[str, Any]] = optimizer.get("state", {})
+    names = _optimizer_order(folder, state, model)
+    moments = {kind: {name: state[i][kind].float() for i, name in enumerate(names)} for kind in MOMENTS}
+    return SavedState({"weight": dict(_weights(folder)), **moments}, int(state[0]["step"]))
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors, from safetensors where there are any, in one file or several."""
+    safe = [*folder.glob("model.safetensors"), *folder.glob("model-*-of-*.safetensors")]
+    for path in safe:
+        with open_tensors(path) as reader:
+            for key in reader.keys():  # noqa: SIM118  (a reader is no dict)
+                yield key, reader.whole(key).float()
+    if not safe:
+        parts = sorted(folder.glob("pytorch_model-*-of-*.bin")) or [folder / "pytorch_model.bin"]
+        for path in parts:
+            for key, tensor in read_torch_file(path).items():
+                yield key, tensor.float()
+
+
+def _optimizer_order(folder: Path, state: dict[int, dict[str, Any]], model: GPTModel) -> list[str]:
+    """Which parameter each number of the optimizer's state is.
+
+    Optimizers number parameters in the order of their groups: all in one group, or matrices and the rest apart.
+    The shapes of the moments say which, since these orders have different shapes wherever they differ.
+    """
+    named = list(model.named_parameters())
+    matrices = [(name, p) for name, p in named if p.dim() >= 2]
+    others = [(name, p) for name, p in named if p.dim() < 2]
+    found = [[getattr(held.get(kind), "shape", None) for kind in MOMENTS] for _, held in sorted(state.items())]
+    for order in (named, matrices + others, others + matrices):
+        if found == [[p.shape] * len(MOMENTS) for _, p in order]:
+            return [name for name, _ in order]
+    raise CheckpointError(
+        f"{folder / 'optimizer.bin'} holds no AdamW state of this model: {len(state)} states, the model has "
+        f"{len(named)} parameters; give the model section it was trained with, and parameters in the model's own "
+        "order, in one group or in two (matrices, and the rest)"
+    )
+
+
+def _fitted(folder: Path, found: SavedState, model: GPTModel) -> SavedState:
+    """The state by the model's own names; tied weights may come by any of theirs."""
+    names: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    return SavedState(
+        {kind: _fitted_kind(folder, kind, held, model, names) for kind, held in found.tensors.items()}, found.step
+    )
+
+
+def _fitted_kind(
+    folder: Path, kind: str, held: dict[str, Tensor], model: GPTModel, names: dict[int, list[str]]
+) -> dict[str, Tensor]:
+    bare = {parameter_name(name): tensor for name, tensor in held.items()}
+    fitted = {}
+    for name, p in model.named_parameters():
+        tensor = next((bare[alias] for alias in names[id(p)] if alias in bare), None)
+        if tensor is None or tensor.shape != p.shape:
+            shape = "none" if tensor is None else list(tensor.shape)
+            raise CheckpointError(
+                f"{folder} does not fit model: {kind} of {name} has the shape {shape}, not {list(p.shape)}; "
+                "give the model section that it was trained with"
+            )
+        fitted[name] = tensor
+    if unknown := sorted(bare.keys() - {alias for aliases in names.values() for alias in aliases}):
+        raise CheckpointError(
+            f"{folder} does not fit model: it holds {unknown[0]} ({len(unknown)} such tensors), of which the model "
+            "does not know; give the model section that it was trained with"
+        )
+    return fitted
