@@ -153,7 +153,7 @@ class TrainConfig(Section):
     micro_batch_sequences: Count | None = 8
     """Samples in one forward and backward on one rank; auto or null takes the most that fit into memory."""
     precision: Precision = "bf16"
-    """fp32; bf16: fp32 weights, bf16 compute; bf16-sharded: ZeRO only; fp16: CUDA only, with loss scaling."""
+    """fp32; bf16: fp32 weights, bf16 compute; bf16-sharded: ZeRO or FSDP2 only; fp16: CUDA only, with loss scaling."""
     compile: bool = False
     """Whether torch.compile translates the model first."""
     activation_checkpointing: bool = False

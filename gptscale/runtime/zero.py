@@ -19,6 +19,7 @@ from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.zero_config import zero_config
 from gptscale.runtime.zero_fragments import (
+    check_deepspeed,
     check_links,
     flat_tensors,
     materialize_zero_state,
@@ -102,6 +103,7 @@ class ZeroEngine(Engine):
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
             put_back(fragments, model, self._zero, self._stage)
             publish_weights(model, self._zero, self._stage)
+        self.agree(lambda: check_deepspeed(model, self._zero, self._stage))
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; divides by the number of micro-batches of a step."""

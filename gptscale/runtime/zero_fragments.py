@@ -8,13 +8,36 @@ What ZeRO-3 has put out to NVMe comes into memory one flat tensor at a time, and
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gptscale.errors import CheckpointError
+from gptscale.errors import CheckpointError, ConfigError
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+
+TESTED_VERSIONS = ("0.19.8",)
+"""Releases of DeepSpeed with which every name below was tested; `check_deepspeed` judges others."""
+
+_NAMES = {
+    1: ("_lazy_init_hp_params_optimizer_state", "update_lp_params"),
+    3: (
+        "fp32_partitioned_groups_flat",
+        "fp16_groups",
+        "grad_position",
+        "get_param_id",
+        "sub_group_to_group_id",
+        "_swappable_optimizer_subgroup",
+        "_optimizer_states_and_gradient_swap_in",
+        "_optimizer_states_and_gradient_swap_out",
+        "_release_swap_buffers",
+        "_reassign_or_swap_out_partitioned_parameters",
+        "checkpoint_event_prologue",
+        "checkpoint_event_epilogue",
+    ),
+}
+"""What this file uses of DeepSpeed's optimizer by private or undocumented names, for stages 1 and 2, and 3."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +143,22 @@ def check_links(fragments: list[Fragment], model: nn.Module, stage: int) -> None
                 f"{fragment.name}: DeepSpeed's fp32 weights are not the model's; nothing was saved. "
                 "Use the launch files under launch/accelerate/ as they are, and the pinned deepspeed"
             )
+
+
+def check_deepspeed(model: nn.Module, zero: Any, stage: int) -> None:
+    """Raise ConfigError unless this DeepSpeed keeps a rank's state where this file looks for it."""
+    missing = [name for name in _NAMES[3 if stage == 3 else 1] if not hasattr(zero, name)]
+    try:
+        if not missing:
+            check_links(list(zero_fragments(model, zero, stage)), model, stage)
+            return
+        problem = f"it has no {', '.join(missing)}"
+    except (AttributeError, KeyError, TypeError, CheckpointError) as error:
+        problem = str(error)
+    raise ConfigError(
+        f"deepspeed {version('deepspeed')} keeps its state in another way than {', '.join(TESTED_VERSIONS)}, with "
+        f"which checkpoints were tested ({problem}); install deepspeed=={TESTED_VERSIONS[-1]}"
+    )
 
 
 def _of_stage_1_and_2(model: nn.Module) -> Iterator[Piece]:

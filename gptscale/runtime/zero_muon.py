@@ -46,18 +46,18 @@ class ZeroMuon(torch.optim.Optimizer):
         assert closure is None
         for group in filter(_is_muon, self.param_groups):
             for flat in group["params"]:
-                self._update(flat, group)
+                if flat.grad is not None:
+                    self._update(flat, flat.grad, group)
         self._adamw.param_groups = [group for group in self.param_groups if not _is_muon(group)]
         self._adamw.state = self.state
         self._adamw.step()
 
-    def _update(self, flat: Tensor, group: dict[str, Any]) -> None:
-        assert flat.grad is not None
+    def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[flat]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(flat)
-        momentum = state["momentum_buffer"].lerp_(flat.grad, 1 - group["momentum"])
-        update = flat.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         exchange = self._exchanges[flat]
         matrices = exchange.gather(update)
         for name, matrix in matrices.items():
