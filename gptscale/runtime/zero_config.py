@@ -117,8 +117,8 @@ def _refuse(config: dict[str, Any]) -> None:
             raise ConfigError(f"the launch's DeepSpeed file has a section {section}; the run's optim.* says it all")
     if zero.get("offload_param", {}).get("device") == "nvme":
         raise ConfigError(
-            "the launch asks for offload_param to nvme, from where checkpoints cannot be written; "
-            "offload parameters to cpu, only offload_optimizer to nvme"
+            "the launch asks for offload_param to nvme, which DeepSpeed does only to models that are built within its "
+            "zero.Init; offload parameters to cpu, and only the optimizer to nvme"
         )
     offload = zero.get("offload_optimizer", {})
     if offload.get("device") == "nvme":

@@ -12,7 +12,7 @@ from gptscale.errors import CheckpointError, TrainingError
 from gptscale.training.migrate import import_state
 from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
 from tests.dist.foreign_worker import SAVED_AFTER
-from tests.dist.test_trace import saved_state
+from tests.dist.test_crossing import saved_state
 
 pytestmark = pytest.mark.dist
 

@@ -18,7 +18,7 @@ from gptscale.runtime.zero_fragments import Piece
 from gptscale.runtime.zero_muon import ZeroMuon
 from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
 from tests.dist.test_options import losses, six_steps
-from tests.dist.test_trace import saved_state
+from tests.dist.test_crossing import saved_state
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist

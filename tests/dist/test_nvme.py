@@ -11,7 +11,7 @@ import pytest
 from gptscale.checkpoint.layout import step_dir
 from gptscale.runtime.zero_config import can_swap
 from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
-from tests.dist.test_trace import saved_state
+from tests.dist.test_crossing import saved_state
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist
