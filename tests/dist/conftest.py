@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from gptscale.config.load import dump_config, parse_config
 from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
 from tests.conftest import small_text, small_values
+from tests.dist.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("worker.py"))
@@ -68,6 +70,14 @@ def changed(values: dict[str, Any], folder: Path, **sections: dict[str, Any]) ->
     return parse_config({**values, **{name: {**values[name], **change} for name, change in sections.items()}})
 
 
+FORKED = "forked"
+
+
+def forked(world: int) -> list[str]:
+    """Ranks without a launcher's start, see tests/dist/forked.py; 0 is one process that no launcher started."""
+    return [FORKED, str(world)]
+
+
 def torchrun(world: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
 
@@ -82,8 +92,13 @@ def launch(cfg: Config, launcher: list[str], env: dict[str, str], what: list[str
     folder = cfg.run.dir.parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(cfg))
-    command = [*launcher, *(what or [WORKER]), "train", str(folder / "config.yaml")]
+    command = [*(what or [WORKER]), "train", str(folder / "config.yaml")]
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WATCH": str(folder), **env}
+    if launcher[0] == FORKED:
+        output = folder / f"output-{time.monotonic_ns()}.txt"
+        code = run_forked(int(launcher[1]), command, settings, output, timeout_s=170)
+        return Done(cfg, code, output.read_text(errors="replace"))
+    command = [*launcher, *command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=170, env=settings)
     return Done(cfg, done.returncode, done.stdout + done.stderr)
 
@@ -97,11 +112,11 @@ def trace(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
         if (engine, world) not in known:
             cfg = changed(plain_values, tmp_path_factory.mktemp(f"{engine}-{world}"))
             if engine == "none":
-                done = launch(cfg, [sys.executable], {})
+                done = launch(cfg, forked(0), {})
             elif world == 2:
                 done = launch(cfg, accelerate(engine), {})
             else:
-                done = launch(cfg, torchrun(world), ENGINES[engine])
+                done = launch(cfg, forked(world), ENGINES[engine])
             assert done.returncode == 0, done.output
             known[engine, world] = done
         return known[engine, world]

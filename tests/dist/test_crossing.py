@@ -12,7 +12,7 @@ import torch
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.schema import Config
 from gptscale.weights.files import open_tensors
-from tests.dist.conftest import ENGINES, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, changed, launch, forked
 from tests.dist.crossing_worker import STEPS
 from tests.dist.worker import state_hash
 
@@ -24,7 +24,7 @@ WORLDS = [("none", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("z
 
 
 def started(cfg: Config, engine: str, world: int, what: list[str] | None = None, **env: str) -> None:
-    launcher = [sys.executable] if engine == "none" else torchrun(world)
+    launcher = forked(0) if engine == "none" else forked(world)
     done = launch(cfg, launcher, {**ENGINES.get(engine, {}), **env}, what)
     assert done.returncode == 0, done.output
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 
 pytestmark = pytest.mark.dist
 
@@ -29,7 +29,7 @@ def trained(
         eval={"sequences": 4, "train_sequences": None},
         checkpoint={"every_steps": 6},
     )
-    launcher = [sys.executable] if engine == "none" else torchrun(2)
+    launcher = forked(0) if engine == "none" else forked(2)
     done = launch(cfg, launcher, {**ENGINES.get(engine, {}), "FP16_ON_CPU": "1", **env})
     assert done.returncode == 0, done.output
     return done

@@ -10,7 +10,7 @@ from gptscale.checkpoint.layout import step_dir
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.training.migrate import import_state
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 from tests.dist.foreign_worker import SAVED_AFTER
 from tests.dist.test_crossing import saved_state
 
@@ -23,7 +23,7 @@ STEPS = SAVED_AFTER + 4
 def train_and_save(values: dict[str, Any], folder: Path, engine: str, world: int, precision: str, **env: str) -> Done:
     """Train; the folder then holds accelerate/, under ZeRO deepspeed/, and the state that they were made from."""
     cfg = changed(values, folder, train={"steps": STEPS, "precision": precision})
-    done = launch(cfg, torchrun(world), {**ENGINES[engine], "FOREIGN": str(folder), **env}, [WORKER])
+    done = launch(cfg, forked(world), {**ENGINES[engine], "FOREIGN": str(folder), **env}, [WORKER])
     assert done.returncode == 0, done.output
     return done
 
@@ -56,7 +56,7 @@ def test_weights_and_moments_are_the_same_bit_for_bit_and_the_run_goes_on(
         found = saved_state(path)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
-    after = launch(cfg, torchrun(world), ENGINES[engine])
+    after = launch(cfg, forked(world), ENGINES[engine])
     assert after.returncode == 0, after.output
     assert f"going on from {path}" in after.output
     assert after.log("train/loss") == before.log("train/loss")[SAVED_AFTER:]

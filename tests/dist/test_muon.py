@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime.zero_fragments import Piece
 from gptscale.runtime.zero_muon import ZeroMuon
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 from tests.dist.test_options import losses, six_steps
 from tests.dist.test_crossing import saved_state
 from tests.dist.worker import state_hash
@@ -80,7 +80,7 @@ def two_more_steps(values: dict[str, Any], folder: Path, engine: str, steps: int
         eval={"sequences": 4, "train_sequences": None},
         checkpoint={"every_steps": 2},
     )
-    done = launch(cfg, [sys.executable] if engine == "none" else torchrun(2), ENGINES.get(engine, {}))
+    done = launch(cfg, forked(0) if engine == "none" else forked(2), ENGINES.get(engine, {}))
     assert done.returncode == 0, done.output
     return done
 

@@ -10,7 +10,7 @@ import pytest
 
 from gptscale.checkpoint.layout import step_dir
 from gptscale.runtime.zero_config import can_swap
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 from tests.dist.test_crossing import saved_state
 from tests.dist.worker import state_hash
 
@@ -46,7 +46,7 @@ def trained(values: dict[str, Any], folder: Path, engine: str, steps: int, optim
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_NVME_PATH": str(folder / "disk"),
     }
     env = {**ENGINES["zero3"], **nvme} if engine == "nvme" else ENGINES.get(engine, {})
-    done = launch(cfg, [sys.executable] if engine == "none" else torchrun(2), env)
+    done = launch(cfg, forked(0) if engine == "none" else forked(2), env)
     assert done.returncode == 0, done.output
     return done
 

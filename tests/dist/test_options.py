@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 
 pytestmark = pytest.mark.dist
 
@@ -17,7 +17,7 @@ def six_steps(
     train = {"steps": 6, **sections.pop("train", {})}
     few = {"sample": {"prompts": []}, "eval": {"sequences": 4, "train_sequences": None}}
     cfg = changed(values, folder / engine, train=train, **few, **sections)
-    return launch(cfg, [sys.executable] if engine == "none" else torchrun(2), {**ENGINES.get(engine, {}), **(env or {})})
+    return launch(cfg, forked(0) if engine == "none" else forked(2), {**ENGINES.get(engine, {}), **(env or {})})
 
 
 def losses(done: Done) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptscale.model.gpt import GPTModel
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, Done, changed, launch, forked
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist
@@ -26,7 +26,7 @@ def in_bf16(values: dict[str, Any], folder: Path, launcher: list[str], engine: s
 def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], float]:
     """Losses of one process, and by how much another cut into micro-batches changes them."""
     runs = [
-        in_bf16(plain_values, tmp_path_factory.mktemp("bf16"), [sys.executable], "none", micro_batch_sequences=n)
+        in_bf16(plain_values, tmp_path_factory.mktemp("bf16"), forked(0), "none", micro_batch_sequences=n)
         for n in (2, 4, 8)
     ]
     losses = [run.log("train/loss") for run in runs]
@@ -38,7 +38,7 @@ def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str
 ) -> None:
     expected, bound = one_process
-    found = in_bf16(plain_values, tmp_path, torchrun(2), engine).log("train/loss")
+    found = in_bf16(plain_values, tmp_path, forked(2), engine).log("train/loss")
     assert 0 < bound < 1e-2
     assert found == pytest.approx(expected, abs=2 * bound, rel=0)
 
@@ -47,7 +47,7 @@ def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
 def test_bf16_sharded_starts_from_the_fp32_weights_and_stays_close(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str
 ) -> None:
-    done = in_bf16(plain_values, tmp_path, torchrun(2), engine, precision="bf16-sharded")
+    done = in_bf16(plain_values, tmp_path, forked(2), engine, precision="bf16-sharded")
     model = GPTModel(done.cfg.model, done.cfg.run.seed)
     weights = {f"weight/{name}": p.detach().flatten() for name, p in model.named_parameters()}
     assert done.watched["start"] == state_hash(weights)
