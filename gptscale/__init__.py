@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gptscale.config.schema import ModelConfig as ModelConfig
     from gptscale.data.prepare import prepare as prepare
     from gptscale.data.tokenizer import load_tokenizer as load_tokenizer
-    from gptscale.generation.decode import generate_text as generate_text
+    from gptscale.generation.text import generate_text as generate_text
     from gptscale.model.gpt import GPTModel as GPTModel
     from gptscale.training.run import train as train
 
@@ -26,7 +26,7 @@ _HOMES = {
     "GPTModel": "gptscale.model.gpt",
     "ModelConfig": "gptscale.config.schema",
     "evaluate": "gptscale.cli.evaluate",
-    "generate_text": "gptscale.generation.decode",
+    "generate_text": "gptscale.generation.text",
     "load_config": "gptscale.config.load",
     "load_model": "gptscale.checkpoint.model",
     "load_tokenizer": "gptscale.data.tokenizer",

@@ -75,6 +75,8 @@ class ModelConfig(Section):
     """Whether the layer norms have a bias (GPT-2: yes)."""
     tie_embeddings: bool = True
     """Whether the output head is the token embedding (GPT-2: yes)."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """GELU by its tanh approximation (GPT-2: yes) or exactly (nanoGPT)."""
     init: Literal["gpt2", "torch"] = "gpt2"
     """Initial weights: gpt2's small normals, or the defaults of torch's layers, which the book uses."""
 
