@@ -79,6 +79,8 @@ class ModelConfig(Section):
     """GELU by its tanh approximation (GPT-2: yes) or exactly (nanoGPT)."""
     init: Literal["gpt2", "torch"] = "gpt2"
     """Initial weights: gpt2's small normals, or the defaults of torch's layers, which the book uses."""
+    init_from: str | None = None
+    """Weights to start from: gpt2, a Hub name, a folder, a file or a run; null draws them as init says."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
 from gptscale.runtime.launch import launched_rank, launched_world, says_yes
+from gptscale.runtime.unfilled import Unfilled
 
 T = TypeVar("T")
 
@@ -75,8 +76,14 @@ class Engine:
             print(text, flush=True)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
-        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
+        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`.
+
+        A model on the meta device gets weights here that are to be filled afterwards, each rank its share.
+        """
         self.bare_model = model
+        unfilled = Unfilled(self.device)
+        unfilled.fill(model)
+        unfilled.replace(optimizer)
         if compile_model:
             model.compile()
         self.model, self._wrapped_optimizer = self._accelerator.prepare(model, optimizer)
@@ -135,6 +142,10 @@ class Engine:
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_state(self.optimizer)
+        return whole_fragments(self.bare_model, self.optimizer)
+
+    def weight_fragments(self) -> list[Fragment]:
+        """The ranges of the weights alone, as far as this rank holds them, before the first step."""
         return whole_fragments(self.bare_model, self.optimizer)
 
     def loaded(self) -> None:

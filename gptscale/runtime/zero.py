@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
@@ -16,6 +17,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
+from gptscale.runtime.unfilled import Unfilled, is_unfilled
 from gptscale.runtime.zero_config import zero_config
 from gptscale.runtime.zero_fragments import check_links, materialize_zero_state, publish_weights, zero_fragments
 
@@ -62,7 +64,9 @@ class ZeroEngine(Engine):
                 "launch with launch/accelerate/ddp.yaml or fsdp2.yaml"
             )
         initial = None
-        if self.settings.precision == "bf16-sharded":
+        if is_unfilled(model):
+            self._fill(model, optimizer)
+        elif self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
         super().prepare(model, optimizer, compile_model=False)
         if compile_model:
@@ -77,6 +81,17 @@ class ZeroEngine(Engine):
             for f in zero_fragments(model, self._zero, self._stage):
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
             publish_weights(model, self._zero, self._stage)
+
+    def _fill(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Give a model on the meta device weights; under ZeRO-3 module by module, so that no rank holds them all."""
+        sharded = self.settings.precision == "bf16-sharded"
+        unfilled = Unfilled(self.device, torch.bfloat16 if sharded else None)
+        if self._stage == 3:
+            for module in [*model.blocks, model]:  # type: ignore[misc]
+                unfilled.fill(module)
+                deepspeed.zero.Init(module=module, config_dict_or_path=self._config, mem_efficient_linear=False)
+        unfilled.fill(model)
+        unfilled.replace(optimizer)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; divides by the number of micro-batches of a step."""
@@ -98,6 +113,10 @@ class ZeroEngine(Engine):
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_zero_state(self._zero, self._stage)
+        return list(zero_fragments(self.bare_model, self._zero, self._stage))
+
+    def weight_fragments(self) -> list[Fragment]:
+        """The ranges of the weights alone, as far as this rank holds them, before the first step."""
         return list(zero_fragments(self.bare_model, self._zero, self._stage))
 
     def loaded(self) -> None:

@@ -7,6 +7,7 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
+from gptscale.training.initial import load_initial_weights
 from gptscale.training.plan import Plan
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
@@ -14,17 +15,19 @@ from gptscale.training.state import TrainState
 FIXED = (("run", "seed"), ("data", "stride"), ("train", "tokens_per_step"), ("optim", "name"))
 """With other values a resume would read some samples twice and others never, or find no state."""
 
-FREE_OF_MODEL = {"preset", "init", "drop_rate"}
+FREE_OF_MODEL = {"preset", "init", "init_from", "drop_rate"}
 """All else in the model section says which function the weights belong to."""
 
 
 def resume(cfg: Config, store: Store, engine: Engine, plan: Plan) -> TrainState:
-    """Where the newest good checkpoint left off, its tensors put in place; the start if there is none.
+    """Where the newest good checkpoint left off, its tensors put in place; else the start, from model.init_from if any.
 
     All ranks call this together. Raises TrainingError if the run folder holds another run than the config's.
     """
     found = store.newest()
     if found is None:
+        if cfg.model.init_from is not None:
+            load_initial_weights(cfg, engine)
         return TrainState()
     path, manifest = found
     check_same_run(cfg, manifest)
@@ -41,7 +44,8 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     now: dict[str, Any] = cfg.model_dump(mode="json")
     model = [("model", field) for field in now["model"] if field not in FREE_OF_MODEL]
     for section, field in (*FIXED, *model):
-        before, wanted = manifest.config[section].get(field), now[section][field]
+        default = type(getattr(cfg, section)).model_fields[field].default  # of a field that is newer than the run
+        before, wanted = manifest.config[section].get(field, default), now[section][field]
         if before != wanted:
             raise TrainingError(
                 f"{cfg.run.dir} was started with {section}.{field}={before}, not {wanted}; "

@@ -161,7 +161,7 @@ def test_a_good_checkpoint_of_the_same_step_is_kept(store: Store) -> None:
 def test_a_full_disk_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1)
 
-    def full(tensors: Any, path: Path) -> None:
+    def full(tensors: Any, path: Path, metadata: object = None) -> None:
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
