@@ -36,12 +36,14 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
 
 def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Stored]:
     """The weights of a checkpoint, each put together from the ranks' parts when it is asked for."""
-    parts = {file: stored_tensors(folder / file) for file in manifest.files}
+    parts = {file: stored_tensors(folder / file, "pread") for file in manifest.files}
 
     def read(name: str) -> Tensor:
         record = manifest.parameters[name]
-        ranges = [parts[r.file][tensor_key("weight", name, r.start)].read() for r in record.ranges]
-        return torch.cat(ranges).view(record.shape)
+        values = torch.empty(record.shape)
+        for r in record.ranges:
+            values.view(-1)[r.start : r.start + r.numel] = parts[r.file][tensor_key("weight", name, r.start)].read()
+        return values
 
     return {name: Stored(tuple(record.shape), partial(read, name)) for name, record in manifest.parameters.items()}
 

@@ -35,9 +35,7 @@ def write_transformers(
     for number, group in enumerate(groups, start=1):
         whole = len(groups) == 1
         file = "model.safetensors" if whole else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = dict(_exported(source, cfg, "transformers", dtype, group))
-        write_tensors(folder / file, tensors, {"format": "pt"})
-        files |= dict.fromkeys(tensors, file)
+        files |= dict.fromkeys(_write_part(folder / file, source, cfg, dtype, group), file)
     if len(groups) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files})
 
@@ -82,6 +80,13 @@ def transformers_config(cfg: ModelConfig, end_of_text: int, dtype: str) -> dict[
         "eos_token_id": end_of_text,
         "torch_dtype": dtype,
     }
+
+
+def _write_part(path: Path, source: Source, cfg: ModelConfig, dtype: str, names: list[str]) -> list[str]:
+    """Write some parameters into one file; gives their names there, and lets go of them."""
+    tensors = dict(_exported(source, cfg, "transformers", dtype, names))
+    write_tensors(path, tensors, {"format": "pt"})
+    return list(tensors)
 
 
 def _with_biases(cfg: ModelConfig) -> ModelConfig:

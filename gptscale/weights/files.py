@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -52,13 +52,13 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
         yield _Reader(file)
 
 
-def stored_tensors(path: Path) -> dict[str, Stored]:
-    """The tensors of a file, each read from the mapped file when it is asked for.
+def stored_tensors(path: Path, backend: Literal["mmap", "pread"] = "mmap") -> dict[str, Stored]:
+    """The tensors of a file, each read when it is asked for: out of the mapped file, or, with pread, into memory.
 
     Raises WeightsError if the file is not whole.
     """
     try:
-        file = safe_open(path, framework="pt")
+        file = safe_open(path, framework="pt", backend=backend)
         return {name: _stored(file, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is cut short or no safetensors file ({error}); copy it again") from None

@@ -1,7 +1,6 @@
 """Models on the Hugging Face Hub, or in its client's cache.."""
 
 import difflib
-import os
 from pathlib import Path
 
 from gptscale.errors import WeightsError
@@ -49,7 +48,7 @@ def download(name: str) -> Path:
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -66,8 +65,8 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
             f"the Hub has no model {repo} for you ({type(error).__name__}: {first}); check the name, or set HF_TOKEN"
         ) from None
     except (LocalEntryNotFoundError, OSError) as error:
-        offline = os.environ.get("HF_HUB_OFFLINE")
-        why = f"HF_HUB_OFFLINE={offline}" if offline else f"the Hub cannot be reached ({type(error).__name__})"
+        offline = constants.HF_HUB_OFFLINE
+        why = "HF_HUB_OFFLINE=1" if offline else f"the Hub cannot be reached ({type(error).__name__})"
         raise WeightsError(
             f"{repo} is not in the Hub's cache, and {why}; on a machine with a network run "
             f"`hf download {repo}` and set HF_HOME to a copy of its cache, or give the folder itself"
