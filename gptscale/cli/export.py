@@ -73,7 +73,8 @@ def export(
             loss = losses(folder, manifest.step).get("val/loss", nan)
             write_nanogpt(unfinished, source, cfg.model, dtype, manifest.step, loss)
         else:
-            write_transformers(unfinished, source, cfg.model, tokenizer, dtype, part_size_mb * MEGABYTE)
+            end, part_bytes = tokenizer.end_of_text, part_size_mb * MEGABYTE
+            write_transformers(unfinished, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
             write_tokenizer(unfinished, tokenizer, cfg.model.context_length)
             (unfinished / "README.md").write_text(_card(to.name, folder, manifest, cfg), encoding="utf-8")
         unfinished.rename(to)

@@ -49,6 +49,7 @@ def run_generate(
     from gptscale.checkpoint.model import load_model
     from gptscale.data.tokenizer import load_tokenizer
     from gptscale.errors import ConfigError
+    from gptscale.generation.layout import by_columns
     from gptscale.generation.sampling import Sampling
     from gptscale.generation.text import search_text, stream_text
     from gptscale.runtime.device import default_device
@@ -58,6 +59,7 @@ def run_generate(
     if beams is not None and (interactive or log_probabilities):
         raise ConfigError("--beams searches whole texts; leave out --interactive and --log-probabilities")
     model, cfg = load_model(checkpoint, default_device())
+    by_columns(model)
     tokenizer = load_tokenizer(cfg.data.tokenizer)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
 

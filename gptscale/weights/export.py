@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
-from gptscale.data.tokenizer import Tokenizer
 from gptscale.errors import WeightsError
 from gptscale.weights.files import INDEX, pack, write_tensors
 from gptscale.weights.gpt2 import parameter_shapes, to_layout
@@ -22,12 +21,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def write_transformers(
-    folder: Path, source: Source, cfg: ModelConfig, tokenizer: Tokenizer, dtype: str, part_bytes: int
+    folder: Path, source: Source, cfg: ModelConfig, *, end_of_text: int, dtype: str, part_bytes: int
 ) -> None:
     """Write config.json, generation_config.json and the weights in parts; never holds more than one part."""
-    end = tokenizer.end_of_text
-    _write_json(folder / "config.json", transformers_config(cfg, end, dtype))
-    _write_json(folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+    _write_json(folder / "config.json", transformers_config(cfg, end_of_text, dtype))
+    _write_json(folder / "generation_config.json", {"bos_token_id": end_of_text, "eos_token_id": end_of_text})
     element = DTYPES[dtype].itemsize
     sizes = {name: element * prod(shape) for name, shape in parameter_shapes(_with_biases(cfg)).items()}
     groups = pack(sizes, part_bytes)
