@@ -83,7 +83,12 @@ def theirs(model: GPTModel, prompt: list[int], new_tokens: int) -> Way:
 
     def write() -> list[int]:
         out = other.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=50256, eos_token_id=None, **length
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            pad_token_id=50256,
+            eos_token_id=None,
+            **length,
         )
         return out[0].tolist()
 

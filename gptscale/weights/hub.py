@@ -31,8 +31,8 @@ def hub_name(name: str) -> str:
     if name.count("/") == 1 and all(name.split("/")):
         return name
     close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(NAMES)}"
-    raise WeightsError(f"{name} is no file, no folder and no name of GPT-2's; {hint} A Hub name is owner/name")
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(NAMES)}, and owner/name on the Hub"
+    raise WeightsError(f"{name} is no file, no folder and no name of GPT-2's; {hint}")
 
 
 def download(name: str) -> Path:

@@ -4,7 +4,9 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from gptscale.config.load import load_config
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
 from gptscale.runtime.distributed import start_engine
+from gptscale.runtime.zero import ZeroEngine
 from gptscale.training.initial import load_initial_weights
 from gptscale.training.optimizer import build_optimizer
 
@@ -23,16 +26,27 @@ def private_bytes() -> int:
 
 
 class Peak(threading.Thread):
-    """The most memory that was taken at any of many looks."""
+    """The most memory that was taken beyond the beginning's, from a thousand looks a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes, self.done = 0, False
+        self.bytes, self._done = 0, False
+        self._before = private_bytes()
 
     def run(self) -> None:
-        while not self.done:
-            self.bytes = max(self.bytes, private_bytes())
+        while not self._done:
+            self.bytes = max(self.bytes, private_bytes() - self._before)
             time.sleep(0.001)
+
+    @classmethod
+    def of(cls, work: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
+        """Do work, and give the most bytes that it took."""
+        peak = cls()
+        peak.start()
+        work(*args, **kwargs)
+        peak._done = True
+        peak.join()
+        return peak.bytes
 
 
 def main(config: str, folder: str) -> None:
@@ -42,15 +56,16 @@ def main(config: str, folder: str) -> None:
     with torch.device("meta"):
         model = GPTModel(cfg.model, seed=None)
     optimizer = build_optimizer(model, cfg.optim, engine.device)
-    before = private_bytes()
-    peak = Peak()
-    peak.start()
-    engine.prepare(model, optimizer, compile_model=False)
-    load_initial_weights(cfg, engine)
-    peak.done = True
-    peak.join()
-    weights = {f.name: float(f.tensors["weight"].double().sum()) for f in engine.weight_fragments()}
-    (Path(folder) / f"rank-{engine.rank}.json").write_text(json.dumps({"bytes": peak.bytes - before, "sums": weights}))
+    peaks = {}
+    if isinstance(engine, ZeroEngine):  # DeepSpeed's start takes memory of its own, which is not looked at here
+        fill = engine._fill
+        engine._fill = lambda *args: peaks.update(fill=Peak.of(fill, *args))  # type: ignore[method-assign]
+        engine.prepare(model, optimizer, compile_model=False)
+    else:
+        peaks["fill"] = Peak.of(engine.prepare, model, optimizer, compile_model=False)
+    peaks["load"] = Peak.of(load_initial_weights, cfg, engine)
+    sums = {f.name: float(f.tensors["weight"].detach().double().sum()) for f in engine.weight_fragments()}
+    (Path(folder) / f"rank-{engine.rank}.json").write_text(json.dumps({**peaks, "sums": sums}))
     ranks.leave()
 
 

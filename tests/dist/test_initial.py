@@ -104,13 +104,13 @@ def test_weights_that_do_not_fit_stop_all_ranks_with_one_line(
     assert done.output.count("has n_layers=2, but the model section says n_layers=3; set model.n_layers=2") == 1
 
 
-@pytest.mark.parametrize(("engine", "world"), [("none", 1), ("zero3", 4), ("fsdp2", 4)])
-def test_a_rank_never_holds_more_than_its_share_and_a_tensor(
+@pytest.mark.parametrize(("engine", "world"), [("none", 1), ("zero3", 2), ("fsdp2", 2)])
+def test_a_rank_never_holds_more_than_its_share_and_a_block(
     plain_values: dict[str, Any], tmp_path: Path, engine: str, world: int
 ) -> None:
-    wide = {"emb_dim": 768, "n_heads": 12, "n_layers": 4, "tie_embeddings": False}
+    wide = {"emb_dim": 768, "n_heads": 12, "n_layers": 8, "tie_embeddings": False}
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=257, n_positions=32, n_embd=768, n_head=12, n_layer=4, tie_word_embeddings=False)
+        GPT2Config(vocab_size=257, n_positions=32, n_embd=768, n_head=12, n_layer=8, tie_word_embeddings=False)
     )
     model.save_pretrained(tmp_path / "theirs")
     cfg = changed(plain_values, tmp_path, model={**wide, "init_from": str(tmp_path / "theirs")})
@@ -128,10 +128,10 @@ def test_a_rank_never_holds_more_than_its_share_and_a_tensor(
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
     assert len(found) == world
     copy = 4 * sum(p.numel() for p in model.parameters())
-    # One process holds one copy and the tensor that is read. Of four, FSDP2's hold a quarter, and DeepSpeed's theirs
-    # twice, beside a quarter for gradients; a tenth is for the tensor, its transposed form and a block that is cut.
-    shares = {"none": 1.0, "zero3": 0.75, "fsdp2": 0.25}
-    assert max(rank["bytes"] for rank in found) < (shares[engine] + 0.45) * copy
+    # Of two ranks each holds a half, and one of the eight blocks whole; reading takes a few times the largest tensor.
+    limit = 1.15 if engine == "none" else 0.5 + 0.125 + 0.2
+    assert max(rank["fill"] for rank in found) < limit * copy
+    assert max(rank["load"] for rank in found) < 0.3 * copy
     assert sum(rank["sums"].get("tok_emb.weight", 0) for rank in found) == pytest.approx(
         float(model.transformer.wte.weight.double().sum()), abs=1e-6
     )
