@@ -128,10 +128,10 @@ def test_a_rank_never_holds_more_than_its_share_and_a_block(
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
     assert len(found) == world
     copy = 4 * sum(p.numel() for p in model.parameters())
-    # Of two ranks each holds a half, and one of the eight blocks whole; reading takes a few times the largest tensor.
-    limit = 1.15 if engine == "none" else 0.5 + 0.125 + 0.2
-    assert max(rank["fill"] for rank in found) < limit * copy
-    assert max(rank["load"] for rank in found) < 0.3 * copy
+    # One process holds one copy and, to read it, a few times the largest tensor. Of two ranks each holds a half and,
+    # while it is cut, one of the eight blocks. Memory that is not written to yet counts when it is.
+    taken = max(rank["fill"] + rank["load"] for rank in found)
+    assert 0.4 * copy < taken < (1.35 if engine == "none" else 0.95) * copy
     assert sum(rank["sums"].get("tok_emb.weight", 0) for rank in found) == pytest.approx(
-        float(model.transformer.wte.weight.double().sum()), abs=1e-6
+        float(model.transformer.wte.weight.detach().double().sum()), abs=1e-6
     )
