@@ -1,7 +1,8 @@
 """gptscale generate: text from a checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from gptscale.data.tokenizer import Tokenizer
     from gptscale.generation.text import Piece
 
-    Stream = Callable[[list[str]], Iterator[Piece]]
+    Stream = Callable[[Sequence[str]], Iterator[Piece]]
+    Search = Callable[[str], list[tuple[str, float]]]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,52 +50,61 @@ def run_generate(
     """Continue prompts, by sampling or by beam search, as the tokens come."""
     from gptscale.checkpoint.model import load_model
     from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.errors import ConfigError
     from gptscale.generation.layout import by_columns
     from gptscale.generation.sampling import Sampling
     from gptscale.generation.text import search_text, stream_text
     from gptscale.runtime.device import default_device
 
-    if bool(prompt) == interactive:
+    prompts = prompt or []
+    _check_ways(prompts, interactive, beams, log_probabilities)
+    model, cfg = load_model(checkpoint, default_device())
+    tokenizer = load_tokenizer(cfg.data.tokenizer)
+    by_columns(model)
+    if beams is not None:
+        search = partial(
+            search_text,
+            model,
+            tokenizer,
+            beams=beams,
+            n_best=n_best,
+            length_penalty=length_penalty,
+            max_new_tokens=max_new_tokens,
+            stop=stop or (),
+        )
+        _search(search, prompts)
+        return
+    stream = partial(
+        stream_text,
+        model,
+        tokenizer,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+        max_new_tokens=max_new_tokens,
+        stop=stop or (),
+        seed=seed,
+        log_probabilities=log_probabilities,
+    )
+    if interactive:
+        _converse(stream, tokenizer)
+    elif len(prompts) == 1:
+        _write(stream, tokenizer, prompts[0])
+    else:
+        _write_all(stream, tokenizer, prompts)
+
+
+def _check_ways(prompts: list[str], interactive: bool, beams: int | None, log_probabilities: bool) -> None:
+    from gptscale.errors import ConfigError
+
+    if bool(prompts) == interactive:
         raise ConfigError("generate needs --prompt TEXT, once or several times, or else --interactive")
     if beams is not None and (interactive or log_probabilities):
         raise ConfigError("--beams searches whole texts; leave out --interactive and --log-probabilities")
-    model, cfg = load_model(checkpoint, default_device())
-    by_columns(model)
-    tokenizer = load_tokenizer(cfg.data.tokenizer)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
 
-    def stream(prompts: list[str]) -> "Iterator[Piece]":
-        return stream_text(
-            model,
-            tokenizer,
-            prompts,
-            sampling,
-            max_new_tokens=max_new_tokens,
-            stop=stop or (),
-            seed=seed,
-            log_probabilities=log_probabilities,
-        )
 
-    if beams is not None:
-        for text in prompt or ():
-            for found, score in search_text(
-                model,
-                tokenizer,
-                text,
-                beams=beams,
-                n_best=n_best,
-                max_new_tokens=max_new_tokens,
-                length_penalty=length_penalty,
-                stop=stop or (),
-            ):
-                print(f"{found}\n--- score {score:.4f}")
-    elif interactive:
-        _converse(stream, tokenizer)
-    elif prompt is not None and len(prompt) == 1:
-        _write(stream, tokenizer, prompt[0])
-    else:
-        _write_all(stream, tokenizer, prompt or [])
+def _search(search: "Search", prompts: list[str]) -> None:
+    """Print what beam search finds, each with its score."""
+    for prompt in prompts:
+        for text, score in search(prompt):
+            print(f"{text}\n--- score {score:.4f}")
 
 
 def _write(stream: "Stream", tokenizer: "Tokenizer", prompt: str) -> None:

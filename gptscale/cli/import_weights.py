@@ -69,7 +69,7 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
         "run": {"dir": str(to)},
         "model": dict(found.fields),
         "data": {"dir": str(to / "corpus"), "source": {"path": found.origin}},
-        "train": {"steps": 1, "micro_batch_sequences": 1},
+        "train": {"steps": 1},
     }
     values = lay_over(values, overrides)
     if "n_heads" not in values["model"]:
@@ -77,7 +77,7 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
             f"{found.origin} does not say how many heads its emb_dim={values['model']['emb_dim']} is divided into; "
             "give model.n_heads=..."
         )
-    values["train"].setdefault("tokens_per_step", values["model"]["context_length"])
+    values["train"].setdefault("tokens_per_step", 8 * values["model"]["context_length"])
     return parse_config(values, f"import {found.origin}")
 
 

@@ -45,12 +45,14 @@ class Decoder:
         self._starts = [len(row) for row in rows]
         self._max_new_tokens = max_new_tokens
         self._read = list(self.growing)  # the rows of the context
+        self._drawn = False
         self._context = Context(model, rows, max_new_tokens=max_new_tokens, cached=cached)
 
     def step(self) -> list[Token]:
         """Draw a token for every growing row."""
-        if any(len(row) > start for row, start in zip(self.rows, self._starts, strict=True)):
+        if self._drawn:
             self._read_on()
+        self._drawn = True
         logits = self._context.logits
         drawn = self._choose(logits)
         said = self._said(logits, drawn)

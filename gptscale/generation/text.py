@@ -43,17 +43,17 @@ def generate_text(
     give the same text. An empty prompt starts a new document.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    for piece in stream_text(
+    pieces = stream_text(
         model,
         tokenizer,
         list(texts),
-        sampling,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         max_new_tokens=max_new_tokens,
         stop=stop,
         end_token=end_token,
         seed=seed,
-    ):
+    )
+    for piece in pieces:
         texts[piece.row] += piece.text
     return texts
 
@@ -62,8 +62,8 @@ def stream_text(
     model: GPTModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
-    sampling: Sampling,
     *,
+    sampling: Sampling,
     max_new_tokens: int,
     stop: Sequence[str] = (),
     end_token: int | None = None,
@@ -85,15 +85,11 @@ def stream_text(
         while decoder.growing:
             for token in decoder.step():
                 writer = writers[token.row]
-                if token.id == end_token:
+                text = writer.add(token.id) if token.id != end_token else ""
+                if writer.stopped or token.id == end_token:
                     decoder.stop(token.row)
-                    text = writer.rest()
-                else:
-                    text = writer.add(token.id)
-                    if writer.stopped:
-                        decoder.stop(token.row)
-                    elif token.row not in decoder.growing:
-                        text += writer.rest()
+                if token.row not in decoder.growing and not writer.stopped:
+                    text += writer.rest()
                 yield Piece(token.row, text, token)
 
 

@@ -53,17 +53,14 @@ def _fields(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     """The model section that computes what the config does."""
     if (found := config.get("model_type")) != "gpt2":
         raise WeightsError(f"{origin} is a {found}, not a gpt2; GPTModel computes GPT-2's architecture only")
-    width = config.get("n_embd", 768)
-    asked = {name: config.get(name, value) for name, value in FIXED.items()}
-    asked |= {"n_inner": config.get("n_inner") or 4 * width}
-    for name, value in {**FIXED, "n_inner": 4 * width}.items():
-        if asked[name] != value:
-            raise WeightsError(f"{origin} has {name}={asked[name]}, but GPTModel computes with {value} only")
+    if missing := FIELDS.keys() - config.keys():
+        raise WeightsError(f"{origin}: {CONFIG} lacks {sorted(missing)[0]}; copy it again")
+    for name, value in {**FIXED, "n_inner": 4 * config["n_embd"]}.items():
+        if (asked := config.get(name)) not in (None, value):
+            raise WeightsError(f"{origin} has {name}={asked}, but GPTModel computes with {value} only")
     activation = config.get("activation_function", "gelu_new")
     if activation not in GELU:
         raise WeightsError(f"{origin} has activation_function={activation}; GPTModel knows {', '.join(GELU)}")
-    if missing := FIELDS.keys() - config.keys():
-        raise WeightsError(f"{origin}: {CONFIG} lacks {sorted(missing)[0]}; copy it again")
     return {
         **{ours: config[theirs] for theirs, ours in FIELDS.items()},
         "qkv_bias": True,

@@ -53,7 +53,9 @@ def test_a_stop_string_ends_a_text_and_is_left_out() -> None:
 
 
 def test_text_comes_as_soon_as_it_is_certain() -> None:
-    pieces = list(stream_text(Alphabet(), BYTES, ["a"], Sampling(temperature=0), max_new_tokens=9, stop=["efx", "hij"]))
+    pieces = list(
+        stream_text(Alphabet(), BYTES, ["a"], sampling=Sampling(temperature=0), max_new_tokens=9, stop=["efx", "hij"])
+    )
     assert [piece.text for piece in pieces] == ["b", "c", "d", "", "", "efg", "", "", ""]
     assert [piece.token.id for piece in pieces] == list(b"bcdefghij")
 
