@@ -14,6 +14,9 @@ from gptscale.model.gpt import GPTModel
 from gptscale.runtime.fragments import Fragment
 from gptscale.weights.files import pack
 
+IMPORTED = "import"
+"""What such a checkpoint says instead of the engine that wrote it."""
+
 PART_BYTES = 1_000_000_000
 """Parameters are held in memory until their part is full."""
 
@@ -34,7 +37,7 @@ def write_imported(folder: Path, cfg: Config, parameters: Iterator[tuple[str, Te
         ledger={},
         config=cfg.model_dump(mode="json"),
         data_fingerprint="",
-        engine="import",
+        engine=IMPORTED,
         world=len(groups),
         files={part.file: part.record for part in parts},
         parameters=merge_parts(parts),

@@ -95,9 +95,12 @@ def losses(folder: Path, step: int) -> dict[str, float]:
 
 def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config") -> str:
     from gptscale import __version__
+    from gptscale.checkpoint.imported import IMPORTED
     from gptscale.weights.card import model_card
 
     words = {"train/loss": "training loss", "val/loss": "validation loss"}
+    if manifest.engine == IMPORTED:
+        return model_card(cfg, name, _parameters(cfg), __version__, {"none": f"weights of {cfg.data.source.path}"})
     training = {
         "data": cfg.data.source.path,
         "data fingerprint": manifest.data_fingerprint[:12] or "none",

@@ -14,29 +14,26 @@ class KVCache:
     """
 
     def __init__(self, lengths: Sequence[int], n_layers: int, capacity: int) -> None:
-        self.lengths = list(lengths)
-        """Tokens of each row that were read when the coming pass is over."""
         self.capacity = capacity
+        self._hold(lengths)
         self.layers = [LayerCache(self) for _ in range(n_layers)]
         self.slots: Tensor | None = None
         """In which slot each row's token of this pass goes, (B,); None in the first pass."""
         self.mask: Tensor | None = None
         """Which slots each row sees, (B, 1, 1, S); None where all see the same."""
 
-    @property
-    def used(self) -> int:
+    def _hold(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        """Tokens of each row that were read when the coming pass is over."""
+        self.used = max(lengths)
         """Slots that are in use in any row."""
-        return max(self.lengths)
-
-    @property
-    def even(self) -> bool:
+        self.even = min(lengths) == self.used
         """Whether all rows have the same length, so that their tokens lie in one slice."""
-        return min(self.lengths) == self.used
 
     def next_pass(self, device: torch.device) -> None:
         """Make room for one more token of each row."""
         self.slots = torch.tensor(self.lengths, device=device)
-        self.lengths = [length + 1 for length in self.lengths]
+        self._hold([length + 1 for length in self.lengths])
         self.mask = None
         if not self.even:
             self.mask = (torch.arange(self.used, device=device) <= self.slots[:, None])[:, None, None]
@@ -51,7 +48,7 @@ class KVCache:
         """Keep these rows, in this order; a row may be taken several times."""
         if list(rows) == list(range(len(self.lengths))):
             return
-        self.lengths = [self.lengths[row] for row in rows]
+        self._hold([self.lengths[row] for row in rows])
         for layer in self.layers:
             layer.select(rows)
 

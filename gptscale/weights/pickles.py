@@ -18,8 +18,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path} does not exist; give a file, a folder, a run or a Hub name") from None
     except Exception as error:  # pickle's own errors among them, whose module no file here imports
         if "Weights only load failed" in str(error):
             raise WeightsError(

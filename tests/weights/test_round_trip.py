@@ -38,6 +38,7 @@ def test_an_import_exports_to_the_same_logits(saved: Any, tmp_path: Path, size: 
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert torch.equal(logits_of(again), logits_of(theirs))
     assert again.lm_head.weight.shape == (257, SHAPES[size]["n_embd"])  # no row of padding
+    assert f"| none | weights of {folder} |" in (tmp_path / "exported" / "README.md").read_text()
     assert (again.lm_head.weight is again.transformer.wte.weight) == tied
 
 
