@@ -126,6 +126,34 @@ def test_generate_has_many_ways(command: Any, config: Path, tmp_path: Path, monk
     assert "\ncat " in out
 
 
+def test_ctrl_c_ends_a_text_and_not_the_conversation(
+    command: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptscale.generation import text
+
+    assert command("train", config, "train.steps=2")[0] == 0
+    lines, stream = iter(["one ", "two "]), text.stream_text
+
+    def typed(prompt: str) -> str:
+        return next(lines, None) or _end()
+
+    def _end() -> str:
+        raise EOFError
+
+    def interrupted(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
+        for number, piece in enumerate(stream(model, tokenizer, prompts, **options)):
+            if prompts == ["one "] and number == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(text, "stream_text", interrupted)
+    code, out, _ = command("generate", tmp_path / "run", "--interactive", "--max-new-tokens", "4")
+    assert code == 0
+    assert out.startswith("one ")
+    assert "two " in out
+
+
 def test_the_demo_makes_everything_and_reuses_it(command: Any, config: Path, tmp_path: Path) -> None:
     code, out, _ = command("demo", config)
     assert code == 0

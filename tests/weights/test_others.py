@@ -108,6 +108,20 @@ def test_nanogpts_file(tmp_path: Path, bias: bool) -> None:
     assert (cfg.model.qkv_bias, cfg.model.gelu) == (bias, "erf")
 
 
+def test_a_config_may_have_biases_and_a_head_that_the_source_lacks(tmp_path: Path) -> None:
+    theirs = random_gpt2(activation_function="gelu")
+    for name, p in theirs.named_parameters():
+        if name.endswith("bias"):
+            p.data.zero_()
+    nanogpt_file(theirs, tmp_path / "ckpt.pt", bias=False)
+    more = ["model.qkv_bias=true", "model.norm_bias=true", "model.tie_embeddings=false"]
+    import_weights(str(tmp_path / "ckpt.pt"), tmp_path / "ours", [*BYTES, *more])
+    ours, _ = load_model(tmp_path / "ours")
+    assert_same(logits_of(ours), logits_of(theirs))
+    assert ours.out_head.weight is not ours.tok_emb.weight
+    assert not ours.blocks[0].att.qkv.bias.any()
+
+
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
 def test_an_export_to_nanogpt_has_its_names_and_comes_back(tmp_path: Path, gelu: str) -> None:
     ours = checkpoint(tmp_path / "ours", gelu=gelu, qkv_bias=False)
