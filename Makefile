@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-gpu lint env clean
+.PHONY: demo test test-gpu test-tensorflow lint env clean
 
 env: $(STAMP)
 
@@ -33,5 +33,12 @@ test-gpu: $(STAMP)
 		|| { echo "no CUDA device: no GPU test would run"; exit 1; }
 	$(BIN)/python -m pytest tests/gpu
 
+# TensorFlow gets an environment of its own: it is large, and only reading OpenAI's old checkpoints needs it.
+test-tensorflow:
+	test -x $(VENV)-tensorflow/bin/python || $(PYTHON) -m venv $(VENV)-tensorflow
+	$(VENV)-tensorflow/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,tensorflow]'
+	$(VENV)-tensorflow/bin/python -c 'import tensorflow'
+	$(VENV)-tensorflow/bin/python -m pytest tests/weights/test_tensorflow.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache

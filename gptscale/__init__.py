@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptscale.checkpoint.model import load_model as load_model
     from gptscale.cli.evaluate import evaluate as evaluate
+    from gptscale.cli.export import export as export
+    from gptscale.cli.import_weights import import_weights as import_weights
     from gptscale.config.load import load_config as load_config
     from gptscale.config.schema import Config as Config
     from gptscale.config.schema import ModelConfig as ModelConfig
     from gptscale.data.prepare import prepare as prepare
     from gptscale.data.tokenizer import load_tokenizer as load_tokenizer
-    from gptscale.generation.decode import generate_text as generate_text
+    from gptscale.generation.text import generate_text as generate_text
     from gptscale.model.gpt import GPTModel as GPTModel
     from gptscale.training.run import train as train
 
@@ -26,7 +28,9 @@ _HOMES = {
     "GPTModel": "gptscale.model.gpt",
     "ModelConfig": "gptscale.config.schema",
     "evaluate": "gptscale.cli.evaluate",
-    "generate_text": "gptscale.generation.decode",
+    "export": "gptscale.cli.export",
+    "generate_text": "gptscale.generation.text",
+    "import_weights": "gptscale.cli.import_weights",
     "load_config": "gptscale.config.load",
     "load_model": "gptscale.checkpoint.model",
     "load_tokenizer": "gptscale.data.tokenizer",
@@ -40,7 +44,9 @@ __all__ = [
     "ModelConfig",
     "__version__",
     "evaluate",
+    "export",
     "generate_text",
+    "import_weights",
     "load_config",
     "load_model",
     "load_tokenizer",

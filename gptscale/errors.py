@@ -17,6 +17,10 @@ class CheckpointError(GptscaleError):
     """A checkpoint cannot be written or read."""
 
 
+class WeightsError(GptscaleError):
+    """Weights cannot be imported, exported or found."""
+
+
 class TrainingError(GptscaleError):
     """A run cannot start or go on."""
 

@@ -1,9 +1,11 @@
 """A model from a checkpoint, for evaluation, generation and export."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gptscale.checkpoint.find import verified_manifest
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, tensor_key
@@ -11,7 +13,8 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel
-from gptscale.weights.files import open_tensors
+from gptscale.weights.files import stored_tensors
+from gptscale.weights.source import Stored
 
 LOG = logging.getLogger(__name__)
 
@@ -24,15 +27,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
     folder, manifest = find_checkpoint(Path(path))
     cfg = parse_config(manifest.config, str(folder))
     model = GPTModel(cfg.model, seed=None)
-    flat = {name: p.detach().view(-1) for name, p in model.named_parameters()}
-    for file in manifest.files:
-        with open_tensors(folder / file) as reader:
-            for name, record in manifest.parameters.items():
-                for r in record.ranges:
-                    if r.file == file:
-                        place = flat[name][r.start : r.start + r.numel]
-                        reader.read_into(place, tensor_key("weight", name, r.start), 0)
+    stored = saved_weights(folder, manifest)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(stored[name].read())
     return model.to(device).eval(), cfg
+
+
+def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Stored]:
+    """The weights of a checkpoint, each put together from the ranks' parts when it is asked for."""
+    parts = {file: stored_tensors(folder / file, "pread") for file in manifest.files}
+
+    def read(name: str) -> Tensor:
+        record = manifest.parameters[name]
+        values = torch.empty(record.shape)
+        for r in record.ranges:
+            values.view(-1)[r.start : r.start + r.numel] = parts[r.file][tensor_key("weight", name, r.start)].read()
+        return values
+
+    return {name: Stored(tuple(record.shape), partial(read, name)) for name, record in manifest.parameters.items()}
 
 
 def find_checkpoint(path: Path) -> tuple[Path, CheckpointManifest]:

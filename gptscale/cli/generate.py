@@ -1,10 +1,20 @@
 """gptscale generate: text from a checkpoint."""
 
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptscale.cli.arguments import Checkpoint
+
+if TYPE_CHECKING:
+    from gptscale.data.tokenizer import Tokenizer
+    from gptscale.generation.text import Piece
+
+    Stream = Callable[[Sequence[str]], Iterator[Piece]]
+    Search = Callable[[str], list[tuple[str, float]]]
 
 
 def register(app: typer.Typer) -> None:
@@ -14,30 +24,122 @@ def register(app: typer.Typer) -> None:
 
 def run_generate(
     checkpoint: Checkpoint,
-    prompt: Annotated[list[str], typer.Option(help="Text to continue; may be given several times.")],
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
+    interactive: Annotated[bool, typer.Option("--interactive", help="Continue each line that is typed.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write after the prompt.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens.")] = 50,
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that reach p.")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw from tokens at least p times as likely as the best.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0.01, help="Above 1 makes tokens that are there already less likely.")
+    ] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
+    beams: Annotated[int | None, typer.Option(min=1, help="Search the likeliest text with so many beams.")] = None,
+    length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer beams.")] = 1.0,
+    n_best: Annotated[int, typer.Option(min=1, help="Beams to show.")] = 1,
+    log_probabilities: Annotated[
+        bool, typer.Option("--log-probabilities", help="Show each token with its log-probability.")
+    ] = False,
 ) -> None:
-    """Continue prompts with temperature, top-k and top-p sampling."""
+    """Continue prompts, by sampling or by beam search, as the tokens come."""
     from gptscale.checkpoint.model import load_model
     from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.generation.decode import generate_text
+    from gptscale.generation.layout import by_columns
+    from gptscale.generation.sampling import Sampling
+    from gptscale.generation.text import search_text, stream_text
     from gptscale.runtime.device import default_device
 
+    prompts = prompt or []
+    _check_ways(prompts, interactive, beams, log_probabilities)
     model, cfg = load_model(checkpoint, default_device())
-    texts = generate_text(
+    tokenizer = load_tokenizer(cfg.data.tokenizer)
+    by_columns(model)
+    if beams is not None:
+        search = partial(
+            search_text,
+            model,
+            tokenizer,
+            beams=beams,
+            n_best=n_best,
+            length_penalty=length_penalty,
+            max_new_tokens=max_new_tokens,
+            stop=stop or (),
+        )
+        _search(search, prompts)
+        return
+    stream = partial(
+        stream_text,
         model,
-        load_tokenizer(cfg.data.tokenizer),
-        prompt,
+        tokenizer,
+        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        stop=stop or (),
         seed=seed,
+        log_probabilities=log_probabilities,
     )
-    print("\n---\n".join(texts))
+    if interactive:
+        _converse(stream, tokenizer)
+    elif len(prompts) == 1:
+        _write(stream, tokenizer, prompts[0])
+    else:
+        _write_all(stream, tokenizer, prompts)
+
+
+def _check_ways(prompts: list[str], interactive: bool, beams: int | None, log_probabilities: bool) -> None:
+    from gptscale.errors import ConfigError
+
+    if bool(prompts) == interactive:
+        raise ConfigError("generate needs --prompt TEXT, once or several times, or else --interactive")
+    if beams is not None and (interactive or log_probabilities):
+        raise ConfigError("--beams searches whole texts; leave out --interactive and --log-probabilities")
+
+
+def _search(search: "Search", prompts: list[str]) -> None:
+    """Print what beam search finds, each with its score."""
+    for prompt in prompts:
+        for text, score in search(prompt):
+            print(f"{text}\n--- score {score:.4f}")
+
+
+def _write(stream: "Stream", tokenizer: "Tokenizer", prompt: str) -> None:
+    """Print a continuation as it comes, and the log-probabilities if there are any."""
+    print(prompt, end="", flush=True)
+    pieces = []
+    for piece in stream([prompt]):
+        print(piece.text, end="", flush=True)
+        pieces.append(piece)
+    print()
+    _print_probabilities(pieces, tokenizer)
+
+
+def _write_all(stream: "Stream", tokenizer: "Tokenizer", prompts: list[str]) -> None:
+    """Print continuations that were written side by side, one after the other."""
+    pieces = list(stream(prompts))
+    for number, prompt in enumerate(prompts):
+        mine = [piece for piece in pieces if piece.row == number]
+        print("\n---\n" if number else "", prompt, *(piece.text for piece in mine), sep="")
+        _print_probabilities(mine, tokenizer)
+
+
+def _converse(stream: "Stream", tokenizer: "Tokenizer") -> None:
+    """Continue each line of the input, until its end; Ctrl-C ends a text, not the program."""
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        with suppress(KeyboardInterrupt):
+            _write(stream, tokenizer, line)
+
+
+def _print_probabilities(pieces: "list[Piece]", tokenizer: "Tokenizer") -> None:
+    for piece in pieces:
+        if piece.token.log_probability is not None:
+            print(f"{piece.token.log_probability:10.4f}  {tokenizer.decode([piece.token.id])!r}")

@@ -10,8 +10,10 @@ import typer
 from gptscale.cli import (
     demo,
     evaluate,
+    export,
     generate,
     import_state,
+    import_weights,
     inspect,
     prepare,
     prove_resume,
@@ -31,7 +33,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (prepare, train, evaluate, generate, report, verify, inspect, trace, prove_resume, import_state, demo):
+VERBS = (
+    prepare,
+    train,
+    evaluate,
+    generate,
+    report,
+    import_weights,
+    export,
+    import_state,
+    verify,
+    inspect,
+    trace,
+    prove_resume,
+    demo,
+)
+for verb in VERBS:
     verb.register(app)
 
 

@@ -20,10 +20,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError with every problem of the file at once, each with its full path.
     """
     path = Path(path)
-    values = _read_mapping(path)
+    return parse_config(lay_over(_read_mapping(path), overrides), str(path))
+
+
+def lay_over(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put `section.key=value` overrides into plain values; raises ConfigError for any of another form."""
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, str(path))
+    return values
 
 
 def parse_config(values: dict[str, Any], origin: str = "config") -> Config:

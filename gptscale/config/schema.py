@@ -75,8 +75,12 @@ class ModelConfig(Section):
     """Whether the layer norms have a bias (GPT-2: yes)."""
     tie_embeddings: bool = True
     """Whether the output head is the token embedding (GPT-2: yes)."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """GELU by its tanh approximation (GPT-2: yes) or exactly (nanoGPT)."""
     init: Literal["gpt2", "torch"] = "gpt2"
     """Initial weights: gpt2's small normals, or the defaults of torch's layers, which the book uses."""
+    init_from: str | None = None
+    """Weights to start from: gpt2, a Hub name, a folder, a file or a run; null draws them as init says."""
 
     @model_validator(mode="before")
     @classmethod

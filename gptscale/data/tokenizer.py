@@ -41,6 +41,16 @@ class Tokenizer(Protocol):
     name: str
     n_vocab: int
     end_of_text: int
+    pattern: str | None
+    """How text is cut before merging; None where it is not."""
+
+    @property
+    def pieces(self) -> Sequence[bytes | None]:
+        """The bytes of every id; None for an id without a token."""
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """The tokens that no text has."""
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -89,6 +99,13 @@ def ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids.reshape(-1).tolist())
 
 
+def ids_to_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
+    """The bytes of ids; those of U+FFFD for an id without a token."""
+    pieces = tokenizer.pieces
+    known = (pieces[i] if 0 <= i < len(pieces) else None for i in ids)
+    return b"".join(_UNKNOWN if piece is None else piece for piece in known)
+
+
 def utf8(text: str) -> bytes:
     """A text's bytes; half of a surrogate pair becomes U+FFFD, and two halves become their character."""
     try:
@@ -103,11 +120,14 @@ class ByteTokenizer:
     name = "bytes"
     n_vocab = 257
     end_of_text = 256
+    pattern: str | None = None
+    pieces: Sequence[bytes | None] = (*(bytes([i]) for i in range(256)), END_OF_TEXT.encode())
+    specials: dict[str, int] = {END_OF_TEXT: 256}  # noqa: RUF012 (nobody writes to it)
 
     @property
     def identity(self) -> dict[str, str | int]:
         """What decides the ids, as it stands in a corpus' manifest."""
-        return _identity(self.name, [bytes([i]) for i in range(256)], self.n_vocab)
+        return _identity(self.name, self.pieces[:256], self.n_vocab)
 
     @property
     def token_bytes(self) -> npt.NDArray[np.int64]:
@@ -124,8 +144,7 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        pieces = (bytes([i]) if 0 <= i < 256 else END_OF_TEXT.encode() if i == 256 else _UNKNOWN for i in ids)
-        return b"".join(pieces).decode(errors="replace")
+        return ids_to_bytes(ids, self).decode(errors="replace")
 
 
 class BpeTokenizer:
@@ -135,6 +154,8 @@ class BpeTokenizer:
         self.name = name
         self.n_vocab = encoding.n_vocab
         self.end_of_text = encoding.eot_token
+        self.pattern: str | None = encoding._pat_str
+        self.specials = dict(encoding._special_tokens)
         self._judge = encoding
         self._gigatoken_ranks = gigatoken_ranks
 
@@ -177,9 +198,7 @@ class BpeTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        pieces = self._pieces
-        known = (pieces[i] if 0 <= i < self.n_vocab else None for i in ids)
-        return b"".join(_UNKNOWN if piece is None else piece for piece in known).decode(errors="replace")
+        return ids_to_bytes(ids, self).decode(errors="replace")
 
     def _encode_slowly(self, texts: Sequence[str]) -> list[Ids]:
         with _panic_is_said(self.name):
@@ -197,14 +216,14 @@ class BpeTokenizer:
         return gigatoken.Tokenizer.from_tiktoken(self._gigatoken_ranks, pretokenizer="gpt2", special_tokens={})
 
     @cached_property
-    def _pieces(self) -> list[bytes | None]:
+    def pieces(self) -> list[bytes | None]:
         """The bytes of every id; None where an encoding leaves an id free."""
         return [_piece(self._judge, i) for i in range(self.n_vocab)]
 
     @property
     def _ordinary(self) -> list[bytes | None]:
         """The bytes of every id that text can have."""
-        return [None if self._judge.is_special_token(i) else p for i, p in enumerate(self._pieces)]
+        return [None if self._judge.is_special_token(i) else p for i, p in enumerate(self.pieces)]
 
 
 def _identity(name: str, pieces: Sequence[bytes | None], n_vocab: int) -> dict[str, str | int]:

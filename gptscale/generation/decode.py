@@ -1,108 +1,88 @@
-"""Continuations of prompts, in a batch, beyond the context by sliding."""
+"""Rows of token ids that grow, each until it is stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from gptscale.data.tokenizer import Tokenizer
-from gptscale.generation.sampling import choose
+from gptscale.generation.context import Context
+from gptscale.generation.sampling import Sampling, draw, filtered, uniform_at
 from gptscale.model.gpt import GPTModel
 
-LogitsAt = Callable[[Tensor, Tensor], Tensor]
-"""Maps token ids (B, T) and positions (B,) to the logits (B, V) there."""
+
+@dataclass(frozen=True)
+class Token:
+    """One more token of a row."""
+
+    row: int
+    id: int
+    log_probability: float | None
+    """ln of what the model gives it, before temperature and filters; None where nobody asked."""
 
 
-def generate_text(
-    model: GPTModel,
-    tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
-    *,
-    max_new_tokens: int = 64,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    end_token: int | None = None,
-    seed: int = 0,
-) -> list[str]:
-    """Continue each prompt until end_token or max_new_tokens; gives prompt and continuation.
+class Decoder:
+    """Continues rows of token ids side by side.
 
-    end_token null is the tokenizer's end of text. The same seed gives the same text, whatever the
-    device. An empty prompt starts a new document.
+    What a row draws depends on the seed, its number and how far it has grown, never on the others.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = [tokenizer.encode(text) or [tokenizer.end_of_text] for text in texts]
-    starts = [len(row) for row in rows]
-    device = model.tok_emb.weight.device
-    with _evaluating(model):
-        grown = extend(
-            lambda tokens, at: _uncompiled(model, tokens.to(device), at.to(device)),
-            rows,
-            context_length=model.cfg.context_length,
-            max_new_tokens=max_new_tokens,
-            end_token=tokenizer.end_of_text if end_token is None else end_token,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
-    continued = [row[start:] for row, start in zip(grown, starts, strict=True)]
-    return [text + tokenizer.decode(ids) for text, ids in zip(texts, continued, strict=True)]
 
+    def __init__(
+        self,
+        model: GPTModel,
+        rows: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        seed: int = 0,
+        log_probabilities: bool = False,
+        cached: bool = True,
+    ) -> None:
+        self.rows = [list(row) for row in rows]
+        self.growing = list(range(len(rows))) if max_new_tokens else []
+        """The rows that go on, by their numbers."""
+        self._sampling, self._seed = sampling, seed
+        self._log_probabilities = log_probabilities
+        self._starts = [len(row) for row in rows]
+        self._max_new_tokens = max_new_tokens
+        self._read = list(self.growing)  # the rows of the context
+        self._drawn = False
+        self._context = Context(model, rows, max_new_tokens=max_new_tokens, cached=cached)
 
-@contextmanager
-def _evaluating(model: GPTModel) -> Iterator[None]:
-    """Without dropout, and afterwards as before."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    def step(self) -> list[Token]:
+        """Draw a token for every growing row."""
+        if self._drawn:
+            self._read_on()
+        self._drawn = True
+        logits = self._context.logits
+        drawn = self._choose(logits)
+        said = self._said(logits, drawn)
+        tokens = [Token(row, i, p) for row, i, p in zip(self._read, drawn, said, strict=True)]
+        for token in tokens:
+            self.rows[token.row].append(token.id)
+            if len(self.rows[token.row]) - self._starts[token.row] == self._max_new_tokens:
+                self.stop(token.row)
+        return tokens
 
+    def stop(self, row: int) -> None:
+        """Let a row end where it is."""
+        if row in self.growing:
+            self.growing.remove(row)
 
-@torch.no_grad()
-def extend(
-    logits_at: LogitsAt,
-    rows: Sequence[Sequence[int]],
-    *,
-    context_length: int,
-    max_new_tokens: int,
-    end_token: int | None = None,
-    seed: int = 0,
-    **sampling: Any,
-) -> list[list[int]]:
-    """Append to each row of token ids up to max_new_tokens; a row that draws end_token stops before it.
+    def _read_on(self) -> None:
+        """Read the tokens that were drawn last, of the rows that go on."""
+        if self._read != self.growing:
+            self._context.select([self._read.index(row) for row in self.growing])
+            self._read = list(self.growing)
+        self._context.append([self.rows[row][-1] for row in self._read])
 
-    The model sees the last context_length tokens of a row. Draws are made on the CPU in float32, so
-    that a seed means the same on every device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    grown = [list(row) for row in rows]
-    growing = list(range(len(grown)))
-    for _ in range(max_new_tokens):
-        if not growing:
-            break
-        tokens, at = _windows([grown[i] for i in growing], context_length)
-        logits = logits_at(tokens, at).float().cpu()
-        drawn = choose(logits, generator=generator, **sampling).tolist()
-        for i, token in zip(growing, drawn, strict=True):
-            if token != end_token:
-                grown[i].append(token)
-        growing = [i for i, token in zip(growing, drawn, strict=True) if token != end_token]
-    return grown
+    def _choose(self, logits: Tensor) -> list[int]:
+        allowed = filtered(logits, [self.rows[row] for row in self._read], self._sampling)
+        if self._sampling.temperature == 0:
+            return allowed.argmax(-1).tolist()
+        grown = ((row, len(self.rows[row]) - self._starts[row]) for row in self._read)
+        return draw(allowed, [uniform_at(self._seed, row, position) for row, position in grown])
 
-
-def _uncompiled(model: GPTModel, tokens: Tensor, at: Tensor) -> Tensor:
-    """Call the model without torch.compile: lengths change at every token, and each would be compiled."""
-    with torch.compiler.set_stance("force_eager"):
-        return model(tokens, at=at)  # type: ignore[no-any-return]
-
-
-def _windows(rows: Sequence[Sequence[int]], context_length: int) -> tuple[Tensor, Tensor]:
-    """The last tokens of each row as (B, T), filled up on the right, and the position of each row's last."""
-    recent = [torch.tensor(row[-context_length:]) for row in rows]
-    at = torch.tensor([len(row) - 1 for row in recent])
-    return torch.nn.utils.rnn.pad_sequence(recent, batch_first=True), at
+    def _said(self, logits: Tensor, drawn: Sequence[int]) -> list[float | None]:
+        if not self._log_probabilities:
+            return [None] * len(drawn)
+        return [float(row[i]) for row, i in zip(logits.log_softmax(-1), drawn, strict=True)]

@@ -1,29 +1,56 @@
 """The choice of the next token. Axes: B rows, V vocabulary."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
 
 
-def choose(
-    logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draw one token id for each row of logits (B, V); gives (B,).
+@dataclass(frozen=True)
+class Sampling:
+    """Which tokens can be drawn, and how likely."""
 
-    Temperature 0 takes the likeliest. top_k, then top_p, limit what can be drawn.
+    temperature: float = 1.0
+    """0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Only the k likeliest tokens can be drawn."""
+    top_p: float | None = None
+    """Only the likeliest tokens that together reach this probability can be drawn (Holtzman et al. 2020)."""
+    min_p: float | None = None
+    """Only tokens at least this times as likely as the likeliest can be drawn (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that a row has already, multiplies negative ones (Keskar et al. 2019)."""
+
+
+def filtered(logits: Tensor, rows: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+    """The logits (B, V) that tokens are drawn from; minus infinity for what cannot be drawn.
+
+    rows are the token ids before, which the repetition penalty looks at. At temperature 0 nothing is cut off.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0, however small the divisor
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    if top_p is not None:
-        logits = keep_top_p(logits, top_p)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    logits = penalized(logits, rows, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest is 0, however small it is
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p is not None:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p is not None:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def penalized(logits: Tensor, rows: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make the tokens that stand in a row already less likely in it."""
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, scores in zip(rows, logits, strict=True):
+        seen = torch.tensor(sorted(set(row)), device=logits.device)
+        scores[seen] = torch.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    return logits
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -33,7 +60,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of likeliest tokens whose probability reaches p (Holtzman et al. 2020)."""
+    """Keep the smallest set of likeliest tokens whose probability reaches p."""
     ordered, index = logits.sort(descending=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # what the likelier ones reach without this one
@@ -41,3 +68,28 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     left_out[..., 0] = False
     ordered = ordered.masked_fill(left_out, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, index, ordered)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the tokens that are at least p times as likely as the likeliest."""
+    probabilities = logits.softmax(-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
+
+
+def draw(logits: Tensor, uniforms: Sequence[float]) -> list[int]:
+    """The token of each row at which the summed probability passes the row's number in [0, 1).
+
+    On the CPU in float64, so that a number means the same token on every device.
+    """
+    summed = logits.cpu().double().softmax(-1).cumsum(-1)
+    whole = summed[:, -1:].contiguous()
+    wanted = torch.tensor(uniforms, dtype=torch.float64)[:, None] * whole
+    passed = torch.searchsorted(summed, wanted, right=True)
+    last = torch.searchsorted(summed, whole)  # rounding may put a number at the very end
+    return torch.minimum(passed, last).squeeze(-1).tolist()
+
+
+def uniform_at(seed: int, sequence: int, position: int) -> float:
+    """A number in [0, 1) for one token: a function of the seed, the sequence's number and the token's, nothing else."""
+    digest = blake2b(f"{seed}/{sequence}/{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

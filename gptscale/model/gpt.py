@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptscale.config.schema import ModelConfig
+from gptscale.model.cache import KVCache, LayerCache
 from gptscale.model.loss import summed_cross_entropy
 
 VOCABULARY_MULTIPLE = 64
@@ -30,26 +31,30 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(cfg.emb_dim, 3 * cfg.emb_dim, bias=cfg.qkv_bias)
         self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, C) to (B, T, C)."""
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C); with a cache, what was read before is seen too."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)  # each (B, T, H, D)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
         drop_rate = self.drop_rate if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop_rate)
+        mask, causal = None, True
+        if cache is not None:
+            k, v, mask, causal = cache.extend(k, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=drop_rate)
         return self.out_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # heads side by side
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with GELU in its tanh form between, four times as wide inside."""
+    """Two linear maps with GELU between, four times as wide inside."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
+        self.approximate = "tanh" if cfg.gelu == "tanh" else "none"
         self.fc = nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim)
         self.out_proj = nn.Linear(4 * cfg.emb_dim, cfg.emb_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.out_proj(F.gelu(self.fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.out_proj(F.gelu(self.fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -63,9 +68,9 @@ class Block(nn.Module):
         self.ff = FeedForward(cfg)
         self.drop = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        x = x + self.drop(self.att(self.norm1(x)))
+        x = x + self.drop(self.att(self.norm1(x), cache))
         return x + self.drop(self.ff(self.norm2(x)))  # type: ignore[no-any-return]
 
 
@@ -103,29 +108,40 @@ class GPTModel(nn.Module):
         self.out_head = Head(cfg)
         if cfg.tie_embeddings:
             self.tok_emb.weight = self.out_head.weight
+        self._num_parameters = self._count_parameters()  # now, since engines shrink parameters to a rank's share
         if seed is not None:
             self.init_weights(seed)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        at: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Map token ids (B, T) to logits (B, T, V); T is at most context_length.
 
         With targets (B, T), gives the summed cross-entropy in nats instead, a float32 scalar;
         targets of -100 do not count. With at (B,), gives the logits (B, V) at one position of each row.
+        With a cache, reads what it is ready for and leaves it with these tokens.
         """
-        x = self.hidden(tokens)
+        x = self.hidden(tokens, cache)
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
         return self.out_head(x, targets)  # type: ignore[no-any-return]
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Map token ids (B, T) to the normed residual stream (B, T, C) that the head reads."""
         length = tokens.shape[1]
         if length > self.cfg.context_length:
             raise ValueError(f"{length} tokens do not fit into context_length={self.cfg.context_length}")
-        x = self.tok_emb(tokens) + self.pos_emb(torch.arange(length, device=tokens.device))
-        x = self.drop_emb(x)
-        for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+        positions = torch.arange(length, device=tokens.device) if cache is None else cache.positions(tokens)
+        x = self.drop_emb(self.tok_emb(tokens) + self.pos_emb(positions))
+        for number, block in enumerate(self.blocks):
+            if self.recompute and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x) if cache is None else block(x, cache.layers[number])
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -137,7 +153,10 @@ class GPTModel(nn.Module):
         self.out_head.weight[self.cfg.vocab_size :].zero_()
 
     def num_parameters(self) -> int:
-        """Parameters without vocabulary padding; a tied head counts once."""
+        """Parameters without vocabulary padding, of all ranks together; a tied head counts once."""
+        return self._num_parameters
+
+    def _count_parameters(self) -> int:
         padding = padded_vocab_size(self.cfg.vocab_size) - self.cfg.vocab_size
         tables = 1 if self.cfg.tie_embeddings else 2
         return sum(p.numel() for p in self.parameters()) - tables * padding * self.cfg.emb_dim

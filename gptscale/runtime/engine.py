@@ -18,6 +18,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
 from gptscale.runtime.launch import launched_rank, launched_world, says_yes
 from gptscale.runtime.loss_scale import LossScale
+from gptscale.runtime.unfilled import Unfilled
 
 T = TypeVar("T")
 
@@ -76,8 +77,14 @@ class Engine:
             print(text, flush=True)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
-        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
+        """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`.
+
+        A model on the meta device gets weights here that are to be filled afterwards, each rank its share.
+        """
         self.bare_model = model
+        unfilled = Unfilled(self.device)
+        unfilled.fill(model)
+        unfilled.replace(optimizer)
         if self.settings.precision == "fp16":
             self._autocast_forward(model)
         if compile_model:
@@ -147,6 +154,10 @@ class Engine:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_state(self.optimizer)
         return self._share_of(self.rank)
+
+    def weight_fragments(self) -> list[Fragment]:
+        """The ranges of the weights alone, as far as this rank holds them, before the first step."""
+        return whole_fragments(self.bare_model, self.optimizer)
 
     def loaded(self) -> None:
         """Put what was written into the wanted fragments to use. All ranks call this together.

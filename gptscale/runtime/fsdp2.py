@@ -17,6 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from gptscale.errors import ConfigError
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+from gptscale.runtime.unfilled import Unfilled
 
 
 class Fsdp2Engine(Engine):
@@ -51,10 +52,13 @@ class Fsdp2Engine(Engine):
         policy = MixedPrecisionPolicy()
         if self.settings.precision == "bf16-sharded":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        unfilled = Unfilled(self.device)
         for block in model.blocks:  # type: ignore[union-attr]
+            unfilled.fill(block)  # one after the other, so that no rank holds them all
             if compile_model:
                 block.compile()
             fully_shard(block, mesh=mesh, mp_policy=policy)
+        unfilled.fill(model)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         sharded = dict(model.named_parameters())
         for group in optimizer.param_groups:
@@ -94,6 +98,10 @@ class Fsdp2Engine(Engine):
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_state(self.optimizer)
+        return self.owned_fragments()
+
+    def weight_fragments(self) -> list[Fragment]:
+        """The ranges of the weights alone, as far as this rank holds them, before the first step."""
         return self.owned_fragments()
 
     def loaded(self) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
@@ -17,6 +18,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
+from gptscale.runtime.unfilled import Unfilled, is_unfilled
 from gptscale.runtime.zero_config import zero_config
 from gptscale.runtime.zero_fragments import (
     check_deepspeed,
@@ -82,7 +84,9 @@ class ZeroEngine(Engine):
         if has_muon(optimizer):
             optimizer = ZeroMuon(optimizer.param_groups, self.device)
         initial = None
-        if self.settings.precision == "bf16-sharded":
+        if is_unfilled(model):
+            self._fill(model, optimizer)
+        elif self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
         super().prepare(model, optimizer, compile_model=False)
         if compile_model:
@@ -104,6 +108,17 @@ class ZeroEngine(Engine):
             put_back(fragments, model, self._zero, self._stage)
             publish_weights(model, self._zero, self._stage)
         self.agree(lambda: check_deepspeed(model, self._zero, self._stage))
+
+    def _fill(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Give a model on the meta device weights; under ZeRO-3 module by module, so that no rank holds them all."""
+        sharded = self.settings.precision == "bf16-sharded"
+        unfilled = Unfilled(self.device, torch.bfloat16 if sharded else None)
+        if self._stage == 3:
+            for module in [*model.blocks, model]:  # type: ignore[misc]
+                unfilled.fill(module)
+                deepspeed.zero.Init(module=module, config_dict_or_path=self._config, mem_efficient_linear=False)
+        unfilled.fill(model)
+        unfilled.replace(optimizer)
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients; divides by the number of micro-batches of a step."""
@@ -142,6 +157,11 @@ class ZeroEngine(Engine):
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_zero_state(self._zero, self._stage)
+        self._wanted = list(zero_fragments(self.bare_model, self._zero, self._stage))
+        return self._wanted
+
+    def weight_fragments(self) -> list[Fragment]:
+        """The ranges of the weights alone, as far as this rank holds them, before the first step."""
         self._wanted = list(zero_fragments(self.bare_model, self._zero, self._stage))
         return self._wanted
 

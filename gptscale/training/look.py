@@ -8,7 +8,7 @@ from gptscale.data.loader import eval_batches, evenly_spaced_windows
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.evaluation.loss import Evaluation, evaluate_loss
-from gptscale.generation.decode import generate_text
+from gptscale.generation.text import generate_text
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.seeding import seed_at

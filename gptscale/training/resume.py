@@ -8,6 +8,7 @@ from gptscale.checkpoint.layout import CheckpointManifest
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
+from gptscale.training.initial import load_initial_weights
 from gptscale.training.plan import Plan, Segment, make_plan
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
@@ -24,7 +25,7 @@ FIXED = (
 ALLOWABLE = {"tokens_per_step"}
 """What resume.allow can name."""
 
-FREE_OF_MODEL = {"preset", "init", "drop_rate"}
+FREE_OF_MODEL = {"preset", "init", "init_from", "drop_rate"}
 """All else in the model section says which function the weights belong to."""
 
 
@@ -36,6 +37,8 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
     """
     found = newest_good(cfg.run.dir, engine, engine.say, strict=cfg.resume.strict)
     if found is None:
+        if cfg.model.init_from is not None:
+            load_initial_weights(cfg, engine)
         return TrainState(segments=[plan.segment]), plan
     path, manifest = found
     check_same_run(cfg, manifest)
@@ -67,7 +70,8 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     now: dict[str, Any] = cfg.model_dump(mode="json")
     model = [("model", field) for field in now["model"] if field not in FREE_OF_MODEL]
     for section, field in (*FIXED, *model):
-        before, wanted = manifest.config[section].get(field), now[section][field]
+        default = type(getattr(cfg, section)).model_fields[field].default  # of a field that is newer than the run
+        before, wanted = manifest.config[section].get(field, default), now[section][field]
         if before != wanted and field not in cfg.resume.allow:
             allow = f", allow it with resume.allow=[{field}]" if field in ALLOWABLE else ""
             raise TrainingError(

@@ -82,7 +82,7 @@ def _open_corpus(cfg: Config) -> Corpus:
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
-    model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
+    model = _new_model(cfg, engine)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpus):
@@ -105,6 +105,14 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         kept = " with a checkpoint" if state.step else ""
         engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
+
+
+def _new_model(cfg: Config, engine: Engine) -> GPTModel:
+    """The model with its first weights; without any where model.init_from names them, which each rank then reads."""
+    if cfg.model.init_from is None:
+        return GPTModel(cfg.model, cfg.run.seed).to(engine.device)
+    with torch.device("meta"):
+        return GPTModel(cfg.model, seed=None)
 
 
 def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:

@@ -1,16 +1,20 @@
 """Tensors in safetensors files. The home of safetensors: nothing read here can run code."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptscale.disk import write_hashed
+from gptscale.errors import WeightsError
+from gptscale.weights.source import Stored, Tensors
+
+INDEX = "model.safetensors.index.json"
 
 CHUNK_ELEMENTS = 2**20
 """How much is read at once; the library needs three times its size."""
@@ -47,18 +51,18 @@ class TensorReader(Protocol):
         ...
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> tuple[int, str]:
     """Write named tensors, of which live views are not copied; returns bytes and XXH3-128 when they are on disk.
 
     Raises OSError, with ENOSPC for a full disk. The file is a safetensors file: the length of the header in eight
     bytes, the header in JSON, the tensors' bytes. The library's own writer can neither hash nor wait for the disk,
     and what it writes would have to be read back for both.
     """
-    return write_hashed(path, (memoryview(piece) for piece in _pieces(tensors)))
+    return write_hashed(path, (memoryview(piece) for piece in _pieces(tensors, metadata)))
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    entries: dict[str, Any] = {}
+def _pieces(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> Iterator[Any]:
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
@@ -76,6 +80,48 @@ def open_tensors(path: Path) -> Iterator[TensorReader]:
     """Open a file for reading by name and range."""
     with safe_open(path, framework="pt", backend="pread") as file:
         yield _Reader(file)
+
+
+def stored_tensors(path: Path, backend: Literal["mmap", "pread"] = "mmap") -> dict[str, Stored]:
+    """The tensors of a file, each read when it is asked for: out of the mapped file, or, with pread, into memory.
+
+    Raises WeightsError if the file is not whole.
+    """
+    try:
+        file = safe_open(path, framework="pt", backend=backend)
+        return {name: _stored(file, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is cut short or no safetensors file ({error}); copy it again") from None
+
+
+def indexed_tensors(index: Path, open_file: Callable[[Path], Tensors] = stored_tensors) -> dict[str, Stored]:
+    """The tensors of several files with an index. Raises WeightsError where the two do not agree."""
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        parts = {file: open_file(index.with_name(Path(file).name)) for file in sorted(set(files.values()))}
+        return {name: parts[file][name] for name, file in files.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} cannot be read ({error}); copy it again") from None
+    except KeyError as error:
+        raise WeightsError(f"{index} and its files do not agree about {error}; copy them again") from None
+
+
+def pack(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
+    """Names in groups of at most so many bytes, in their order; one that is larger by itself stands alone."""
+    groups: list[list[str]] = []
+    filled = most_bytes
+    for name, size in sizes.items():
+        if filled + size > most_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    return groups
+
+
+def _stored(file: safe_open, name: str) -> Stored:
+    shape = tuple(file.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
+    return Stored(shape, lambda: file.get_tensor(name))  # type: ignore[no-untyped-call]
 
 
 class _Reader:

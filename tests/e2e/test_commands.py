@@ -26,6 +26,8 @@ VERBS = [
     "evaluate",
     "generate",
     "report",
+    "import",
+    "export",
     "verify",
     "inspect",
     "trace",
@@ -87,6 +89,89 @@ def test_the_whole_way(command: Any, config: Path, tmp_path: Path) -> None:
         assert name in out
 
 
+def test_weights_go_out_and_in_and_start_a_run(command: Any, config: Path, tmp_path: Path) -> None:
+    run, out_folder, back = tmp_path / "run", tmp_path / "exported", tmp_path / "back"
+    assert command("train", config, "train.steps=12", "optim.lr_peak=0.02")[0] == 0
+    _, trained, _ = command("evaluate", run, "--sequences", "16")  # the windows of the run's own evaluations
+    code, out, _ = command("export", run, "--to", out_folder)
+    assert code == 0
+    assert f"exported to {out_folder}" in out
+    code, out, _ = command(
+        "import", out_folder, "--to", back, "data.tokenizer=bytes", f"data.dir={tmp_path / 'corpus'}"
+    )
+    assert code == 0
+    assert "checked: names, shapes, finite values, logits (equal to transformers' within" in out
+    assert command("evaluate", back, "--sequences", "16")[1] == trained
+    for start in (back, run):
+        again = [f"run.dir={tmp_path / 'from'}-{start.name}", f"model.init_from={start}", "model.drop_rate=0"]
+        code, out, _ = command("train", config, "train.steps=2", *again)
+        assert code == 0
+        assert "starting from" in out
+        first = json.loads((tmp_path / f"from-{start.name}" / "log.jsonl").read_text().splitlines()[0])
+        assert first["val/loss"] == pytest.approx(float(trained.split()[2]), abs=1e-4)
+
+
+def test_generate_has_many_ways(command: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    assert command("train", config, "train.steps=12", "optim.lr_peak=0.02")[0] == 0
+    few = ["--max-new-tokens", "6"]
+    _, greedy, _ = command("generate", run, "--prompt", "the ", "--temperature", "0", *few)
+    code, out, _ = command("generate", run, "--prompt", "the ", "--temperature", "0", "--log-probabilities", *few)
+    assert code == 0
+    assert out.startswith(greedy)
+    said = [line.split() for line in out[len(greedy) :].splitlines()]
+    assert len(said) == 6
+    assert all(-10 < float(line[0]) < 0 for line in said)
+    code, out, _ = command("generate", run, "--prompt", "the ", "--beams", "3", "--n-best", "2", *few)
+    assert code == 0
+    scores = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("--- score")]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    more = ["--min-p", "0.1", "--top-p", "0.9", "--repetition-penalty", "1.2", "--stop", "q", "--seed", "3"]
+    assert command("generate", run, "--prompt", "the ", *more, *few)[0] == 0
+    lines = iter(["the ", "cat "])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    code, out, _ = command("generate", run, "--interactive", "--temperature", "0", *few)
+    assert code == 0
+    assert out.startswith(greedy)
+    assert "\ncat " in out
+
+
+def test_ctrl_c_ends_a_text_and_not_the_conversation(
+    command: Any, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptscale.generation import text
+
+    assert command("train", config, "train.steps=2")[0] == 0
+    lines, stream = iter(["one ", "two "]), text.stream_text
+
+    def typed(prompt: str) -> str:
+        return next(lines, None) or _end()
+
+    def _end() -> str:
+        raise EOFError
+
+    def interrupted(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
+        for number, piece in enumerate(stream(model, tokenizer, prompts, **options)):
+            if prompts == ["one "] and number == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr(text, "stream_text", interrupted)
+    code, out, _ = command("generate", tmp_path / "run", "--interactive", "--max-new-tokens", "4")
+    assert code == 0
+    assert out.startswith("one ")
+    assert "two " in out
+
+
 def test_the_demo_makes_everything_and_reuses_it(command: Any, config: Path, tmp_path: Path) -> None:
     code, out, _ = command("demo", config)
     assert code == 0
@@ -133,7 +218,14 @@ def flip_bit(path: Path) -> None:
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
-        (["generate", "."], "Missing option '--prompt'."),
+        (["generate", "."], "generate needs --prompt TEXT, once or several times, or else --interactive"),
+        (["generate", ".", "--prompt", "a", "--interactive"], "generate needs --prompt TEXT, once or several times"),
+        (["generate", ".", "--interactive", "--beams", "2"], "--beams searches whole texts; leave out --interactive"),
+        (["import", "gpt2-larg", "--to", "new"], "no name of GPT-2's; did you mean gpt2-large?"),
+        (["import", "gpt2"], "Missing option '--to'."),
+        (["export", "nowhere", "--to", "new"], "nowhere does not exist; give a run folder"),
+        (["export", ".", "--to", "new", "--format", "onnx"], "--format=onnx is none of transformers, nanogpt"),
+        (["train", "CONFIG", "model.init_from=./nowhere"], "./nowhere does not exist; give a file, a folder, a run"),
         (["train"], "Missing argument 'CONFIG'."),
         (["tran"], "No such command 'tran'"),
     ],

@@ -1,62 +1,105 @@
 import pytest
 import torch
-from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
-from gptscale.data.tokenizer import load_tokenizer
-from gptscale.generation.decode import extend, generate_text
+from gptscale.errors import ConfigError
+from gptscale.generation.context import Context
+from gptscale.generation.decode import Decoder
+from gptscale.generation.sampling import Sampling
 from gptscale.model.gpt import GPTModel
 
-CONTEXT = 4
+GREEDY = Sampling(temperature=0)
 
 
-def next_is_one_more(seen: list[list[list[int]]]) -> object:
-    """A model of ten tokens that is sure the next token is the last plus one; notes what it was shown."""
-
-    def logits_at(tokens: Tensor, at: Tensor) -> Tensor:
-        seen.append([row[: end + 1] for row, end in zip(tokens.tolist(), at.tolist(), strict=True)])
-        last = tokens[torch.arange(len(tokens)), at]
-        return torch.nn.functional.one_hot((last + 1) % 10, 10) * 100.0
-
-    return logits_at
-
-
-def test_rows_of_several_lengths_grow_side_by_side_and_slide_past_the_context() -> None:
-    seen: list[list[list[int]]] = []
-    grown = extend(next_is_one_more(seen), [[0, 1, 2], [5]], context_length=CONTEXT, max_new_tokens=3)
-    assert grown == [[0, 1, 2, 3, 4, 5], [5, 6, 7, 8]]
-    assert seen == [[[0, 1, 2], [5]], [[0, 1, 2, 3], [5, 6]], [[1, 2, 3, 4], [5, 6, 7]]]
-
-
-def test_a_row_stops_at_the_end_token_while_others_go_on() -> None:
-    grown = extend(next_is_one_more([]), [[6], [0]], context_length=CONTEXT, max_new_tokens=4, end_token=8)
-    assert grown == [[6, 7], [0, 1, 2, 3, 4]]
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model() -> GPTModel:
-    return GPTModel(ModelConfig(vocab_size=257, context_length=16, emb_dim=32, n_heads=2, n_layers=1, drop_rate=0.5), 1)
+    model = GPTModel(ModelConfig(vocab_size=31, context_length=8, emb_dim=32, n_heads=2, n_layers=2), seed=None).eval()
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.data.normal_(0.0, 0.4, generator=generator)
+    return model
 
 
-def test_a_seed_decides_the_text_and_training_mode_is_left_as_it_was(model: GPTModel) -> None:
-    tokenizer = load_tokenizer("bytes")
-    a, b, c = (generate_text(model, tokenizer, "hello", max_new_tokens=20, seed=s) for s in (1, 1, 2))
-    assert a == b != c
-    assert a[0].startswith("hello")
-    assert model.training
+def grown(
+    model: GPTModel, rows: list[list[int]], sampling: Sampling, new: int = 20, **options: bool
+) -> list[list[int]]:
+    decoder = Decoder(model, rows, sampling, max_new_tokens=new, seed=5, **options)
+    while decoder.growing:
+        decoder.step()
+    return decoder.rows
 
 
-def test_a_batch_writes_what_each_prompt_writes_alone(model: GPTModel) -> None:
-    tokenizer = load_tokenizer("bytes")
-    prompts = ["ab", "a longer prompt than the context", ""]
-    together = generate_text(model, tokenizer, prompts, max_new_tokens=12, temperature=0)
-    alone = [generate_text(model, tokenizer, p, max_new_tokens=12, temperature=0)[0] for p in prompts]
-    assert together == alone
+def test_a_row_that_outgrows_the_context_goes_on_from_the_later_half_of_what_it_saw(model: GPTModel) -> None:
+    row = [3, 1, 4]
+    (found,) = grown(model, [row], GREEDY, new=14)
+    window = list(row)
+    for token in found[3:]:
+        with torch.no_grad():
+            assert int(model(torch.tensor([window]))[0, -1].argmax()) == token
+        window = [*(window[4:] if len(window) == 8 else window), token]  # the context is 8
+    assert len(found) == 17
 
 
-def test_another_end_token_can_be_given(model: GPTModel) -> None:
-    tokenizer = load_tokenizer("bytes")
-    long = generate_text(model, tokenizer, "x", max_new_tokens=12, temperature=0)[0]
-    third = long.encode()[3]
-    short = generate_text(model, tokenizer, "x", max_new_tokens=12, temperature=0, end_token=third)[0]
-    assert short.encode() == long.encode()[: long.encode().index(third, 1)]
+def test_a_prompt_beyond_the_context_is_seen_from_its_end(model: GPTModel) -> None:
+    long = list(range(20))
+    assert grown(model, [long], GREEDY, new=1)[0][-1] == grown(model, [long[-8:]], GREEDY, new=1)[0][-1]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.3, top_k=9)], ids=["greedy", "sampled"])
+def test_the_cache_changes_no_token(model: GPTModel, sampling: Sampling) -> None:
+    rows = [[1, 2, 3], [7], list(range(20))]
+    assert grown(model, rows, sampling) == grown(model, rows, sampling, cached=False)
+
+
+def test_a_batch_of_several_lengths_writes_what_each_row_writes_alone(model: GPTModel) -> None:
+    rows = [[1, 2, 3], [7], list(range(20)), [1, 2]]
+    assert grown(model, rows, GREEDY) == [grown(model, [row], GREEDY)[0] for row in rows]
+
+
+def test_what_a_row_draws_hangs_on_its_number_and_not_on_the_others(model: GPTModel) -> None:
+    sampling = Sampling(temperature=1.5)
+    a, b, c = grown(model, [[1], [2, 3], [1]], sampling)
+    assert grown(model, [[1], [9, 9, 9, 9]], sampling)[0] == a
+    assert grown(model, [[8], [2, 3]], sampling)[1] == b
+    assert a != c  # the same prompt twice gives two texts
+
+
+def test_a_stopped_row_leaves_the_others_as_they_are(model: GPTModel) -> None:
+    rows = [[1, 2, 3], [7], [4, 4]]
+    alone = grown(model, rows, GREEDY, new=9)
+    decoder = Decoder(model, rows, GREEDY, max_new_tokens=9)
+    steps = 0
+    while decoder.growing:
+        steps += 1
+        tokens = decoder.step()
+        assert [token.row for token in tokens] == ([0, 1, 2] if steps <= 2 else [0, 2])
+        if steps == 2:
+            decoder.stop(1)
+    assert decoder.rows == [alone[0], alone[1][:3], alone[2]]
+
+
+def test_log_probabilities_are_the_models_own(model: GPTModel) -> None:
+    decoder = Decoder(model, [[5, 6]], Sampling(temperature=0.5, top_k=2), max_new_tokens=1, log_probabilities=True)
+    (token,) = decoder.step()
+    with torch.no_grad():
+        expected = model(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1)[token.id]
+    assert token.log_probability == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(model: GPTModel) -> None:
+    with pytest.raises(ConfigError, match="has token 31, but model.vocab_size=31; data.tokenizer is not the one"):
+        Context(model, [[1, 31]], max_new_tokens=1)
+
+
+def test_the_cache_is_read_one_token_at_a_time(model: GPTModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    hidden = GPTModel.hidden
+
+    def counted(self: GPTModel, tokens: torch.Tensor, *args: object) -> torch.Tensor:
+        read.append(tokens.numel())
+        return hidden(self, tokens, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GPTModel, "hidden", counted)
+    grown(model, [[1, 2, 3]], GREEDY, new=11)
+    # The prompt, five tokens up to the context of 8, then half of it with the next token, and three more.
+    assert read == [3, 1, 1, 1, 1, 1, 5, 1, 1, 1, 5]

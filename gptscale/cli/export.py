@@ -1,0 +1,122 @@
+"""gptscale export: a checkpoint for other people's programs."""
+
+import shutil
+from math import nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptscale.cli.arguments import Checkpoint
+
+if TYPE_CHECKING:
+    from gptscale.checkpoint.layout import CheckpointManifest
+    from gptscale.config.schema import Config
+
+MEGABYTE = 1_000_000
+FORMATS = ("transformers", "nanogpt")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("export")(run_export)
+
+
+def run_export(
+    checkpoint: Checkpoint,
+    to: Annotated[Path, typer.Option(help="The folder to make.")],
+    form: Annotated[str, typer.Option("--format", help="transformers or nanogpt.")] = "transformers",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    part_size_mb: Annotated[int, typer.Option(min=1, help="Most megabytes of one safetensors file.")] = 1000,
+) -> None:
+    """Write a folder that transformers, vLLM and the evaluation harness load, or nanoGPT's ckpt.pt."""
+    export(checkpoint, to, form=form, dtype=dtype, part_size_mb=part_size_mb)
+    print(f"exported to {to}")
+
+
+def export(
+    checkpoint: str | Path,
+    to: str | Path,
+    *,
+    form: str = "transformers",
+    dtype: str = "float32",
+    part_size_mb: int = 1000,
+) -> None:
+    """Export a checkpoint, or a run's newest, into a new folder; needs no GPU, and memory for one part.
+
+    Raises WeightsError if the other program could not compute the same, or a value does not fit dtype.
+    """
+    from gptscale.checkpoint.model import find_checkpoint
+    from gptscale.checkpoint.source import checkpoint_source
+    from gptscale.config.load import parse_config
+    from gptscale.data.tokenizer import load_tokenizer
+    from gptscale.errors import WeightsError
+    from gptscale.weights.export import DTYPES, write_nanogpt, write_transformers
+    from gptscale.weights.tokenizer import write_tokenizer
+
+    to = Path(to)
+    if form not in FORMATS:
+        raise WeightsError(f"--format={form} is none of {', '.join(FORMATS)}")
+    if dtype not in DTYPES:
+        raise WeightsError(f"--dtype={dtype} is none of {', '.join(DTYPES)}")
+    if to.exists():
+        raise WeightsError(f"--to {to} exists; choose another folder, or move it away")
+    folder, manifest = find_checkpoint(Path(checkpoint))
+    cfg = parse_config(manifest.config, str(folder))
+    source = checkpoint_source(folder, manifest)
+    tokenizer = load_tokenizer(cfg.data.tokenizer)
+    unfinished = to.with_name(f".unfinished-{to.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        if form == "nanogpt":
+            loss = losses(folder, manifest.step).get("val/loss", nan)
+            write_nanogpt(unfinished, source, cfg.model, dtype, manifest.step, loss)
+        else:
+            end, part_bytes = tokenizer.end_of_text, part_size_mb * MEGABYTE
+            write_transformers(unfinished, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
+            write_tokenizer(unfinished, tokenizer, cfg.model.context_length)
+            (unfinished / "README.md").write_text(_card(to.name, folder, manifest, cfg), encoding="utf-8")
+        unfinished.rename(to)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def losses(folder: Path, step: int) -> dict[str, float]:
+    """The last losses that a checkpoint's run has measured up to a step."""
+    from gptscale.tracking.jsonl import read_log
+
+    last: dict[str, float] = {}
+    for record in read_log(folder.parent.parent / "log.jsonl"):
+        if record["step"] <= step:
+            last |= {name: record[name] for name in ("train/loss", "val/loss") if name in record}
+    return last
+
+
+def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config") -> str:
+    from gptscale import __version__
+    from gptscale.checkpoint.imported import IMPORTED
+    from gptscale.weights.card import model_card
+
+    words = {"train/loss": "training loss", "val/loss": "validation loss"}
+    if manifest.engine == IMPORTED:
+        return model_card(cfg, name, _parameters(cfg), __version__, {"none": f"weights of {cfg.data.source.path}"})
+    training = {
+        "data": cfg.data.source.path,
+        "data fingerprint": manifest.data_fingerprint[:12] or "none",
+        "steps": f"{manifest.step:,}",
+        "tokens": f"{manifest.step * cfg.train.tokens_per_step:,}",
+        **{words[m]: f"{loss:.4f} nats per token" for m, loss in losses(folder, manifest.step).items()},
+    }
+    if cfg.model.init_from:
+        training["started from"] = cfg.model.init_from
+    return model_card(cfg, name, _parameters(cfg), __version__, training)
+
+
+def _parameters(cfg: "Config") -> int:
+    import torch
+
+    from gptscale.model.gpt import GPTModel
+
+    with torch.device("meta"):
+        return GPTModel(cfg.model, seed=None).num_parameters()

@@ -1,0 +1,99 @@
+"""gptscale import: other people's weights as a checkpoint."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptscale.cli.arguments import Overrides
+
+if TYPE_CHECKING:
+    from gptscale.config.schema import Config
+    from gptscale.weights.source import Source
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("import")(run_import)
+
+
+def run_import(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="WEIGHTS", help="gpt2, gpt2-medium, -large, -xl, a Hub name, a folder or a file."),
+    ],
+    to: Annotated[Path, typer.Option(help="The checkpoint folder to make.")],
+    overrides: Overrides = None,
+) -> None:
+    """Make a checkpoint of GPT-2's weights, the book's or nanoGPT's, for generate, export and model.init_from."""
+    import_weights(source, to, overrides or ())
+
+
+def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config":
+    """Read weights, check them, and write them as a checkpoint of step 0 into a new folder; gives its config.
+
+    Raises WeightsError if they are not GPT-2's family, not whole, or not finite; nothing is left then.
+    """
+    from gptscale.checkpoint.imported import write_imported
+    from gptscale.checkpoint.source import open_weights
+    from gptscale.errors import WeightsError
+    from gptscale.weights.gpt2 import check_source, read_parameters
+
+    to = Path(to)
+    if to.exists():
+        raise WeightsError(f"--to {to} exists; choose another folder, or move it away")
+    found = open_weights(source)
+    cfg = _config(found, to, overrides)
+    check_source(found, cfg.model)
+    unfinished = to.with_name(f".unfinished-{to.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        write_imported(unfinished, cfg, read_parameters(found, cfg.model))
+        lines = _check(found, unfinished)
+        unfinished.rename(to)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    for line in [*found.notes, *lines, f"checkpoint: {to}"]:
+        print(line)
+    return cfg
+
+
+def _config(found: "Source", to: Path, overrides: Any) -> "Config":
+    """A config that says the model; its data and length are placeholders, since there was no training here."""
+    from gptscale.config.load import lay_over, parse_config
+    from gptscale.errors import WeightsError
+
+    values: dict[str, Any] = {
+        "run": {"dir": str(to)},
+        "model": dict(found.fields),
+        "data": {"dir": str(to / "corpus"), "source": {"path": found.origin}},
+        "train": {"steps": 1},
+    }
+    values = lay_over(values, overrides)
+    if "n_heads" not in values["model"]:
+        raise WeightsError(
+            f"{found.origin} does not say how many heads its emb_dim={values['model']['emb_dim']} is divided into; "
+            "give model.n_heads=..."
+        )
+    values["train"].setdefault("tokens_per_step", 8 * values["model"]["context_length"])
+    return parse_config(values, f"import {found.origin}")
+
+
+def _check(found: "Source", folder: Path) -> list[str]:
+    """Read the checkpoint back and compare it with the source; gives what to tell."""
+    from gptscale.checkpoint.model import load_model
+    from gptscale.weights.check import compare_logits
+
+    model, cfg = load_model(folder)
+    lines = [f"weights: {found.origin}, {model.num_parameters():,} parameters"]
+    if (known := found.fields["context_length"]) > cfg.model.context_length:
+        lines.append(f"positions: the first {cfg.model.context_length} of {known}")
+    checked = "checked: names, shapes, finite values"
+    if found.folder is None:
+        return [*lines, f"{checked}; logits not, since transformers cannot read this form"]
+    difference = compare_logits(model, found.folder)
+    if difference is None:
+        return [*lines, f"{checked}; logits not, since transformers is not installed"]
+    return [*lines, f"{checked}, logits (equal to transformers' within {difference:.1e})"]

@@ -1,0 +1,218 @@
+"""The name table: where each parameter of GPTModel lies in the layouts of GPT-2's family, in both directions.
+
+The layouts: transformers' (also on the Hub), nanoGPT's (the same names, matrices as here), OpenAI's TensorFlow
+checkpoints, and those of the book "Build a Large Language Model (From Scratch)".
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gptscale.config.schema import ModelConfig
+from gptscale.errors import WeightsError
+from gptscale.model.gpt import GPTModel
+from gptscale.weights.source import Layout, Source
+
+
+class Row(NamedTuple):
+    """One kind of parameter by its names; {} is the block. Three names are its rows in three pieces."""
+
+    ours: str
+    transformers: str
+    tensorflow: str
+    book: str | tuple[str, str, str]
+    matrix: bool = False
+    """Whether transformers and TensorFlow keep it as (inputs, outputs)."""
+
+
+ROWS = (
+    Row("tok_emb.weight", "wte.weight", "wte", "tok_emb.weight"),
+    Row("pos_emb.weight", "wpe.weight", "wpe", "pos_emb.weight"),
+    Row("blocks.{}.norm1.weight", "h.{}.ln_1.weight", "h{}/ln_1/g", "trf_blocks.{}.norm1.scale"),
+    Row("blocks.{}.norm1.bias", "h.{}.ln_1.bias", "h{}/ln_1/b", "trf_blocks.{}.norm1.shift"),
+    Row(
+        "blocks.{}.att.qkv.weight",
+        "h.{}.attn.c_attn.weight",
+        "h{}/attn/c_attn/w",
+        (
+            "trf_blocks.{}.att.W_query.weight",
+            "trf_blocks.{}.att.W_key.weight",
+            "trf_blocks.{}.att.W_value.weight",
+        ),
+        matrix=True,
+    ),
+    Row(
+        "blocks.{}.att.qkv.bias",
+        "h.{}.attn.c_attn.bias",
+        "h{}/attn/c_attn/b",
+        ("trf_blocks.{}.att.W_query.bias", "trf_blocks.{}.att.W_key.bias", "trf_blocks.{}.att.W_value.bias"),
+    ),
+    Row(
+        "blocks.{}.att.out_proj.weight",
+        "h.{}.attn.c_proj.weight",
+        "h{}/attn/c_proj/w",
+        "trf_blocks.{}.att.out_proj.weight",
+        matrix=True,
+    ),
+    Row(
+        "blocks.{}.att.out_proj.bias",
+        "h.{}.attn.c_proj.bias",
+        "h{}/attn/c_proj/b",
+        "trf_blocks.{}.att.out_proj.bias",
+    ),
+    Row("blocks.{}.norm2.weight", "h.{}.ln_2.weight", "h{}/ln_2/g", "trf_blocks.{}.norm2.scale"),
+    Row("blocks.{}.norm2.bias", "h.{}.ln_2.bias", "h{}/ln_2/b", "trf_blocks.{}.norm2.shift"),
+    Row(
+        "blocks.{}.ff.fc.weight",
+        "h.{}.mlp.c_fc.weight",
+        "h{}/mlp/c_fc/w",
+        "trf_blocks.{}.ff.layers.0.weight",
+        matrix=True,
+    ),
+    Row("blocks.{}.ff.fc.bias", "h.{}.mlp.c_fc.bias", "h{}/mlp/c_fc/b", "trf_blocks.{}.ff.layers.0.bias"),
+    Row(
+        "blocks.{}.ff.out_proj.weight",
+        "h.{}.mlp.c_proj.weight",
+        "h{}/mlp/c_proj/w",
+        "trf_blocks.{}.ff.layers.2.weight",
+        matrix=True,
+    ),
+    Row("blocks.{}.ff.out_proj.bias", "h.{}.mlp.c_proj.bias", "h{}/mlp/c_proj/b", "trf_blocks.{}.ff.layers.2.bias"),
+    Row("final_norm.weight", "ln_f.weight", "ln_f/g", "final_norm.scale"),
+    Row("final_norm.bias", "ln_f.bias", "ln_f/b", "final_norm.shift"),
+    Row("out_head.weight", "lm_head.weight", "lm_head", "out_head.weight"),
+)
+"""TensorFlow's checkpoints have no head of their own; its name there is ours."""
+
+COLUMNS = {"gptscale": "ours", "nanogpt": "transformers"}
+"""Layouts that have their names from another column; the others are called as theirs."""
+
+TRANSPOSED = ("transformers", "tensorflow")
+TABLES = ("tok_emb.weight", "out_head.weight")
+"""The parameters with a row for each token id; ours are padded, nobody else's."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one parameter lies in a layout."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    """Tensors whose rows, one after the other, are ours."""
+    transposed: bool
+
+
+def name_table(n_layers: int, layout: Layout) -> dict[str, Place]:
+    """Every parameter that a model with so many blocks can have, with its place, by our names."""
+    places = {}
+    for row in ROWS:
+        names = getattr(row, COLUMNS.get(layout, layout))
+        names = (names,) if isinstance(names, str) else names
+        for block in range(n_layers) if "{}" in row.ours else (0,):
+            theirs = tuple(name.format(block) for name in names)
+            ours = row.ours.format(block)
+            places[ours] = Place(ours, theirs, row.matrix and layout in TRANSPOSED)
+    return places
+
+
+def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of a model, without vocabulary padding; a tied head is the embedding."""
+    with torch.device("meta"):
+        model = GPTModel(cfg, seed=None)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    return {name: (cfg.vocab_size, *shape[1:]) if name in TABLES else shape for name, shape in shapes.items()}
+
+
+def check_source(source: Source, cfg: ModelConfig) -> None:
+    """Raise WeightsError unless the source's model computes what the config's does, tensor for tensor.
+
+    The config may see fewer positions, have biases that the source lacks (they become zero, the same function),
+    and a head of its own (it becomes the embedding).
+    """
+    _check_fields(source, cfg)
+    expected = _expected_tensors(source, cfg.model_copy(update=source.fields))
+    for name, shape in expected.items():
+        if name not in source.tensors:
+            raise WeightsError(f"{source.origin} lacks the tensor {name}; is it a whole checkpoint of GPT-2's family?")
+        if (found := source.tensors[name].shape) != shape:
+            raise WeightsError(f"{source.origin}: {name} has shape {list(found)}, where {list(shape)} is expected")
+    if surplus := sorted(set(source.tensors) - set(expected)):
+        raise WeightsError(
+            f"{source.origin} has {len(surplus)} tensors that GPTModel has no place for: {', '.join(surplus[:3])}"
+        )
+
+
+def read_parameters(source: Source, cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Our parameters in float32 as the source has them, one after the other; check_source comes first.
+
+    Rows of padding are zero. Raises WeightsError for a value that is not finite.
+    """
+    table = name_table(cfg.n_layers, source.layout)
+    with torch.device("meta"):
+        model = GPTModel(cfg, seed=None)
+    for name, p in model.named_parameters():
+        place = table[name]
+        if name == "out_head.weight" and place.theirs[0] not in source.tensors:
+            place = table["tok_emb.weight"]
+        values = torch.zeros(p.shape)
+        if place.theirs[0] in source.tensors:
+            found = _joined(source, place)[: len(values)]  # fewer positions than the source's
+            values[: len(found)] = found
+        yield name, values
+
+
+def to_layout(name: str, values: Tensor, layout: Layout, n_layers: int, vocab_size: int) -> dict[str, Tensor]:
+    """One of our parameters as the tensors of a layout, without padding."""
+    place = name_table(n_layers, layout)[name]
+    values = values[:vocab_size] if name in TABLES else values
+    pieces = values.chunk(len(place.theirs))
+    return {t: (v.T if place.transposed else v).contiguous() for t, v in zip(place.theirs, pieces, strict=True)}
+
+
+def _joined(source: Source, place: Place) -> Tensor:
+    pieces = []
+    for name in place.theirs:
+        piece = source.tensors[name].read().float()
+        if not piece.isfinite().all():
+            raise WeightsError(f"{source.origin}: {name} holds values that are not finite; take another copy of it")
+        pieces.append(piece.T if place.transposed else piece)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _expected_tensors(source: Source, said: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a layout for a model, with their shapes."""
+    table = name_table(said.n_layers, source.layout)
+    expected: dict[str, tuple[int, ...]] = {}
+    for ours, shape in parameter_shapes(said).items():
+        if ours.endswith("bias") and not source.has_biases:
+            continue
+        place = table[ours]
+        rows = (shape[0] // len(place.theirs), *shape[1:])
+        expected |= dict.fromkeys(place.theirs, rows[::-1] if place.transposed else rows)
+    return expected
+
+
+def _check_fields(source: Source, cfg: ModelConfig) -> None:
+    """Compare what the source says of its model with the config's model section."""
+    said, now = source.fields, cfg.model_dump()
+    if cfg.context_length > said["context_length"]:
+        raise WeightsError(
+            f"{source.origin} knows {said['context_length']} positions, fewer than model.context_length="
+            f"{cfg.context_length}; set model.context_length={said['context_length']} or less"
+        )
+    same = {"vocab_size", "emb_dim", "n_heads", "n_layers", "gelu"}
+    same |= {name for name in ("qkv_bias", "norm_bias") if said.get(name)}  # lacking ones become zero
+    same |= {"tie_embeddings"} if said["tie_embeddings"] is False else set()  # a tied one is copied into a head
+    wrong = {name: said[name] for name in sorted(same & said.keys()) if said[name] != now[name]}
+    if wrong:
+        there = ", ".join(f"{name}={_plain(value)}" for name, value in wrong.items())
+        here = ", ".join(f"{name}={_plain(now[name])}" for name in wrong)
+        settings = " ".join(f"model.{name}={_plain(value)}" for name, value in wrong.items())
+        raise WeightsError(f"{source.origin} has {there}, but the model section says {here}; set {settings}")
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,43 @@
+"""Tensors in torch's pickles. The home of torch.load, which may build tensors and plain values, and run nothing."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptscale.errors import WeightsError
+from gptscale.weights.source import Stored
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What a .pth, .pt or .bin file holds, with its tensors mapped from the file where its form allows it.
+
+    Raises WeightsError for anything but tensors and plain values; code in the file does not run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except Exception as error:  # pickle's own errors among them, whose module no file here imports
+        if "Weights only load failed" in str(error):
+            raise WeightsError(
+                f"{path} holds more than tensors and plain values, which could run code, so it was not loaded; "
+                "save its state_dict alone, best as safetensors"
+            ) from None
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{path} is cut short or no file of torch.save ({first}); copy it again") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state_dict; save model.state_dict()")
+    return content
+
+
+def stored_tensors(path: Path, state: dict[str, Any]) -> dict[str, Stored]:
+    """The tensors of a state_dict. Raises WeightsError for anything else among them."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise WeightsError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor; save model.state_dict()")
+    return {name: _stored(tensor) for name, tensor in state.items()}
+
+
+def _stored(tensor: Tensor) -> Stored:
+    return Stored(tuple(tensor.shape), lambda: tensor)

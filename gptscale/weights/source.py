@@ -1,0 +1,48 @@
+"""Weights that lie somewhere else: what a source says of its model, and its tensors, read one at a time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+Layout = Literal["gptscale", "transformers", "nanogpt", "tensorflow", "book"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor on disk, which is read when it is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+Tensors = Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's weights in one of the layouts of the name table."""
+
+    origin: str
+    """What messages call it: a path, or a Hub name with its revision."""
+    layout: Layout
+    fields: dict[str, Any]
+    """The settings of the model section that the source says."""
+    tensors: Tensors
+    """By the names of the layout, without buffers."""
+    has_biases: bool = True
+    """False where no layer at all has a bias."""
+    folder: Path | None = None
+    """Where transformers finds the same model, if it can read it."""
+    notes: tuple[str, ...] = ()
+    """What a reader should be told."""
+
+
+def without_prefixes(tensors: Tensors, *prefixes: str) -> dict[str, Stored]:
+    """The tensors by their bare names; wrappers such as torch.compile put their own before them."""
+    bare = dict(tensors)
+    for prefix in prefixes:
+        bare = {name.removeprefix(prefix): stored for name, stored in bare.items()}
+    return bare
