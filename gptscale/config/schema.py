@@ -5,6 +5,7 @@ Where a run lives (devices, ranks, engine) is not part of it: that is said by th
 """
 
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -100,7 +101,7 @@ class SourceConfig(Section):
 
     path: str
     """A file, a glob, a folder, a Hub dataset's name, or python-library for the text inside Python."""
-    format: Literal["auto", "text", "json", "parquet", "hub", "embedded"] = "auto"
+    format: Literal["auto", "text", "json", "parquet", "arrow", "hub", "embedded"] = "auto"
     """How to read it; auto goes by the file's ending, and takes what is no file for a Hub name."""
     name: str | None = None
     """The Hub dataset's configuration, such as sample-10BT; null takes its default."""
@@ -108,10 +109,42 @@ class SourceConfig(Section):
     """The Hub dataset's commit; null takes today's newest and records it."""
     split: str = "train"
     """The Hub dataset's split."""
+    data_files: tuple[str, ...] = ()
+    """Files of the Hub dataset, by name or pattern; an empty list takes those of name and split."""
+    streaming: bool = False
+    """Whether files are read from where they are, never kept: one unit for each file, whatever its length."""
     text_column: str = "text"
     """The column that holds a document's text."""
+    template: str | None = None
+    """Joins columns to a document's text, such as "{title}: {body}"; null takes text_column alone."""
+    min_characters: Count | None = None
+    """Documents with fewer characters (Unicode code points) are left out; null keeps them."""
+    max_characters: Count | None = None
+    """Documents with more characters are left out; null keeps them."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What one document of a plain text file is."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_names_columns(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            fields = [name for _, name, spec, conversion in Formatter().parse(value) if name is not None]
+            plain = all(not spec and not conversion for _, _, spec, conversion in Formatter().parse(value))
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no template ({error}); write it like {{title}}: {{body}}") from None
+        if not fields or not all(fields) or not plain:
+            raise ValueError(f"{value!r} names no columns; write it like {{title}}: {{body}}")
+        return value
+
+    @model_validator(mode="after")
+    def _some_lengths(self) -> Self:
+        if (self.min_characters or 0) > (self.max_characters or self.min_characters or 0):
+            raise ValueError(
+                f"min_characters={self.min_characters} is above max_characters={self.max_characters}; lower it"
+            )
+        return self
 
 
 class DataConfig(Section):
@@ -122,6 +155,8 @@ class DataConfig(Section):
     source: SourceConfig
     tokenizer: str = "gpt2"
     """gpt2, bytes, or any encoding that tiktoken knows."""
+    tokenizer_engine: Literal["gigatoken", "tiktoken"] = "gigatoken"
+    """Who encodes gpt2: gigatoken with tiktoken as its judge, or tiktoken alone. The ids are the same."""
     end_of_text: bool = True
     """Whether an end-of-text token stands before every document."""
     split: Literal["hash", "tail"] = "hash"

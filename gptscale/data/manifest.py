@@ -6,6 +6,7 @@ While a corpus is being made there is no manifest yet, and settings.json says wh
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,8 +41,12 @@ class ShardEntry(Record):
     documents: int
     text_bytes: int
     sha256: str
+    blocks_sha256: tuple[str, ...] = ()
+    """Those of every 64 MiB, so that damage can be named by its place; none for a shorter file."""
     starts_sha256: str
     """That of the document starts beside the shard."""
+    longest: tuple[tuple[int, int], ...] = ()
+    """Tokens and source row of the longest documents, the longest first."""
 
 
 class Settings(Record):
@@ -58,7 +63,7 @@ class Settings(Record):
     documents_per_shard: int
     source: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The SHA-256 of the settings."""
         return hash_json(self.deciding())
@@ -79,6 +84,8 @@ class Manifest(Record):
 
     settings: Settings
     shards: tuple[ShardEntry, ...]
+    left_out: int = 0
+    """Documents that were too short or too long for data.source.min_characters and max_characters."""
 
     @property
     def fingerprint(self) -> str:

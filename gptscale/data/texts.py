@@ -1,0 +1,84 @@
+"""Texts of documents side by side, as Arrow keeps them: one buffer of UTF-8 and the offsets in it.
+
+A batch of documents goes from the file to the tokenizer in this form, so no document becomes a Python string.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Texts = Any
+"""A pyarrow.LargeStringArray without nulls, of valid UTF-8."""
+
+Offsets = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+def as_texts(column: Any) -> Texts:
+    """The texts of an Arrow array, chunked or not: null is empty, and invalid UTF-8 is mended as `utf8` does it."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if pa.types.is_null(column.type):
+        return list_texts([""] * len(column))
+    texts = pc.fill_null(column.cast(pa.large_binary()), b"")
+    content, offsets = flat(texts)
+    strings = _from_flat(content, offsets)
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid:
+        return list_texts(_decode(bytes(piece)) for piece in pieces(strings))
+    return strings
+
+
+def list_texts(texts: Iterable[str]) -> Texts:
+    """Python's strings as texts; half of a surrogate pair becomes U+FFFD."""
+    return pa.array([utf8(text) for text in texts], pa.large_binary()).cast(pa.large_string())
+
+
+def to_list(texts: Texts) -> list[str]:
+    """Texts as Python's strings."""
+    return list(texts.to_pylist())
+
+
+def flat(texts: Texts) -> tuple[Bytes, Offsets]:
+    """The bytes of all texts and where each begins, (n + 1,), without a copy."""
+    _, offsets_buffer, content_buffer = texts.buffers()
+    offsets = (
+        np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if len(texts)
+        else np.zeros(1, np.int64)
+    )
+    content = np.frombuffer(content_buffer, np.uint8) if content_buffer is not None else np.empty(0, np.uint8)
+    return content[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def pieces(texts: Texts) -> Iterator[memoryview]:
+    """The UTF-8 of one text after another, without a copy."""
+    content, offsets = flat(texts)
+    view = memoryview(content.data)
+    return (view[start:stop] for start, stop in pairwise(offsets.tolist()))
+
+
+def utf8(text: str) -> bytes:
+    """A text's bytes; half of a surrogate pair becomes U+FFFD, and two halves become their character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _from_flat(content: Bytes, offsets: Offsets) -> Texts:
+    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
+
+
+def _decode(content: bytes) -> str:
+    """Bytes that may hold encoded surrogates, as JavaScript's and Java's writers leave them, or be no UTF-8."""
+    try:
+        return content.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return content.decode("utf-8", "replace")
