@@ -6,14 +6,14 @@ from pathlib import Path
 from gptscale.config.schema import Config
 from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
-from gptscale.data.shard import Tokens, open_shard, starts_path
+from gptscale.data.shard import Tokens, open_shard
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import known_ranks
-from gptscale.disk import hash_file
+from gptscale.data.verify import verify_corpus
 from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30
-"""Corpora up to this size are read and hashed whenever they are opened; `verify` does it for larger ones."""
+"""Corpora up to this size are read and hashed whenever they are opened; `verify_corpus` does it for larger ones."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,12 @@ def open_corpus(folder: Path) -> Corpus:
     manifest = load_manifest(folder)
     tokens = {shard.file: _open_entry(folder, shard) for shard in manifest.shards}
     if sum(array.nbytes for array in tokens.values()) <= HASHED_BYTES:
-        verify_hashes(folder, manifest)
+        verify_corpus(folder)
 
     def stream(split: Split) -> TokenStream:
         return TokenStream([tokens[shard.file] for shard in manifest.of(split)])
 
     return Corpus(manifest, stream("train"), stream("val"))
-
-
-def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Read every shard and its document starts, and compare their hashes with the manifest's."""
-    for shard in manifest.shards:
-        path = folder / shard.file
-        _verify_hash("shard", path, shard.sha256)
-        _verify_hash("document starts", starts_path(path), shard.starts_sha256)
 
 
 def check_corpus(corpus: Corpus, cfg: Config) -> None:
@@ -90,18 +82,6 @@ def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
             f"{shard.tokens:,}; run prepare again, which makes that shard again"
         )
     return tokens
-
-
-def _verify_hash(what: str, path: Path, wanted: str) -> None:
-    try:
-        found = hash_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{what} {path} is missing; run prepare again, which makes that shard again") from None
-    if found != wanted:
-        raise DataError(
-            f"{what} {path} is damaged: its SHA-256 is {found[:12]}..., not the "
-            f"manifest's {wanted[:12]}...; run prepare again, which makes that shard again"
-        )
 
 
 def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:

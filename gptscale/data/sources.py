@@ -8,6 +8,7 @@ become "\\n". JSON and Parquet stay as they are.
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,9 +64,10 @@ class Streamed:
 
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
-        stream = _stream(self.kind, self.options, self.path).shard(num_shards=self.files, index=number)
-        for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            yield self.columns.texts(table)
+        with _failure_is_said(self.path):
+            stream = _stream(self.kind, self.options).shard(num_shards=self.files, index=number)
+            for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+                yield self.columns.texts(table)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,9 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: s
 
 
 def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
-    return {"sample_by": "document" if cfg.documents == "file" else cfg.documents} if kind == "text" else {}
+    if kind == "text":
+        return {"sample_by": "document" if cfg.documents == "file" else cfg.documents}
+    return {"batch_size": 1000} if kind == "parquet" else {}  # its default, a row group, fails on a file without rows
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -235,20 +239,30 @@ def _not_loaded(cfg: SourceConfig, revision: str, error: BaseException) -> str:
 def _open_stream(
     kind: str, options: dict[str, Any], columns: Columns, cfg: SourceConfig, about: dict[str, Any]
 ) -> Streamed:
-    stream = _stream(kind, options, cfg.path)
-    first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
+    with _failure_is_said(cfg.path):
+        stream = _stream(kind, options)
+        first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
     if first is None:
         raise DataError(f"data.source.path={cfg.path} holds no documents")
     columns.check(arrow_types(first.schema), cfg.path)
     return Streamed(kind, options, stream.num_shards, columns, cfg.path, {**about, "streaming": True})
 
 
-def _stream(kind: str, options: dict[str, Any], path: str) -> Any:
+def _stream(kind: str, options: dict[str, Any]) -> Any:
+    return _quiet_datasets().load_dataset(kind, streaming=True, **options)
+
+
+@contextmanager
+def _failure_is_said(path: str) -> Iterator[None]:
+    """Turn what a stream cannot open or read, at once or in the middle, into a DataError."""
     datasets = _quiet_datasets()
     try:
-        return datasets.load_dataset(kind, streaming=True, **options)
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data.source.path={path} cannot be streamed: {_reason(error)}") from None
+        raise DataError(
+            f"data.source.path={path} cannot be streamed: {_reason(error)}; run prepare again when it can be read, "
+            "which goes on from here"
+        ) from None
 
 
 def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, Any]) -> Table:

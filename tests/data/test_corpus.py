@@ -52,7 +52,7 @@ def test_a_missing_corpus_says_to_prepare(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_names_the_shard_and_prepare_mends_it(cfg: Config) -> None:
     damage(cfg.data.dir / "val-00000.bin")
-    match = r"shard .*val-00000.bin is damaged: its SHA-256 is .*; run prepare again, which makes that shard again"
+    match = r"shard .*val-00000.bin is damaged in its bytes 0 to 1,046: its SHA-256 is .*; run prepare again, which makes that shard again"
     with pytest.raises(DataError, match=match):
         open_corpus(cfg.data.dir)
     prepare(cfg, lambda line: None)
@@ -64,7 +64,7 @@ def test_damaged_document_starts_are_noticed_and_prepare_mends_them(cfg: Config,
     path = cfg.data.dir / "train-00000.starts.npy"
     whole = path.read_bytes()
     damage(path) if how == "flip" else path.write_bytes(whole[:-1]) if how == "cut" else path.unlink()
-    match = r"document starts .*train-00000.starts.npy is (damaged: its SHA-256 is|missing).*; run prepare again, which"
+    match = r"document starts .*train-00000.starts.npy is (damaged in its bytes 0 to .*: its SHA-256 is|missing).*; run prepare again, which"
     with pytest.raises(DataError, match=match):
         open_corpus(cfg.data.dir)
     prepare(cfg, lambda line: None)

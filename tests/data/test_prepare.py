@@ -269,6 +269,38 @@ def test_a_corpus_from_the_hub_stays_at_its_revision(cfg: Config, monkeypatch: p
     assert asked == [None, "newest", "newest"]
 
 
+def test_documents_of_other_lengths_are_left_out_and_counted(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("a\nbbbb\n\nccc\nddddddd")
+    source = {"min_characters": 2, "max_characters": 4}
+    said: list[str] = []
+    manifest = prepare(make_config(tmp_path / "x.txt", source=source, data={"validation_fraction": 0}), said.append)
+    assert bytes(open_corpus(tmp_path / "corpus").train.read(0, 9).astype(np.uint8)) == b"\0bbbb\0ccc"
+    assert manifest.left_out == 3
+    assert "left out: 3 documents, too short or too long" in said
+    with pytest.raises(DataError, match=r"another corpus \(source.min_characters 2 there, 3 here\)"):
+        run(make_config(tmp_path / "x.txt", source={**source, "min_characters": 3}, data={"validation_fraction": 0}))
+
+
+def test_lengths_that_leave_nothing_are_refused(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("a\nb")
+    match = r"left out by data.source.min_characters=5, max_characters=None; widen them"
+    with pytest.raises(DataError, match=match):
+        run(make_config(tmp_path / "x.txt", source={"min_characters": 5}))
+
+
+def test_a_streamed_file_is_one_unit_and_a_mended_one_too(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "text").mkdir()
+    for name in "abc":
+        (tmp_path / "text" / f"{name}.txt").write_text("\n".join(f"{name}{i}" for i in range(5)))
+    settings = {"validation_fraction": 0, "documents_per_shard": 2}
+    cfg = make_config(tmp_path / "text", source={"streaming": True}, data=settings)
+    manifest = prepare(cfg, lambda line: None)
+    assert [(shard.file, shard.documents) for shard in manifest.shards] == [(f"train-0000{i}.bin", 5) for i in range(3)]
+    (cfg.data.dir / "train-00001.bin").unlink()
+    assert verbs(run(cfg)) == ["reusing", "wrote", "reusing"]
+    assert open_corpus(cfg.data.dir).train.read(15, 3).tolist() == [256, ord("b"), ord("0")]
+
+
 def test_copies_of_a_document_lie_on_one_side(tmp_path: Path, make_config: Make) -> None:
     (tmp_path / "x.txt").write_text("\n".join(LINES * 3))
     data = {"validation_fraction": 0.5, "documents_per_shard": 7}
