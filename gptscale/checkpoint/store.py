@@ -96,9 +96,10 @@ class Store:
     def load(self, path: Path, manifest: CheckpointManifest, fragments: list[Fragment], names: list[str]) -> None:
         """Fill the ranges that this rank holds; names are all of the model's parameters."""
         if manifest.data_fingerprint != self.data_fingerprint:
+            where = f"data.dir={folder}" if (folder := self.config["data"].get("dir")) else "data.mixture"
             raise CheckpointError(
                 f"{path} was trained on data {manifest.data_fingerprint[:12]}, but "
-                f"data.dir={self.config['data']['dir']} holds {self.data_fingerprint[:12]}; "
+                f"{where} holds {self.data_fingerprint[:12]}; "
                 "point data.dir at the first corpus, or start a new run in another run.dir"
             )
         check_names(path, manifest, names)

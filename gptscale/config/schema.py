@@ -147,12 +147,31 @@ class SourceConfig(Section):
         return self
 
 
-class DataConfig(Section):
-    """A corpus: where it is, what it is made from, and how it is cut."""
+class MixedCorpus(Section):
+    """A prepared corpus in a mixture."""
 
     dir: Path
-    """The corpus folder that `prepare` writes and `train` reads."""
-    source: SourceConfig
+    """Its folder."""
+    weight: PositiveFloat
+    """Its share of the samples, against the weights of the others."""
+    name: str | None = None
+    """What it is called in the log; null takes the folder's name."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.name or self.dir.name
+
+
+class DataConfig(Section):
+    """A corpus: where it is, what it is made from, and how it is cut. Or several prepared ones, mixed."""
+
+    dir: Path | None = None
+    """The corpus folder that `prepare` writes and `train` reads; null with a mixture."""
+    source: SourceConfig | None = None
+    """What `prepare` reads; null for a corpus that is there already."""
+    mixture: tuple[MixedCorpus, ...] = ()
+    """Corpora to train on by weight, in place of dir; each was prepared by a config of its own, or adopted."""
     tokenizer: str = "gpt2"
     """gpt2, bytes, or any encoding that tiktoken knows."""
     tokenizer_engine: Literal["gigatoken", "tiktoken"] = "gigatoken"
@@ -169,6 +188,31 @@ class DataConfig(Section):
     """Source documents in one work unit, which becomes one training and one validation shard."""
     stride: Count | None = None
     """Tokens between the starts of two samples; null means context_length, so nothing overlaps."""
+    shuffle_block_samples: Count | None = None
+    """Shuffles blocks of so many neighbouring samples, and within them, for disks that read in sequence; null: all."""
+
+    @property
+    def folder(self) -> Path:
+        """The one corpus' folder."""
+        assert self.dir is not None, "this config mixes corpora"
+        return self.dir
+
+    @property
+    def given_source(self) -> SourceConfig:
+        """What the one corpus is made from."""
+        assert self.source is not None, "open_job comes first"
+        return self.source
+
+    @model_validator(mode="after")
+    def _one_corpus_or_a_mixture(self) -> Self:
+        if (self.dir is None) != bool(self.mixture):
+            raise ValueError("give either dir, the folder of one corpus, or mixture, a list of corpora with weights")
+        if self.mixture and self.source is not None:
+            raise ValueError("source belongs to the one corpus of dir; prepare each corpus of a mixture on its own")
+        labels = [corpus.label for corpus in self.mixture]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two corpora of the mixture are called the same ({', '.join(labels)}); give them names")
+        return self
 
 
 Precision = Literal["fp32", "bf16", "bf16-sharded", "fp16"]

@@ -24,6 +24,10 @@ class Corpus:
     train: TokenStream
     val: TokenStream
 
+    def of(self, split: Split) -> TokenStream:
+        """The stream of a split."""
+        return self.train if split == "train" else self.val
+
     @property
     def tokenizer(self) -> str:
         """The tokenizer's name, as `load_tokenizer` takes it."""
@@ -66,7 +70,7 @@ def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None
         raise DataError(f"{folder} {mismatch}; choose a corpus of the model's own tokenizer")
     if excess := _vocabulary_excess(corpus, cfg):
         raise DataError(f"{folder} does not fit the model: {excess}; choose a corpus of the model's own tokenizer")
-    stream, needed = corpus.train if split == "train" else corpus.val, cfg.model.context_length + 1
+    stream, needed = corpus.of(split), cfg.model.context_length + 1
     if len(stream) < needed:
         raise DataError(
             f"{folder}: its {split} split holds {len(stream):,} tokens, and one window of "

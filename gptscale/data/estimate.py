@@ -8,7 +8,7 @@ import numpy as np
 
 from gptscale.data.job import Job
 from gptscale.data.sources import Streamed
-from gptscale.data.texts import flat
+from gptscale.data.texts import flat, list_texts
 from gptscale.data.unit import Unit
 from gptscale.errors import DataError
 
@@ -30,11 +30,12 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     if isinstance(job.source, Streamed) or not units:
         return None
     chosen = [units[i * len(units) // _SAMPLED_UNITS] for i in range(min(_SAMPLED_UNITS, len(units)))]
-    sampled = np.array([_sample(job, unit) for unit in dict.fromkeys(chosen)])
-    documents, tokens = sampled.sum(axis=0).tolist()
-    per_document = tokens / documents * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
+    samples = [_sample(job, unit) for unit in dict.fromkeys(chosen)]
+    documents, text_bytes, encoded_bytes, tokens = np.sum(samples, axis=0).tolist()
+    tokens_per_document = text_bytes / documents * tokens / max(1, encoded_bytes) + 1
+    per_document = tokens_per_document * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
-    return Need(int(wanted * per_document), shutil.disk_usage(job.data.dir).free)
+    return Need(int(wanted * per_document), shutil.disk_usage(job.data.folder).free)
 
 
 def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
@@ -42,18 +43,19 @@ def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
     need = estimate_need(job, units)
     if need is not None and need.needed > need.free:
         raise DataError(
-            f"data.dir={job.data.dir} needs about {need.needed / 1e9:,.3g} GB, and {need.free / 1e9:,.3g} GB are free; "
+            f"data.dir={job.data.folder} needs about {need.needed / 1e9:,.3g} GB, and "
+            f"{need.free / 1e9:,.3g} GB are free; "
             "free some space, or choose a data.dir on a larger disk"
         )
     return need
 
 
-def _sample(job: Job, unit: Unit) -> tuple[int, int]:
-    """Documents and tokens at the beginning of a unit."""
+def _sample(job: Job, unit: Unit) -> tuple[int, int, int, int]:
+    """Documents and their bytes at the beginning of a unit; how many of the bytes were encoded, and to what tokens."""
     assert not isinstance(job.source, Streamed)
     assert unit.stop is not None
     texts = next(iter(job.source.read(unit.start, unit.stop)))
-    _, offsets = flat(texts)
-    few = texts.slice(0, max(1, int(np.searchsorted(offsets, _SAMPLED_BYTES, "right")) - 1))
-    ids, _ = job.tokenizer.encode_texts(few)
-    return len(few), len(ids) + len(few)
+    content, _ = flat(texts)
+    excerpt = str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
+    ids, _ = job.tokenizer.encode_texts(list_texts([excerpt]))
+    return len(texts), len(content), min(len(content), _SAMPLED_BYTES), len(ids)

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from gptscale.config.schema import DataConfig, SourceConfig
 from gptscale.data.files import remove_leftovers
 from gptscale.data.manifest import (
@@ -43,14 +45,19 @@ class Job:
 
     def do(self, unit: Unit) -> tuple[Receipt, bool]:
         """Make a unit unless it is finished; says whether it was made."""
-        receipt = finished(self.data.dir, unit, self.settings.key)
+        receipt = finished(self.data.folder, unit, self.settings.key)
         if receipt is not None:
             return receipt, False
         return make_unit(unit, self.source, self.tokenizer, self.data, self.settings), True
 
+    def get_ready(self) -> None:
+        """Load the tokenizer, and let Arrow give memory back: its own pool keeps what a long text took."""
+        pa.set_memory_pool(pa.system_memory_pool())
+        assert self.tokenizer.n_vocab
+
     def receipts(self) -> dict[int, Receipt]:
         """The receipts under these settings, by unit; the files are not looked at."""
-        found = read_receipts(self.data.dir)
+        found = read_receipts(self.data.folder)
         return {number: receipt for number, receipt in found.items() if receipt and receipt.key == self.settings.key}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,20 +69,25 @@ def open_job(data: DataConfig) -> Job:
 
     Raises DataError when the folder holds a corpus of other settings, finished or not.
     """
-    earlier = load_manifest(data.dir) if os.path.exists(data.dir / FILE_NAME) else None
-    begun = earlier.settings if earlier else load_settings(data.dir)
+    if data.source is None:
+        raise DataError(
+            "data.source is missing, so there is nothing to prepare; name the text by data.source.path"
+            + ("; each corpus of data.mixture is prepared by a config of its own" if data.mixture else "")
+        )
+    earlier = load_manifest(data.folder) if os.path.exists(data.folder / FILE_NAME) else None
+    begun = earlier.settings if earlier else load_settings(data.folder)
     tokenizer = load_tokenizer(data.tokenizer)
-    source = open_source(_pinned(data.source, begun))
+    source = open_source(_pinned(data.given_source, begun))
     settings = _settings(data, tokenizer, source)
-    _make_folder(data.dir)
+    _make_folder(data.folder)
     if earlier is not None:
-        _check_same(earlier.settings, settings, data.dir)
+        _check_same(earlier.settings, settings, data.folder)
     else:
-        _check_unfinished(begun, settings, data.dir)
-    remove_leftovers(data.dir)
-    _remove_damaged(data.dir)
+        _check_unfinished(begun, settings, data.folder)
+    remove_leftovers(data.folder)
+    _remove_damaged(data.folder)
     if earlier is None:
-        settings.save(data.dir)
+        settings.save(data.folder)
     return Job(data, source, settings)
 
 

@@ -4,6 +4,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,8 +51,8 @@ class JsonLines:
         number = bisect_right(self.first_rows, start) - 1
         while start < stop:
             first, last = self.first_rows[number], self.first_rows[number + 1]
-            for lines in _read_lines(self.files[number], start - first, min(stop, last) - first):
-                yield self._parse(lines, self.files[number].path)
+            parse = partial(self._parse, file=self.files[number].path)
+            yield from map(parse, _read_lines(self.files[number], start - first, min(stop, last) - first))
             start, number = last, number + 1
 
     def _parse(self, lines: bytes, file: Path) -> Texts:
@@ -99,7 +100,9 @@ def _index(path: Path) -> JsonFile:
 
 def _check_first_line(file: Path, columns: Columns, path: str) -> None:
     with file.open("rb") as opened:
-        first = next((line for line in opened if line.strip()), b"")
+        first = next((line for line in iter(partial(opened.readline, _READ_BYTES), b"") if line.strip()), b"")
+    if len(first) == _READ_BYTES:
+        return  # such a line is parsed once, when its turn comes
     row = _object(first, file, path)
     columns.check(arrow_types(pa.Table.from_pylist([_without_surrogates(row)]).schema), path)
 
@@ -116,9 +119,9 @@ def _read_lines(file: JsonFile, start: int, stop: int) -> Iterator[bytes]:
             opened.readline()
         left = stop - start
         while left:
-            lines, count = _take_lines(opened, left)
-            yield lines
+            *lines, count = _take_lines(opened, left)
             left -= count
+            yield lines.pop()  # not held here: a line may have hundreds of megabytes
 
 
 def _take_lines(file: BinaryIO, most: int) -> tuple[bytes, int]:
@@ -126,7 +129,8 @@ def _take_lines(file: BinaryIO, most: int) -> tuple[bytes, int]:
     content = file.read(_READ_BYTES)
     ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _NEWLINE)[:most]
     if len(ends) == 0:
-        return content + file.readline(), 1
+        file.seek(-len(content), 1)
+        return file.readline(), 1
     stop = int(ends[-1]) + 1
     if len(ends) < most and len(content) < _READ_BYTES and stop < len(content):
         return content, len(ends) + 1  # the last line of the file has no end

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gptscale.data.order import order
+from gptscale.data.order import block_order, order
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
@@ -46,6 +46,8 @@ class Sampler:
     samples: int
     stride: int
     seed: int
+    block: int | None = None
+    """Samples in a block that is shuffled as one; null shuffles all."""
 
     def starts(self, positions: Ints) -> Ints:
         """The first token of the sample at each position, (n,)."""
@@ -53,8 +55,25 @@ class Sampler:
         index = np.empty_like(within)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
+            if self.block is None:
+                index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
+            else:
+                index[mine] = block_order(self.seed, int(epoch), within[mine], self.samples, self.block)
         return index * self.stride
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """Passes over each of several corpora before a position; nothing for one, whose epochs the run counts."""
+        return {}
+
+
+class Samples(Protocol):
+    """Which tokens of a stream a position of the run begins at: of one corpus or of several."""
+
+    def starts(self, positions: Ints) -> Ints:
+        """The first token of the sample at each position, (n,)."""
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """Passes over each of several corpora before a position, by name."""
 
 
 class StepLoader:
@@ -68,9 +87,8 @@ class StepLoader:
         self,
         stream: TokenStream,
         *,
+        sampler: Samples,
         context_length: int,
-        stride: int,
-        seed: int,
         sequences_per_step: int,
         micro_batch_sequences: int,
         rank: int,
@@ -80,9 +98,7 @@ class StepLoader:
         pin: bool = False,
         steps_ahead: int = 2,
     ) -> None:
-        samples = count_samples(len(stream), context_length, stride)
-        assert samples > 0, "check_corpus comes first"
-        self.sampler = Sampler(samples, stride, seed)
+        self.sampler = sampler
         self.sequences_per_step = sequences_per_step
         self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
         self._windows = _Windows(stream, context_length, micro_batch_sequences, pin)

@@ -50,13 +50,14 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
     ]
     if missing:
         raise DataError(
-            f"data.dir={job.data.dir}: {len(missing)} of {len(job.units)} units are not there: {_ranges(missing)}; "
+            f"data.dir={job.data.folder}: {len(missing)} of {len(job.units)} units are not there: {_ranges(missing)}; "
             f"run their tasks again (unit u is of task u modulo --tasks), or `gptscale prepare CONFIG` for all of them"
         )
     return _finish(job, [receipts[unit.number] for unit in job.units], say)
 
 
 def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Receipt]:
+    job.get_ready()
     there = job.receipts()
     need = check_need(job, [unit for unit in units if unit.number not in there])
     if need is not None:
@@ -74,9 +75,9 @@ def _finish(job: Job, receipts: Sequence[Receipt], say: Say) -> Manifest:
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     manifest = Manifest(settings=job.settings, shards=shards, left_out=sum(r.left_out for r in receipts))
     _check_not_empty(manifest, job.data)
-    if manifest != earlier_manifest(job.data.dir):
-        manifest.save(job.data.dir)
-    (job.data.dir / SETTINGS_NAME).unlink(missing_ok=True)
+    if manifest != earlier_manifest(job.data.folder):
+        manifest.save(job.data.folder)
+    (job.data.folder / SETTINGS_NAME).unlink(missing_ok=True)
     for line in summary(manifest):
         say(line)
     return manifest
@@ -85,14 +86,15 @@ def _finish(job: Job, receipts: Sequence[Receipt], say: Say) -> Manifest:
 def _check_not_empty(manifest: Manifest, data: DataConfig) -> None:
     """Refuse a corpus without training text; it is of no use, so nothing of it stays."""
     if not manifest.of("train"):
-        remove_all(data.dir)
+        remove_all(data.folder)
+    source = data.given_source
     if not manifest.shards and manifest.left_out:
         raise DataError(
-            f"data.source.path={data.source.path}: all documents are empty or left out by data.source.min_characters="
-            f"{data.source.min_characters}, max_characters={data.source.max_characters}; widen them"
+            f"data.source.path={source.path}: all documents are empty or left out by data.source.min_characters="
+            f"{source.min_characters}, max_characters={source.max_characters}; widen them"
         )
     if not manifest.shards:
-        raise DataError(f"data.source.path={data.source.path} holds only empty documents")
+        raise DataError(f"data.source.path={source.path} holds only empty documents")
     if not manifest.of("train"):
         raise DataError(
             f"nothing to train on: all {sum(shard.documents for shard in manifest.of('val'))} documents fell to "
@@ -105,7 +107,7 @@ def _is_there(data: DataConfig, receipt: Receipt | None, dtype: str) -> bool:
     if receipt is None:
         return False
     for shard in receipt.shards:
-        path, size = data.dir / shard.file, ShardHeader(dtype, shard.tokens).file_bytes
+        path, size = data.folder / shard.file, ShardHeader(dtype, shard.tokens).file_bytes
         if not (path.is_file() and path.stat().st_size == size and starts_path(path).is_file()):
             return False
     return True

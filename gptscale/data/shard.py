@@ -57,7 +57,7 @@ class ShardWriter:
     def __init__(self, path: Path, dtype: str) -> None:
         self.path = path
         self.tokens = 0
-        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
         self._temporary = temporary_path(path)
         self._file: BinaryIO | None = None
 
@@ -70,7 +70,7 @@ class ShardWriter:
                 "lower data.documents_per_shard"
             )
         with full_disk_is_said(self.path):
-            self._opened().write(np.ascontiguousarray(tokens, self._dtype).data)
+            self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)
 
     def finish(self, starts: npt.NDArray[np.int64]) -> None:
         """Write the document starts, (documents, 2), then the header, and give the shard its name."""
@@ -78,7 +78,7 @@ class ShardWriter:
         with full_disk_is_said(self.path):
             file = self._opened()
             file.seek(0)
-            file.write(ShardHeader(self._dtype.name, self.tokens).to_bytes())
+            file.write(ShardHeader(self.dtype.name, self.tokens).to_bytes())
             file.flush()
             os.fsync(file.fileno())
             file.close()

@@ -13,7 +13,7 @@ class TokenStream:
     """The concatenation of shards, read where it is needed; nothing is held in memory."""
 
     def __init__(self, shards: Sequence[Tokens]) -> None:
-        self._shards = list(shards)
+        self.shards = list(shards)
         # _borders[i] is where shard i begins; the last border is the length of the stream.
         self._borders = np.cumsum([0, *(len(shard) for shard in shards)])
 
@@ -27,7 +27,7 @@ class TokenStream:
         filled, shard = 0, self._shard_of(start)
         while filled < count:
             at = start + filled - int(self._borders[shard])
-            piece = self._shards[shard][at : at + count - filled]
+            piece = self.shards[shard][at : at + count - filled]
             out[filled : filled + len(piece)] = piece
             filled, shard = filled + len(piece), shard + 1
         return out
@@ -37,10 +37,10 @@ class TokenStream:
         assert starts.size == 0 or starts.min() >= 0
         out = np.empty((len(starts), length), np.int64)
         shards = np.searchsorted(self._borders, starts, side="right") - 1
-        inside = starts + length <= self._borders[np.minimum(shards + 1, len(self._shards))]
+        inside = starts + length <= self._borders[np.minimum(shards + 1, len(self.shards))]
         for shard in np.unique(shards[inside]):
             mine = inside & (shards == shard)
-            views = sliding_window_view(self._shards[shard], length)
+            views = sliding_window_view(self.shards[shard], length)
             out[mine] = views[starts[mine] - self._borders[shard]]  # one copy, widened on the way
         for row in np.flatnonzero(~inside):
             out[row] = self.read(int(starts[row]), length)

@@ -6,6 +6,7 @@ A document is always ordinary text here: `<|endoftext|>` written in it never bec
 import base64
 import difflib
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.texts import Offsets, Texts, flat, list_texts, pieces, utf8
+from gptscale.data.texts import Bytes, Offsets, Texts, flat, list_texts, pieces, utf8
 from gptscale.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 _JUDGED_DOCUMENTS = 16  # of every batch, in which gigatoken must agree with tiktoken
 _JUDGED_BYTES = 2048  # at the start and in the middle of each
+_BEFORE_WORD = re.compile(rb"[A-Za-z0-9](?= [A-Za-z])")
 _UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
 
 
@@ -59,6 +61,9 @@ class Tokenizer(Protocol):
 
     def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
         """The ids of many texts in one array, and where each text's begin, (n + 1,)."""
+
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut without a change of its ids."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -127,6 +132,10 @@ class ByteTokenizer:
         content, offsets = flat(texts)
         return content.astype(np.uint32), offsets
 
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut without a change of its ids."""
+        return _cuts_before_words(content, every)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
         pieces = (bytes([i]) if 0 <= i < 256 else END_OF_TEXT.encode() if i == 256 else _UNKNOWN for i in ids)
@@ -183,6 +192,10 @@ class BpeTokenizer:
             return self._encode_fast(texts)
         warnings.warn("gigatoken and tiktoken disagree, so tiktoken encodes (slower)", stacklevel=2)
         return self._encode_slowly(texts)
+
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut; for gpt2 only, whose pattern is known."""
+        return _cuts_before_words(content, every) if self.name == "gpt2" else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -252,6 +265,21 @@ def _excerpts(texts: Texts) -> Texts:
     chosen = [piece for i, piece in enumerate(pieces(texts)) if i % every == 0]
     starts = [piece[at : at + _JUDGED_BYTES] for piece in chosen for at in (0, len(piece) // 2)]
     return list_texts(str(start, "utf-8", "ignore") for start in starts)  # a cut through a character leaves it out
+
+
+def _cuts_before_words(content: Bytes, every: int) -> list[int]:
+    r"""Places before a space that stands between an ASCII letter or digit and an ASCII letter.
+
+    No match of GPT2_PATTERN crosses one: a match has a space at its start, or is nothing but space, so none holds the
+    letter or digit and then the space. Nor does the text behind change a match before it: what is looked ahead at
+    (`$`, `(?!\S)`) follows a run of spaces, and the last character before the cut is none.
+    """
+    places: list[int] = []
+    at = every
+    while found := _BEFORE_WORD.search(content.data, at):
+        places.append(found.end())
+        at = found.end() + every
+    return places
 
 
 def _split(ids: Ids, offsets: Offsets) -> list[Ids]:

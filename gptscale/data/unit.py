@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,10 +19,10 @@ from gptscale.data.blocks import hash_blocks
 from gptscale.data.columns import long_enough
 from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
-from gptscale.data.shard import ShardWriter, starts_path
+from gptscale.data.shard import ShardWriter, Tokens, starts_path
 from gptscale.data.sources import Source, Streamed
 from gptscale.data.split import Documents, split_documents
-from gptscale.data.texts import Offsets, Texts, flat
+from gptscale.data.texts import Offsets, Texts, cut_at, flat
 from gptscale.data.tokenizer import Ids, Tokenizer
 from gptscale.disk import hash_file
 
@@ -66,21 +67,21 @@ def make_unit(
     with ExitStack() as stack:
 
         def side(split: Split) -> _Side:
-            writer = ShardWriter(cfg.dir / shard_name(split, unit.number), settings.dtype)
+            writer = ShardWriter(cfg.folder / shard_name(split, unit.number), settings.dtype)
             return _Side(split, stack.enter_context(writer), settings.end_of_text)
 
         train, val = side("train"), side("val")
         for texts in _batches(source, unit):
             batch = Documents(np.arange(documents, documents + len(texts)) + unit.start, texts)
             documents += len(texts)
-            kept = long_enough(texts, cfg.source)
+            kept = long_enough(texts, cfg.given_source)
             batch = batch if kept is None else batch.where(np.asarray(kept))
             left_out += len(texts) - len(batch.rows)
             for part, of_it in zip((train, val), split_documents(batch, cfg), strict=True):
                 part.add(of_it, tokenizer)
         shards = tuple(part.finish() for part in (train, val) if part.rows)
     receipt = Receipt(key=settings.key, shards=shards, documents=documents, left_out=left_out)
-    write_whole(receipt_path(cfg.dir, unit.number), receipt.model_dump_json().encode())
+    write_whole(receipt_path(cfg.folder, unit.number), receipt.model_dump_json().encode())
     return receipt
 
 
@@ -164,13 +165,25 @@ class _Side:
     def add(self, documents: Documents, tokenizer: Tokenizer) -> None:
         if len(documents.rows) == 0:
             return
+        self.rows.append(documents.rows)
+        self.text_bytes += len(flat(documents.texts)[0])
+        if len(documents.rows) == 1:
+            self._add_one(documents.texts, tokenizer)
+            return
         ids, offsets = tokenizer.encode_texts(documents.texts)
         if self.end_of_text is not None:
-            ids, offsets = _with_end_of_text(ids, offsets, self.end_of_text)
-        self.rows.append(documents.rows)
+            ids, offsets = _with_end_of_text(ids, offsets, self.end_of_text, self.writer.dtype)
         self.starts.append(offsets[:-1] + self.writer.tokens)
-        self.text_bytes += len(flat(documents.texts)[0])
         self.writer.append(ids)
+
+    def _add_one(self, text: Texts, tokenizer: Tokenizer) -> None:
+        """A document that may be of any length, some megabytes at a time."""
+        self.starts.append(np.array([self.writer.tokens]))
+        if self.end_of_text is not None:
+            self.writer.append(np.array([self.end_of_text], self.writer.dtype))
+        parts = cut_at(text, tokenizer.cuts(flat(text)[0], _BATCH_BYTES))
+        for number in range(len(parts)):
+            self.writer.append(tokenizer.encode_texts(parts.slice(number, 1))[0])
 
     def finish(self) -> ShardEntry:
         path, tokens = self.writer.path, self.writer.tokens
@@ -190,11 +203,11 @@ class _Side:
         )
 
 
-def _with_end_of_text(ids: Ids, offsets: Offsets, end_of_text: int) -> tuple[Ids, Offsets]:
+def _with_end_of_text(ids: Ids, offsets: Offsets, end_of_text: int, dtype: Any) -> tuple[Tokens, Offsets]:
     """The ids with an end-of-text token before every document."""
     documents = len(offsets) - 1
     moved = offsets + np.arange(documents + 1)
-    wider = np.empty(len(ids) + documents, ids.dtype)
+    wider: Tokens = np.empty(len(ids) + documents, dtype)
     is_text = np.ones(len(wider), bool)
     is_text[moved[:-1]] = False
     wider[is_text] = ids

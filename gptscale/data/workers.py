@@ -58,6 +58,7 @@ def _start(job: Job, ours: Connection, theirs: Connection) -> None:
     """Set up a worker: Ctrl-C is its parent's to hear."""
     global _job  # noqa: PLW0603 - a worker process has one job
     _job = job
+    _job.get_ready()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ours.close()
     Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()

@@ -93,6 +93,7 @@ def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
         "tokens": state.step * run.plan.tokens_per_step,
         "epoch": run.plan.epoch_at(state.step),
         "time_s": run.meter.total_s,
+        **run.loader.sampler.epochs(state.step * run.plan.sequences_per_step),
         **measured,
     }
     run.tracker.log(record)

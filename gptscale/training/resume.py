@@ -11,7 +11,13 @@ from gptscale.training.plan import Plan
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
 
-FIXED = (("run", "seed"), ("data", "stride"), ("train", "tokens_per_step"), ("optim", "name"))
+FIXED = (
+    ("run", "seed"),
+    ("data", "stride"),
+    ("data", "shuffle_block_samples"),
+    ("train", "tokens_per_step"),
+    ("optim", "name"),
+)
 """With other values a resume would read some samples twice and others never, or find no state."""
 
 FREE_OF_MODEL = {"preset", "init", "drop_rate"}

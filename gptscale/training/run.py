@@ -7,8 +7,8 @@ import torch
 
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
-from gptscale.data.corpus import Corpus, check_corpus, open_corpus
-from gptscale.data.loader import StepLoader, count_samples
+from gptscale.data.corpora import Corpora, check_corpora, open_corpora
+from gptscale.data.loader import StepLoader
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
@@ -52,10 +52,9 @@ def train(cfg: Config) -> bool:
 
 
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
-    corpus = ranks.agree(lambda: _open_corpus(cfg))
+    corpora = ranks.agree(lambda: _open_corpora(cfg))
     cfg = with_micro_batch(cfg)
-    samples = count_samples(len(corpus.train), cfg.model.context_length, cfg.stride)
-    plan = make_plan(cfg, samples, launched_world())
+    plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world())
     engine = start_engine(
         cfg.train.precision,
         plan.accumulation,
@@ -63,40 +62,40 @@ def _train_together(cfg: Config, stop: StopRequest) -> bool:
         clip_norm=cfg.optim.clip_norm,
     )
     try:
-        finished = _train(cfg, corpus, plan, engine, stop)
+        finished = _train(cfg, corpora, plan, engine, stop)
     finally:
         engine.close()
     ranks.leave()
     return finished
 
 
-def _open_corpus(cfg: Config) -> Corpus:
-    corpus = open_corpus(cfg.data.dir)
-    check_corpus(corpus, cfg)
-    return corpus
+def _open_corpora(cfg: Config) -> Corpora:
+    corpora = open_corpora(cfg)
+    check_corpora(corpora, cfg)
+    return corpora
 
 
-def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
+def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
-    for line in _summary(cfg, plan, engine, model, corpus):
+    for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
     with ExitStack() as stack:
         stack.enter_context(held(cfg.run.dir, engine))
-        store = _open_store(cfg, engine, corpus)
+        store = _open_store(cfg, engine, corpora)
         state = resume(cfg, store, engine, plan)
         if state.step >= plan.total_steps:
             engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
             return True
-        engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
+        engine.agree(lambda: _begin(cfg, store, engine, corpora, model, state) if engine.is_first else None)
         meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
         meter.restore(state.interval)
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
-        loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
-        look = Look(cfg, engine, model, corpus, tokenizer)
+        loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
+        look = Look(cfg, engine, model, corpora, tokenizer)
         finished = fit(Run(cfg, plan, engine, loader, look, meter, store, tracker, stop), state)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
@@ -104,18 +103,18 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
     return finished
 
 
-def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
+def _open_store(cfg: Config, engine: Engine, corpora: Corpora) -> Store:
     return Store(
         run_dir=cfg.run.dir,
         ranks=engine,
         keep=cfg.checkpoint.keep,
         config=cfg.model_dump(mode="json"),
-        data_fingerprint=corpus.manifest.fingerprint,
+        data_fingerprint=corpora.fingerprint,
         say=engine.say,
     )
 
 
-def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPTModel, state: TrainState) -> None:
+def _begin(cfg: Config, store: Store, engine: Engine, corpora: Corpora, model: GPTModel, state: TrainState) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
     store.check_room(model.num_parameters())
     open_folder(
@@ -124,7 +123,7 @@ def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPT
         device=describe_device(engine.device),
         engine=engine.name,
         world=engine.world,
-        data_fingerprint=corpus.manifest.fingerprint,
+        data_fingerprint=corpora.fingerprint,
     )
 
 
@@ -134,12 +133,11 @@ def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState) ->
     return Tracker(JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir), Console(plan.total_steps, state.step))
 
 
-def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
+def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
     return StepLoader(
-        corpus.train,
+        corpora.train,
+        sampler=corpora.sampler(cfg),
         context_length=cfg.model.context_length,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=plan.sequences_per_step,
         micro_batch_sequences=plan.micro_batch_sequences,
         rank=engine.rank,
@@ -150,12 +148,12 @@ def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state:
     )
 
 
-def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpus: Corpus) -> list[str]:
+def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: Corpora) -> list[str]:
     tokens = plan.total_steps * plan.tokens_per_step
     return [
         f"model: {model.num_parameters():,} parameters, context {cfg.model.context_length}",
-        f"data: {len(corpus.train):,} training and {len(corpus.val):,} validation tokens, "
-        f"fingerprint {corpus.manifest.fingerprint[:12]}",
+        f"data: {len(corpora.train):,} training and {len(corpora.val):,} validation tokens, "
+        f"fingerprint {corpora.fingerprint[:12]}",
         f"run: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "

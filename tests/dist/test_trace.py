@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
+from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader
 from gptscale.model.gpt import GPTModel
@@ -105,9 +106,8 @@ def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
 def first_step(cfg: Any) -> StepLoader:
     return StepLoader(
         open_corpus(cfg.data.dir).train,
+        sampler=open_corpora(cfg).sampler(cfg),
         context_length=cfg.model.context_length,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=cfg.sequences_per_step,
         micro_batch_sequences=cfg.train.micro_batch_sequences,
         rank=0,
