@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from gptscale.cli import demo, evaluate, generate, prepare, report, train
+from gptscale.cli import adopt, demo, evaluate, generate, prepare, report, train
 from gptscale.errors import GptscaleError, PeerError, RankError
 from gptscale.runtime.launch import launched_rank, launched_world
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (prepare, train, evaluate, generate, report, demo):
+for verb in (prepare, adopt, train, evaluate, generate, report, demo):
     verb.register(app)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptscale.config.schema import Config
+from gptscale.data.foreign import map_tokens
 from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
 from gptscale.data.shard import Tokens, open_shard
@@ -40,7 +41,7 @@ def open_corpus(folder: Path) -> Corpus:
     Raises DataError for what is missing or damaged.
     """
     manifest = load_manifest(folder)
-    tokens = {shard.file: _open_entry(folder, shard) for shard in manifest.shards}
+    tokens = {shard.file: _open_entry(folder, shard, manifest.settings.dtype) for shard in manifest.shards}
     if sum(array.nbytes for array in tokens.values()) <= HASHED_BYTES:
         verify_corpus(folder)
 
@@ -78,7 +79,9 @@ def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None
         )
 
 
-def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
+def _open_entry(folder: Path, shard: ShardEntry, dtype: str) -> Tokens:
+    if shard.offset is not None:
+        return map_tokens(Path(shard.file), dtype, shard.offset, shard.tokens)
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise DataError(

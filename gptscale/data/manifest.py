@@ -24,6 +24,7 @@ _CHECKPOINT = re.compile(rb'"format":\s*"gptscale-checkpoint-')
 _CORPUS = re.compile(rb'\s*\{\s*"settings":\s*\{\s*"format_version"')
 
 Split = Literal["train", "val"]
+Dtype = Literal["uint16", "uint32"]
 
 
 class Record(BaseModel):
@@ -36,6 +37,9 @@ class ShardEntry(Record):
     """One shard of a corpus."""
 
     file: str
+    """Its name in the corpus folder; the whole path of an adopted file."""
+    offset: int | None = None
+    """Bytes before the tokens of an adopted file; null for a shard of ours, which has a header."""
     split: Split
     tokens: int
     documents: int
@@ -43,8 +47,8 @@ class ShardEntry(Record):
     sha256: str
     blocks_sha256: tuple[str, ...] = ()
     """Those of every 64 MiB, so that damage can be named by its place; none for a shorter file."""
-    starts_sha256: str
-    """That of the document starts beside the shard."""
+    starts_sha256: str | None
+    """That of the document starts beside the shard; null for an adopted file, which has none."""
     longest: tuple[tuple[int, int], ...] = ()
     """Tokens and source row of the longest documents, the longest first."""
 
@@ -54,10 +58,10 @@ class Settings(Record):
 
     format_version: int = FORMAT_VERSION
     tokenizer: dict[str, str | int]
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     end_of_text: int | None
     """The id before every document; null where there is none."""
-    split: Literal["hash", "tail"]
+    split: Literal["hash", "tail", "adopted"]
     validation_fraction: float
     split_seed: int
     documents_per_shard: int

@@ -50,10 +50,12 @@ def summary(manifest: Manifest) -> list[str]:
     )
     longest = sorted(((*found, shard.file) for shard in manifest.shards for found in shard.longest), reverse=True)
     named = ", ".join(f"{tokens:,} tokens (document {row:,}, in {file})" for tokens, row, file in longest[:_LONGEST])
-    lines.append(f"longest documents: {named}")
+    lines += [f"longest documents: {named}"] if named else []
     if manifest.left_out:
         lines.append(f"left out: {manifest.left_out:,} documents, too short or too long")
     s = manifest.settings
+    if s.split == "adopted":
+        return [*lines, f"fingerprint: {manifest.fingerprint}"]
     how = f"seed {s.split_seed}, by document" if s.split == "hash" else "the end of every document"
     lines.append(f"split: {s.split}, {s.validation_fraction:g} for validation ({how})")
     return [*lines, f"fingerprint: {manifest.fingerprint}"]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptscale.data.files import full_disk_is_said, write_whole
+from gptscale.data.manifest import Dtype
 from gptscale.disk import sync_folder, temporary_path
 from gptscale.errors import DataError
 
@@ -25,14 +26,14 @@ MOST_TOKENS = 2**31 - 1
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
-_MAGIC_AND_VERSION = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+_MAGIC_AND_VERSION: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 @dataclass(frozen=True)
 class ShardHeader:
     """The first bytes of a shard: width and number of its tokens."""
 
-    dtype: str
+    dtype: Dtype
     tokens: int
 
     @property
@@ -54,7 +55,7 @@ class ShardWriter:
     more tokens than the header can count.
     """
 
-    def __init__(self, path: Path, dtype: str) -> None:
+    def __init__(self, path: Path, dtype: Dtype) -> None:
         self.path = path
         self.tokens = 0
         self.dtype = np.dtype(dtype).newbyteorder("<")
@@ -116,18 +117,32 @@ def read_header(path: Path) -> ShardHeader:
     Raises DataError when the file is missing or is no shard.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
+        found = find_header(path)
     except FileNotFoundError:
         raise DataError(f"shard {path} is missing; run prepare again, which makes it again") from None
-    magic, version, tokens = np.frombuffer(head[:12].ljust(12, b"\0"), dtype="<i4").tolist()
+    if found is None:
+        magic, version = _first_fields(path)[:2]
+        raise DataError(
+            f"{path} is no token shard: it begins with magic {magic}, version {version}; "
+            "run prepare again, which makes it again"
+        )
+    return found
+
+
+def find_header(path: Path) -> ShardHeader | None:
+    """The header of a file of llm.c's format; None for another file. Raises OSError."""
+    magic, version, tokens = _first_fields(path)
     for dtype, known in _MAGIC_AND_VERSION.items():
         if (magic, version) == known:
             return ShardHeader(dtype, tokens)
-    raise DataError(
-        f"{path} is no token shard: it begins with magic {magic}, version {version}; "
-        "run prepare again, which makes it again"
-    )
+    return None
+
+
+def _first_fields(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        head = file.read(12)
+    fields: list[int] = np.frombuffer(head.ljust(12, b"\0"), dtype="<i4").tolist()
+    return fields
 
 
 def open_shard(path: Path) -> Tokens:

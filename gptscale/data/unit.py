@@ -127,6 +127,7 @@ def shard_name(split: str, number: int) -> str:
 
 
 def _is_whole(folder: Path, shard: ShardEntry) -> bool:
+    assert shard.starts_sha256 is not None
     path = folder / shard.file
     wanted = {starts_path(path): shard.starts_sha256, path: shard.sha256}
     return all(file.is_file() and hash_file(file) == sha256 for file, sha256 in wanted.items())

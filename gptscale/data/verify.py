@@ -21,6 +21,7 @@ class HashedFile:
     what: str
     sha256: str
     blocks_sha256: tuple[str, ...] = ()
+    remedy: str = "run prepare again, which makes that shard again"
 
 
 def verify_corpus(folder: Path, workers: int | None = None, say: Callable[[str], None] = lambda line: None) -> int:
@@ -48,6 +49,10 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     files: list[HashedFile] = []
     for shard in manifest.shards:
         path = folder / shard.file
+        if shard.starts_sha256 is None:
+            remedy = "put the file back, or adopt it again"
+            files.append(HashedFile(path, "adopted file", shard.sha256, shard.blocks_sha256, remedy))
+            continue
         files.append(HashedFile(path, "shard", shard.sha256, shard.blocks_sha256))
         files.append(HashedFile(starts_path(path), "document starts", shard.starts_sha256))
     return files
@@ -55,17 +60,16 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
 
 def check_file(file: HashedFile) -> int:
     """Compare one file with its hash; gives its bytes. Raises DataError."""
-    again = "run prepare again, which makes that shard again"
     try:
         found, size = hash_file(file.path), file.path.stat().st_size
         if found == file.sha256:
             return size
         start, stop = wrong_range(file.path, file.blocks_sha256)
     except FileNotFoundError:
-        raise DataError(f"{file.what} {file.path} is missing; {again}") from None
+        raise DataError(f"{file.what} {file.path} is missing; {file.remedy}") from None
     except OSError as error:
-        raise DataError(f"{file.what} {file.path} cannot be read: {error.strerror}; {again}") from None
+        raise DataError(f"{file.what} {file.path} cannot be read: {error.strerror}; {file.remedy}") from None
     raise DataError(
         f"{file.what} {file.path} is damaged in its bytes {start:,} to {stop:,}: its SHA-256 is {found[:12]}..., not "
-        f"the {file.sha256[:12]}... of {FILE_NAME}; {again}"
+        f"the {file.sha256[:12]}... of {FILE_NAME}; {file.remedy}"
     )
