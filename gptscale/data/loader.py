@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from gptscale.data.order import block_order, order
+from gptscale.data.shard import Tokens
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
@@ -175,12 +176,12 @@ class _Windows:
         """Micro-batch `number` of the samples at starts, filled up; starts[0] has first_position."""
         first = number * self.sequences
         windows = self.stream.windows(starts[first : first + self.sequences], self.context_length + 1)
-        inputs = np.zeros((self.sequences, self.context_length), np.int64)
-        targets = np.full_like(inputs, IGNORE)
-        inputs[: len(windows)] = windows[:, :-1]
-        targets[: len(windows)] = windows[:, 1:]
-        return MicroBatch(self._tensor(inputs), self._tensor(targets), first_position + first)
+        inputs, targets = self._widened(windows[:, :-1], 0), self._widened(windows[:, 1:], IGNORE)
+        return MicroBatch(inputs, targets, first_position + first)
 
-    def _tensor(self, values: Ints) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory() if self.pin else tensor
+    def _widened(self, tokens: Tokens, filling: int) -> torch.Tensor:
+        """Tokens, (n, T), as int64 in a tensor of sequences rows: one copy, and filling below."""
+        tensor = torch.empty((self.sequences, self.context_length), dtype=torch.int64, pin_memory=self.pin)
+        tensor.numpy()[: len(tokens)] = tokens
+        tensor[len(tokens) :] = filling
+        return tensor

@@ -10,7 +10,7 @@ from itertools import groupby
 from gptscale.config.schema import Config, DataConfig
 from gptscale.data.estimate import check_need
 from gptscale.data.job import Job, earlier_manifest, open_job, remove_all
-from gptscale.data.manifest import SETTINGS_NAME, Manifest
+from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest
 from gptscale.data.progress import Progress, Say, summary
 from gptscale.data.shard import ShardHeader, starts_path
 from gptscale.data.unit import Receipt, Unit
@@ -103,7 +103,7 @@ def _check_not_empty(manifest: Manifest, data: DataConfig) -> None:
         )
 
 
-def _is_there(data: DataConfig, receipt: Receipt | None, dtype: str) -> bool:
+def _is_there(data: DataConfig, receipt: Receipt | None, dtype: Dtype) -> bool:
     if receipt is None:
         return False
     for shard in receipt.shards:

@@ -58,6 +58,7 @@ class ShardWriter:
     def __init__(self, path: Path, dtype: Dtype) -> None:
         self.path = path
         self.tokens = 0
+        self._name = dtype
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._temporary = temporary_path(path)
         self._file: BinaryIO | None = None
@@ -79,7 +80,7 @@ class ShardWriter:
         with full_disk_is_said(self.path):
             file = self._opened()
             file.seek(0)
-            file.write(ShardHeader(self.dtype.name, self.tokens).to_bytes())
+            file.write(ShardHeader(self._name, self.tokens).to_bytes())
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -106,7 +107,7 @@ class ShardWriter:
 
 def write_shard(path: Path, tokens: Tokens, starts: npt.NDArray[np.int64]) -> None:
     """Write tokens (uint16 or uint32) and document starts, (documents, 2): token offset and source row."""
-    with ShardWriter(path, tokens.dtype.name) as writer:
+    with ShardWriter(path, "uint16" if tokens.itemsize == 2 else "uint32") as writer:
         writer.append(tokens)
         writer.finish(starts)
 

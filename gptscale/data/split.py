@@ -7,10 +7,9 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from gptscale.config.schema import DataConfig
-from gptscale.data.texts import Texts, flat, list_texts, pieces, to_list
+from gptscale.data.texts import Texts, choose, flat, list_texts, pieces, to_list
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Documents:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Self:
         """Those of the documents that a mask, (n,), chooses."""
-        return self if mask.all() else replace(self, rows=self.rows[mask], texts=self.texts.filter(pa.array(mask)))
+        return self if mask.all() else replace(self, rows=self.rows[mask], texts=choose(self.texts, mask))
 
     def filled(self) -> Self:
         """Those of the documents that have text."""

@@ -25,8 +25,8 @@ def as_texts(column: Any) -> Texts:
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_null(column.type):
         return list_texts([""] * len(column))
-    texts = pc.fill_null(column.cast(pa.large_binary()), b"")
-    content, offsets = flat(texts)
+    column = column.cast(pa.large_binary())
+    content, offsets = flat(pc.fill_null(column, b"") if column.null_count else column)
     strings = _from_flat(content, offsets)
     try:
         strings.validate(full=True)
@@ -37,7 +37,14 @@ def as_texts(column: Any) -> Texts:
 
 def list_texts(texts: Iterable[str]) -> Texts:
     """Python's strings as texts; half of a surrogate pair becomes U+FFFD."""
-    return pa.array([utf8(text) for text in texts], pa.large_binary()).cast(pa.large_string())
+    encoded = [utf8(text) for text in texts]
+    return _from_flat(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)]))
+
+
+def choose(texts: Texts, mask: npt.NDArray[np.bool_]) -> Texts:
+    """The texts that a mask, (n,), chooses."""
+    bits = pa.py_buffer(np.packbits(mask, bitorder="little"))  # pa.array would import pandas, which takes a second
+    return texts.filter(pa.BooleanArray.from_buffers(pa.bool_(), len(mask), [None, bits]))
 
 
 def to_list(texts: Texts) -> list[str]:

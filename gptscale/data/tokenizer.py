@@ -32,7 +32,7 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 END_OF_TEXT = "<|endoftext|>"
 
-_JUDGED_DOCUMENTS = 16  # of every batch, in which gigatoken must agree with tiktoken
+_JUDGED_DOCUMENTS = 4  # of every few megabytes, in which gigatoken must agree with tiktoken
 _JUDGED_BYTES = 2048  # at the start and in the middle of each
 _BEFORE_WORD = re.compile(rb"[A-Za-z0-9](?= [A-Za-z])")
 _UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to

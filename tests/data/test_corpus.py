@@ -1,5 +1,7 @@
 """A corpus is opened only when it is whole, and trained on only when it suffices."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.data import corpus as module
+from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import check_corpus, check_split, open_corpus
+from gptscale.data.loader import StepLoader
 from gptscale.data.manifest import Split
 from gptscale.data.prepare import prepare
 from gptscale.errors import DataError
@@ -169,3 +173,18 @@ def test_a_split_of_another_tokenizer_or_a_larger_vocabulary_is_refused_by_its_f
     )
     with pytest.raises(DataError, match=match):
         check_split(corpus, with_model(cfg, vocab_size=256), "val", folder)
+
+
+def test_a_corpus_on_a_read_only_file_system_is_trained_on(cfg: Config, tmp_path: Path) -> None:
+    if os.geteuid() or subprocess.run(["mount", "--bind", cfg.data.dir, cfg.data.dir]).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", cfg.data.dir], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (cfg.data.dir / "x").touch()
+        corpora = open_corpora(cfg)
+        settings = {"context_length": 4, "sequences_per_step": 2, "micro_batch_sequences": 2, "total_steps": 1}
+        with StepLoader(corpora.train, sampler=corpora.sampler(cfg), rank=0, world=1, **settings) as loader:
+            assert loader.next_step()[0].inputs.shape == (2, 4)
+    finally:
+        subprocess.run(["umount", "-l", cfg.data.dir], check=True)

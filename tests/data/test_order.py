@@ -1,6 +1,8 @@
 """The sample order is a bijection, new for every seed and epoch, and never changes."""
 
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -132,3 +134,14 @@ def test_the_order_never_changes_silently() -> None:
 GOLDEN_18 = [0, 16, 1, 14, 7, 5, 10, 3, 8, 17, 12, 9, 15, 13, 2, 11, 6, 4]
 GOLDEN_18_NEXT = [14, 0, 15, 10, 4, 1, 12, 3, 9, 13, 6, 17, 16, 8, 5, 11, 2, 7]
 GOLDEN_TRILLION = [296242059201, 696423595673, 212925517863, 204284174764]
+
+
+def test_the_order_of_a_trillion_tokens_starts_at_once() -> None:
+    samples = 10**12 // 1024
+    tracemalloc.start()
+    began = time.perf_counter()
+    order(0, 0, np.arange(samples - 512, samples), samples)
+    seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+    assert seconds < 0.05 * 20  # on a machine that is busy with tests
