@@ -78,6 +78,14 @@ def pieces(texts: Texts) -> Iterator[memoryview]:
     return (view[start:stop] for start, stop in pairwise(offsets.tolist()))
 
 
+def excerpts_of(texts: Texts, documents: int, size: int) -> Texts:
+    """So many bytes of the beginning and of the middle of some texts, spread evenly."""
+    every = max(1, len(texts) // documents)
+    chosen = [piece for number, piece in enumerate(pieces(texts)) if number % every == 0]
+    starts = [piece[at : at + size] for piece in chosen for at in (0, len(piece) // 2)]
+    return list_texts(str(start, "utf-8", "ignore") for start in starts)  # a cut through a character leaves it out
+
+
 def utf8(text: str) -> bytes:
     """A text's bytes; half of a surrogate pair becomes U+FFFD, and two halves become their character."""
     try:

@@ -6,7 +6,6 @@ A document is always ordinary text here: `<|endoftext|>` written in it never bec
 import base64
 import difflib
 import hashlib
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.texts import Bytes, Offsets, Texts, flat, list_texts, pieces, utf8
+from gptscale.data.cuts import cuts_before_words
+from gptscale.data.ranks import read_ranks
+from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, list_texts, pieces, utf8
 from gptscale.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ END_OF_TEXT = "<|endoftext|>"
 
 _JUDGED_DOCUMENTS = 4  # of every few megabytes, in which gigatoken must agree with tiktoken
 _JUDGED_BYTES = 2048  # at the start and in the middle of each
-_BEFORE_WORD = re.compile(rb"[A-Za-z0-9](?= [A-Za-z])")
 _UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
 
 
@@ -134,7 +134,7 @@ class ByteTokenizer:
 
     def cuts(self, content: Bytes, every: int) -> list[int]:
         """Places, about `every` bytes apart, at which a long text can be cut without a change of its ids."""
-        return _cuts_before_words(content, every)
+        return cuts_before_words(content, every)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -186,7 +186,7 @@ class BpeTokenizer:
         """
         if self._gigatoken_ranks is None:
             return self._encode_slowly(texts)
-        excerpts = _excerpts(texts)
+        excerpts = excerpts_of(texts, _JUDGED_DOCUMENTS, _JUDGED_BYTES)
         (mine, borders), (judged, judged_borders) = self._encode_fast(excerpts), self._encode_slowly(excerpts)
         if np.array_equal(mine, judged) and np.array_equal(borders, judged_borders):
             return self._encode_fast(texts)
@@ -195,7 +195,7 @@ class BpeTokenizer:
 
     def cuts(self, content: Bytes, every: int) -> list[int]:
         """Places, about `every` bytes apart, at which a long text can be cut; for gpt2 only, whose pattern is known."""
-        return _cuts_before_words(content, every) if self.name == "gpt2" else []
+        return cuts_before_words(content, every) if self.name == "gpt2" else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -260,28 +260,6 @@ def _panic_is_said(name: str) -> Iterator[None]:
         ) from None
 
 
-def _excerpts(texts: Texts) -> Texts:
-    every = max(1, len(texts) // _JUDGED_DOCUMENTS)
-    chosen = [piece for i, piece in enumerate(pieces(texts)) if i % every == 0]
-    starts = [piece[at : at + _JUDGED_BYTES] for piece in chosen for at in (0, len(piece) // 2)]
-    return list_texts(str(start, "utf-8", "ignore") for start in starts)  # a cut through a character leaves it out
-
-
-def _cuts_before_words(content: Bytes, every: int) -> list[int]:
-    r"""Places before a space that stands between an ASCII letter or digit and an ASCII letter.
-
-    No match of GPT2_PATTERN crosses one: a match has a space at its start, or is nothing but space, so none holds the
-    letter or digit and then the space. Nor does the text behind change a match before it: what is looked ahead at
-    (`$`, `(?!\S)`) follows a run of spaces, and the last character before the cut is none.
-    """
-    places: list[int] = []
-    at = every
-    while found := _BEFORE_WORD.search(content.data, at):
-        places.append(found.end())
-        at = found.end() + every
-    return places
-
-
 def _split(ids: Ids, offsets: Offsets) -> list[Ids]:
     return np.split(ids, offsets[1:-1]) if len(offsets) > 1 else []
 
@@ -302,23 +280,11 @@ def _gpt2_encoding() -> "tiktoken.Encoding":
     import tiktoken
 
     return tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=_gpt2_ranks(), special_tokens={END_OF_TEXT: 50256}
+        "gpt2",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256),
+        special_tokens={END_OF_TEXT: 50256},
     )
-
-
-def _gpt2_ranks() -> dict[bytes, int]:
-    try:
-        content = GPT2_RANKS.read_bytes()
-    except OSError as error:
-        raise DataError(f"GPT-2's ranks cannot be read: {error}; install gptscale again") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != GPT2_RANKS_SHA256:
-        raise DataError(
-            f"{GPT2_RANKS.name} is damaged: its SHA-256 is {found[:12]}..., not {GPT2_RANKS_SHA256[:12]}...; "
-            "install gptscale again"
-        )
-    pairs = (line.split() for line in content.splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}
 
 
 def _tiktoken_encoding(name: str) -> "tiktoken.Encoding":

@@ -19,12 +19,15 @@ from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import unit
 from gptscale.data.prepare import prepare
+from gptscale.data.ranks import read_ranks
 from gptscale.data.shard import open_shard, read_starts
-from gptscale.data.tokenizer import GPT2_PATTERN, _gpt2_ranks, load_tokenizer
+from gptscale.data.tokenizer import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, load_tokenizer
 
 Make = Callable[..., Config]
 END = 50256
-JUDGE = tiktoken.Encoding("judge", pat_str=GPT2_PATTERN, mergeable_ranks=_gpt2_ranks(), special_tokens={})
+JUDGE = tiktoken.Encoding(
+    "judge", pat_str=GPT2_PATTERN, mergeable_ranks=read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256), special_tokens={}
+)
 
 HARD = [
     "<|endoftext|> in it <|endoftext|>",
