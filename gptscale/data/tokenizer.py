@@ -270,21 +270,15 @@ def _borrowed(texts: Texts) -> Any:
 
     content, offsets = flat(texts)
     characters = awkward.contents.NumpyArray(content, parameters={"__array__": "char"})
-    strings = awkward.contents.ListOffsetArray(
-        awkward.index.Index64(offsets), characters, parameters={"__array__": "string"}
-    )
-    return awkward.Array(strings)
+    starts, kind = awkward.index.Index64(offsets), {"__array__": "string"}
+    return awkward.Array(awkward.contents.ListOffsetArray(starts, characters, parameters=kind))
 
 
 def _gpt2_encoding() -> "tiktoken.Encoding":
     import tiktoken
 
-    return tiktoken.Encoding(
-        "gpt2",
-        pat_str=GPT2_PATTERN,
-        mergeable_ranks=read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256),
-        special_tokens={END_OF_TEXT: 50256},
-    )
+    ranks = read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256)
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
 
 
 def _tiktoken_encoding(name: str) -> "tiktoken.Encoding":

@@ -9,8 +9,9 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 from gptscale.data.job import Job
 from gptscale.data.unit import Receipt, Unit
@@ -37,7 +38,8 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
         min(workers, len(units)), mp_context=context, initializer=_start, initargs=(job, ours, theirs)
     )
     try:
-        waiting = {pool.submit(_do, unit): unit for unit in units}
+        with _deaf_to_ctrl_c():
+            waiting = {pool.submit(_do, unit): unit for unit in units}  # the first of them starts the workers
         for future in as_completed(waiting):
             yield (waiting.pop(future), *future.result())
     except BrokenProcessPool:
@@ -51,15 +53,27 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes that leave Ctrl-C to their parent, also while they are still being loaded."""
+    if current_thread() is not main_thread():  # only there can Python change it
+        yield
+        return
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
 _job: Job
 
 
 def _start(job: Job, ours: Connection, theirs: Connection) -> None:
-    """Set up a worker: Ctrl-C is its parent's to hear."""
+    """Set up a worker."""
     global _job  # noqa: PLW0603 - a worker process has one job
     _job = job
     _job.get_ready()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     ours.close()
     Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
 

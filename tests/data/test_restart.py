@@ -149,7 +149,33 @@ def test_workers_end_with_a_killed_parent(make: Callable[[str], Config]) -> None
         time.sleep(0.01)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
+    wait_for_the_end(workers)
+
+
+def test_ctrl_c_ends_all_workers_and_leaves_nothing_half(make: Callable[[str], Config], whole: dict[str, str]) -> None:
+    cfg = make("corpus")
+    process = subprocess.Popen(
+        command(cfg, "--workers=2"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while len(workers := children(process.pid)) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers hear it too
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.startswith("gptscale: interrupted")
+    assert len(said.splitlines()) == 1
+    wait_for_the_end(workers)
+    prepare(cfg, quiet)
+    assert contents(cfg.data.dir) == whole
+
+
+def wait_for_the_end(workers: list[str]) -> None:
+    deadline = time.monotonic() + 30
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
