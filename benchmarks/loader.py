@@ -8,7 +8,6 @@ another for the targets, then a stack of each. Ratios above 1 mean that ours is 
 """
 
 import argparse
-import itertools
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptscale.data.loader import MicroBatch, Sampler, StepLoader, count_samples
+from gptscale.data.loader import Sampler, StepLoader, count_samples
 from gptscale.data.order import order
 from gptscale.data.shard import open_shard, write_shard
 from gptscale.data.stream import TokenStream
@@ -28,6 +27,8 @@ from gptscale.data.stream import TokenStream
 CONTEXT = 1024
 SEQUENCES = 64  # in a micro-batch
 MICRO_BATCHES = 8  # in a step: 524,288 tokens
+STEPS = 16  # of each way in a round
+AHEAD = 2  # steps that the loader reads ahead
 
 
 def main() -> None:
@@ -50,16 +51,17 @@ def main() -> None:
 
 def compare(mapped: np.ndarray, rounds: int) -> None:
     """Time a step's batches in each way, round after round."""
-    steps = itertools.count()
+    loader = step_loader(mapped, (rounds + 1) * (STEPS + AHEAD))
     produced = np.ones((2, SEQUENCES, CONTEXT), np.int64)
     ways: dict[str, Callable[[], object]] = {
-        "ours, int64, with order, seek and thread": lambda: one_step(mapped, next(steps)),
+        "ours, int64, with order and thread": loader.next_step,
         "nanoGPT's get_batch": lambda: [nanogpt_batch(mapped) for _ in range(MICRO_BATCHES)],
         "a copy of the same bytes": lambda: [produced.copy() for _ in range(MICRO_BATCHES)],
     }
     seconds = timed(ways, rounds)
     ours, theirs, copy = (statistics.median(times) for times in seconds.values())
     size = MICRO_BATCHES * produced.nbytes
+    loader.close()
     print(f"\n{MICRO_BATCHES * SEQUENCES * CONTEXT:,} tokens a step, medians of {rounds} rounds\n")
     for name, times in seconds.items():
         print(f"{name:45s} {size / statistics.median(times) / 1e9:7.2f} GB/s")
@@ -68,21 +70,24 @@ def compare(mapped: np.ndarray, rounds: int) -> None:
 
 
 def timed(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; the first round is not counted."""
+    """Seconds of a step of each way in each round; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(rounds + 1):
         for name, way in ways.items():
+            for _ in range(AHEAD):
+                way()  # untimed: these the loader has read while another way was timed
             began = time.perf_counter()
-            way()
+            for _ in range(STEPS):
+                way()
             if round_number:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append((time.perf_counter() - began) / STEPS)
     return seconds
 
 
-def one_step(mapped: np.ndarray, step: int) -> list[MicroBatch]:
-    """A step from a loader of its own: one that reads ahead would have done the work while another way was timed."""
+def step_loader(mapped: np.ndarray, steps: int) -> StepLoader:
+    """The loader of a run over the file."""
     stream = TokenStream([mapped])
-    with StepLoader(
+    return StepLoader(
         stream,
         sampler=Sampler(count_samples(len(stream), CONTEXT, CONTEXT), CONTEXT, seed=0),
         context_length=CONTEXT,
@@ -90,10 +95,9 @@ def one_step(mapped: np.ndarray, step: int) -> list[MicroBatch]:
         micro_batch_sequences=SEQUENCES,
         rank=0,
         world=1,
-        first_step=step,
-        total_steps=step + 1,
-    ) as loader:
-        return loader.next_step()
+        total_steps=steps,
+        steps_ahead=AHEAD,
+    )
 
 
 def nanogpt_batch(mapped: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -143,7 +143,11 @@ class StepLoader:
         first = step * self.sequences_per_step
         starts = self.sampler.starts(np.arange(first, first + self.sequences_per_step))
         mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
-        return [self._windows.micro_batch(starts, number, first) for number in mine]
+        buffers = self._windows.buffers(len(mine))
+        return [
+            self._windows.micro_batch(starts, number, first, buffer)
+            for number, buffer in zip(mine, buffers, strict=True)
+        ]
 
 
 def evenly_spaced_windows(stream: TokenStream, context_length: int, count: int | None) -> Ints:
@@ -160,7 +164,7 @@ def eval_batches(
     windows = _Windows(stream, context_length, micro_batch, pin=False)
     rounds = -(-len(starts) // (micro_batch * world))
     for number in range(rank, rounds * world, world):
-        yield windows.micro_batch(starts, number, 0)
+        yield windows.micro_batch(starts, number, 0, windows.buffers(1)[0])
 
 
 @dataclass(frozen=True)
@@ -172,16 +176,23 @@ class _Windows:
     sequences: int
     pin: bool
 
-    def micro_batch(self, starts: Ints, number: int, first_position: int) -> MicroBatch:
+    def buffers(self, micro_batches: int) -> torch.Tensor:
+        """Room for micro-batches, (n, 2, B, T): one piece, which malloc keeps for the next step where it would give
+        small ones back, and every page of new memory costs more than what is copied into it."""
+        shape = (micro_batches, 2, self.sequences, self.context_length)
+        return torch.empty(shape, dtype=torch.int64, pin_memory=self.pin)
+
+    def micro_batch(self, starts: Ints, number: int, first_position: int, buffer: torch.Tensor) -> MicroBatch:
         """Micro-batch `number` of the samples at starts, filled up; starts[0] has first_position."""
         first = number * self.sequences
         windows = self.stream.windows(starts[first : first + self.sequences], self.context_length + 1)
-        inputs, targets = self._widened(windows[:, :-1], 0), self._widened(windows[:, 1:], IGNORE)
+        inputs, targets = buffer
+        _widen(windows[:, :-1], inputs, 0)
+        _widen(windows[:, 1:], targets, IGNORE)
         return MicroBatch(inputs, targets, first_position + first)
 
-    def _widened(self, tokens: Tokens, filling: int) -> torch.Tensor:
-        """Tokens, (n, T), as int64 in a tensor of sequences rows: one copy, and filling below."""
-        tensor = torch.empty((self.sequences, self.context_length), dtype=torch.int64, pin_memory=self.pin)
-        tensor.numpy()[: len(tokens)] = tokens
-        tensor[len(tokens) :] = filling
-        return tensor
+
+def _widen(tokens: Tokens, out: torch.Tensor, filling: int) -> None:
+    """Copy tokens, (n, T), into the first rows of an int64 tensor; filling below."""
+    out.numpy()[: len(tokens)] = tokens
+    out[len(tokens) :] = filling
