@@ -1,6 +1,8 @@
 """Files that are whole or not there, whatever happens to the machine."""
 
 import os
+import secrets
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import file_digest
@@ -16,7 +18,7 @@ def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
 
     A reader meets the old content or the new, also after a crash.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             for piece in pieces:
@@ -53,6 +55,16 @@ def fast_hash_file(path: Path) -> str:
     """XXH3-128 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return file_digest(file, xxh3_128).hexdigest()
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside path that no other writer has, on this machine or another; it says whose it is."""
+    return path.with_name(f".{path.name}.{this_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def this_host() -> str:
+    """This machine's name without its domain, so that it has no dots."""
+    return socket.gethostname().split(".")[0]
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,7 +29,7 @@ def run_demo(
     if not config.exists():
         raise ConfigError(f"{config} does not exist; run this in a clone of gptscale, or give a config of your own")
     cfg = load_config(config, overrides or ())
-    print(f"== 1/4 prepare: {cfg.data.source.path} -> {cfg.data.dir}")
+    print(f"== 1/4 prepare: {cfg.data.given_source.path} -> {cfg.data.dir}")
     prepare(cfg)
     print(f"\n== 2/4 train -> {cfg.run.dir} (Ctrl-C stops with a checkpoint; the same command goes on)")
     if train(cfg):

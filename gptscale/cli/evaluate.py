@@ -51,12 +51,16 @@ def evaluate(
     from gptscale.data.corpus import check_split, open_corpus
     from gptscale.data.loader import eval_batches, evenly_spaced_windows
     from gptscale.data.tokenizer import load_tokenizer
+    from gptscale.errors import ConfigError
     from gptscale.evaluation.loss import evaluate_loss
     from gptscale.runtime.device import default_device
 
     device = default_device()
     model, cfg = load_model(checkpoint, device)
-    folder = Path(data_dir) if data_dir else cfg.data.dir
+    if data_dir is None and cfg.data.mixture:
+        dirs = ", ".join(str(corpus.dir) for corpus in cfg.data.mixture)
+        raise ConfigError(f"{checkpoint} was trained on a mixture; choose one of its corpora with --data-dir: {dirs}")
+    folder = Path(data_dir) if data_dir else cfg.data.folder
     corpus = open_corpus(folder)
     check_split(corpus, cfg, split, folder)
     stream = corpus.val if split == "val" else corpus.train

@@ -100,9 +100,9 @@ def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config"
 
     words = {"train/loss": "training loss", "val/loss": "validation loss"}
     if manifest.engine == IMPORTED:
-        return model_card(cfg, name, _parameters(cfg), __version__, {"none": f"weights of {cfg.data.source.path}"})
+        return model_card(cfg, name, _parameters(cfg), __version__, {"none": f"weights of {_data(cfg)}"})
     training = {
-        "data": cfg.data.source.path,
+        "data": _data(cfg),
         "data fingerprint": manifest.data_fingerprint[:12] or "none",
         "steps": f"{manifest.step:,}",
         "tokens": f"{manifest.step * cfg.train.tokens_per_step:,}",
@@ -111,6 +111,13 @@ def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config"
     if cfg.model.init_from:
         training["started from"] = cfg.model.init_from
     return model_card(cfg, name, _parameters(cfg), __version__, training)
+
+
+def _data(cfg: "Config") -> str:
+    """What a model was trained on, in words."""
+    if cfg.data.mixture:
+        return ", ".join(f"{corpus.label} ({corpus.weight:g})" for corpus in cfg.data.mixture)
+    return cfg.data.source.path if cfg.data.source else str(cfg.data.dir)
 
 
 def _parameters(cfg: "Config") -> int:

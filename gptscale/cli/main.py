@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 
 from gptscale.cli import (
+    adopt,
     demo,
     evaluate,
     export,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 VERBS = (
     prepare,
+    adopt,
     train,
     evaluate,
     generate,

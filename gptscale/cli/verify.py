@@ -51,10 +51,10 @@ def _verify_checkpoints(folders: list[Path], finite: bool) -> None:
 
 
 def _verify_corpus(folder: Path) -> None:
-    from gptscale.data.corpus import verify_hashes
     from gptscale.data.manifest import load_manifest
+    from gptscale.data.verify import verify_corpus
 
+    verify_corpus(folder)
     manifest = load_manifest(folder)
-    verify_hashes(folder, manifest)
     tokens = sum(shard.tokens for shard in manifest.shards)
     print(f"{folder}: good, {len(manifest.shards)} shards, {tokens:,} tokens, fingerprint {manifest.fingerprint[:12]}")

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptscale.config.schema import Config
+from gptscale.data.foreign import map_tokens
 from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
-from gptscale.data.shard import Tokens, open_shard, starts_path
+from gptscale.data.shard import Tokens, open_shard
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import known_ranks
-from gptscale.disk import hash_file
+from gptscale.data.verify import verify_corpus
 from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30
-"""Corpora up to this size are read and hashed whenever they are opened; `verify` does it for larger ones."""
+"""Corpora up to this size are read and hashed whenever they are opened; `verify_corpus` does it for larger ones."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Corpus:
     manifest: Manifest
     train: TokenStream
     val: TokenStream
+
+    def of(self, split: Split) -> TokenStream:
+        """The stream of a split."""
+        return self.train if split == "train" else self.val
 
     @property
     def tokenizer(self) -> str:
@@ -36,22 +41,14 @@ def open_corpus(folder: Path) -> Corpus:
     Raises DataError for what is missing or damaged.
     """
     manifest = load_manifest(folder)
-    tokens = {shard.file: _open_entry(folder, shard) for shard in manifest.shards}
+    tokens = {shard.file: open_entry(folder, shard, manifest.settings.dtype) for shard in manifest.shards}
     if sum(array.nbytes for array in tokens.values()) <= HASHED_BYTES:
-        verify_hashes(folder, manifest)
+        verify_corpus(folder)
 
     def stream(split: Split) -> TokenStream:
         return TokenStream([tokens[shard.file] for shard in manifest.of(split)])
 
     return Corpus(manifest, stream("train"), stream("val"))
-
-
-def verify_hashes(folder: Path, manifest: Manifest) -> None:
-    """Read every shard and its document starts, and compare their hashes with the manifest's."""
-    for shard in manifest.shards:
-        path = folder / shard.file
-        _verify_hash("shard", path, shard.sha256)
-        _verify_hash("document starts", starts_path(path), shard.starts_sha256)
 
 
 def check_corpus(corpus: Corpus, cfg: Config) -> None:
@@ -74,7 +71,7 @@ def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None
         raise DataError(f"{folder} {mismatch}; choose a corpus of the model's own tokenizer")
     if excess := _vocabulary_excess(corpus, cfg):
         raise DataError(f"{folder} does not fit the model: {excess}; choose a corpus of the model's own tokenizer")
-    stream, needed = corpus.train if split == "train" else corpus.val, cfg.model.context_length + 1
+    stream, needed = corpus.of(split), cfg.model.context_length + 1
     if len(stream) < needed:
         raise DataError(
             f"{folder}: its {split} split holds {len(stream):,} tokens, and one window of "
@@ -82,7 +79,10 @@ def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None
         )
 
 
-def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
+def open_entry(folder: Path, shard: ShardEntry, dtype: str) -> Tokens:
+    """Map the tokens of one shard of a corpus, or of an adopted file. Raises DataError for a wrong length."""
+    if shard.offset is not None:
+        return map_tokens(Path(shard.file), dtype, shard.offset, shard.tokens)
     tokens = open_shard(folder / shard.file)
     if len(tokens) != shard.tokens:
         raise DataError(
@@ -90,18 +90,6 @@ def _open_entry(folder: Path, shard: ShardEntry) -> Tokens:
             f"{shard.tokens:,}; run prepare again, which makes that shard again"
         )
     return tokens
-
-
-def _verify_hash(what: str, path: Path, wanted: str) -> None:
-    try:
-        found = hash_file(path)
-    except FileNotFoundError:
-        raise DataError(f"{what} {path} is missing; run prepare again, which makes that shard again") from None
-    if found != wanted:
-        raise DataError(
-            f"{what} {path} is damaged: its SHA-256 is {found[:12]}..., not the "
-            f"manifest's {wanted[:12]}...; run prepare again, which makes that shard again"
-        )
 
 
 def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 from gptscale import disk
 from gptscale.errors import DataError
 
-_TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.tmp")
+_TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d{1,9})\.[0-9a-f]{8}\.tmp")
+_FORGOTTEN_S = 24 * 3600
+"""Another machine's processes cannot be asked; what they have not touched for so long is nobody's."""
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
     """Write a file of a corpus whole or not at all. Raises DataError on a full disk."""
-    with _full_disk_is_said(path):
+    with full_disk_is_said(path):
         disk.write_whole(path, *pieces)
 
 
@@ -23,12 +26,13 @@ def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of writers that were killed; those of other living processes stay."""
     for path in folder.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found and not _is_another_process(int(found[1])):
+        if found and _is_leftover(path, found["host"], int(found["pid"])):
             path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _full_disk_is_said(path: Path) -> Iterator[None]:
+def full_disk_is_said(path: Path) -> Iterator[None]:
+    """Turn the refusal of a full disk, or of a quota, into a DataError that names data.dir."""
     try:
         yield
     except OSError as error:
@@ -36,8 +40,17 @@ def _full_disk_is_said(path: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"no space left to write {path.name}, data.dir={path.parent}; free some space and run "
-            "prepare again, or choose a data.dir on a larger disk"
+            "prepare again, which goes on from here, or choose a data.dir on a larger disk"
         ) from None
+
+
+def _is_leftover(path: Path, host: str, pid: int) -> bool:
+    if host == disk.this_host():
+        return not _is_another_process(pid)
+    try:
+        return time.time() - path.stat().st_mtime > _FORGOTTEN_S
+    except FileNotFoundError:
+        return False
 
 
 def _is_another_process(pid: int) -> bool:

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gptscale.data.order import order
+from gptscale.data.order import block_order, order
+from gptscale.data.shard import Tokens
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
@@ -46,15 +47,41 @@ class Sampler:
     samples: int
     stride: int
     seed: int
+    block: int | None = None
+    """Samples in a block that is shuffled as one; null shuffles all."""
 
     def starts(self, positions: Ints) -> Ints:
         """The first token of the sample at each position, (n,)."""
+        return self.locate(positions)[1] * self.stride
+
+    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
+        """The epoch and the sample at each position, (n,) each."""
         epochs, within = np.divmod(positions, self.samples)
         index = np.empty_like(within)
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
-        return index * self.stride
+            if self.block is None:
+                index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
+            else:
+                index[mine] = block_order(self.seed, int(epoch), within[mine], self.samples, self.block)
+        return epochs, index
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """Passes over each of several corpora before a position; nothing for one, whose epochs the run counts."""
+        return {}
+
+
+class Samples(Protocol):
+    """Which tokens of a stream a position of the run begins at: of one corpus or of several."""
+
+    def starts(self, positions: Ints) -> Ints:
+        """The first token of the sample at each position, (n,)."""
+
+    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
+        """The epoch and the sample at each position, (n,) each, as its own corpus counts them."""
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """Passes over each of several corpora before a position, by name."""
 
 
 class StepLoader:
@@ -69,9 +96,8 @@ class StepLoader:
         self,
         stream: TokenStream,
         *,
+        sampler: Samples,
         context_length: int,
-        stride: int,
-        seed: int,
         sequences_per_step: int,
         micro_batch_sequences: int,
         rank: int,
@@ -82,9 +108,7 @@ class StepLoader:
         pin: bool = False,
         steps_ahead: int = 2,
     ) -> None:
-        samples = count_samples(len(stream), context_length, stride)
-        assert samples > 0, "check_corpus comes first"
-        self.sampler = Sampler(samples, stride, seed)
+        self.sampler = sampler
         self.sequences_per_step = sequences_per_step
         self._position_shift = position_shift
         self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
@@ -129,7 +153,11 @@ class StepLoader:
         first = step * self.sequences_per_step + self._position_shift
         starts = self.sampler.starts(np.arange(first, first + self.sequences_per_step))
         mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
-        return [self._windows.micro_batch(starts, number, first) for number in mine]
+        buffers = self._windows.buffers(len(mine))
+        return [
+            self._windows.micro_batch(starts, number, first, buffer)
+            for number, buffer in zip(mine, buffers, strict=True)
+        ]
 
 
 def evenly_spaced_windows(stream: TokenStream, context_length: int, count: int | None) -> Ints:
@@ -146,7 +174,7 @@ def eval_batches(
     windows = _Windows(stream, context_length, micro_batch, pin=False)
     rounds = -(-len(starts) // (micro_batch * world))
     for number in range(rank, rounds * world, world):
-        yield windows.micro_batch(starts, number, 0)
+        yield windows.micro_batch(starts, number, 0, windows.buffers(1)[0])
 
 
 @dataclass(frozen=True)
@@ -158,16 +186,23 @@ class _Windows:
     sequences: int
     pin: bool
 
-    def micro_batch(self, starts: Ints, number: int, first_position: int) -> MicroBatch:
+    def buffers(self, micro_batches: int) -> torch.Tensor:
+        """Room for micro-batches, (n, 2, B, T): one piece, which malloc keeps for the next step where it would give
+        small ones back, and every page of new memory costs more than what is copied into it."""
+        shape = (micro_batches, 2, self.sequences, self.context_length)
+        return torch.empty(shape, dtype=torch.int64, pin_memory=self.pin)
+
+    def micro_batch(self, starts: Ints, number: int, first_position: int, buffer: torch.Tensor) -> MicroBatch:
         """Micro-batch `number` of the samples at starts, filled up; starts[0] has first_position."""
         first = number * self.sequences
         windows = self.stream.windows(starts[first : first + self.sequences], self.context_length + 1)
-        inputs = np.zeros((self.sequences, self.context_length), np.int64)
-        targets = np.full_like(inputs, IGNORE)
-        inputs[: len(windows)] = windows[:, :-1]
-        targets[: len(windows)] = windows[:, 1:]
-        return MicroBatch(self._tensor(inputs), self._tensor(targets), first_position + first)
+        inputs, targets = buffer
+        _widen(windows[:, :-1], inputs, 0)
+        _widen(windows[:, 1:], targets, IGNORE)
+        return MicroBatch(inputs, targets, first_position + first)
 
-    def _tensor(self, values: Ints) -> torch.Tensor:
-        tensor = torch.from_numpy(values)
-        return tensor.pin_memory() if self.pin else tensor
+
+def _widen(tokens: Tokens, out: torch.Tensor, filling: int) -> None:
+    """Copy tokens, (n, T), into the first rows of an int64 tensor; filling below."""
+    out.numpy()[: len(tokens)] = tokens
+    out[len(tokens) :] = filling

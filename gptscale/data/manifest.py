@@ -6,6 +6,7 @@ While a corpus is being made there is no manifest yet, and settings.json says wh
 import hashlib
 import json
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ _CHECKPOINT = re.compile(rb'"format":\s*"gptscale-checkpoint-')
 _CORPUS = re.compile(rb'\s*\{\s*"settings":\s*\{\s*"format_version"')
 
 Split = Literal["train", "val"]
+Dtype = Literal["uint16", "uint32"]
 
 
 class Record(BaseModel):
@@ -35,13 +37,20 @@ class ShardEntry(Record):
     """One shard of a corpus."""
 
     file: str
+    """Its name in the corpus folder; the whole path of an adopted file."""
+    offset: int | None = None
+    """Bytes before the tokens of an adopted file; null for a shard of ours, which has a header."""
     split: Split
     tokens: int
     documents: int
     text_bytes: int
     sha256: str
-    starts_sha256: str
-    """That of the document starts beside the shard."""
+    blocks_sha256: tuple[str, ...] = ()
+    """Those of every 64 MiB, so that damage can be named by its place; none for a shorter file."""
+    starts_sha256: str | None
+    """That of the document starts beside the shard; null for an adopted file, which has none."""
+    longest: tuple[tuple[int, int], ...] = ()
+    """Tokens and source row of the longest documents, the longest first."""
 
 
 class Settings(Record):
@@ -49,16 +58,16 @@ class Settings(Record):
 
     format_version: int = FORMAT_VERSION
     tokenizer: dict[str, str | int]
-    dtype: Literal["uint16", "uint32"]
+    dtype: Dtype
     end_of_text: int | None
     """The id before every document; null where there is none."""
-    split: Literal["hash", "tail"]
+    split: Literal["hash", "tail", "adopted"]
     validation_fraction: float
     split_seed: int
     documents_per_shard: int
     source: dict[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The SHA-256 of the settings."""
         return hash_json(self.deciding())
@@ -79,6 +88,8 @@ class Manifest(Record):
 
     settings: Settings
     shards: tuple[ShardEntry, ...]
+    left_out: int = 0
+    """Documents that were too short or too long for data.source.min_characters and max_characters."""
 
     @property
     def fingerprint(self) -> str:

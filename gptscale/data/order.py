@@ -17,6 +17,9 @@ _ROUNDS = 8
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: the step between SplitMix64's states
 
+_BLOCK_BITS = 40
+_BLOCKS = 2**80
+
 Words = npt.NDArray[np.uint64]
 
 
@@ -33,6 +36,24 @@ def order(seed: int, epoch: int, positions: npt.ArrayLike, n: int) -> npt.NDArra
     while (outside := found >= n).any():
         found[outside] = _permute(found[outside], n, keys)
     return found.astype(np.int64).reshape(wanted.shape)
+
+
+def block_order(seed: int, epoch: int, positions: npt.ArrayLike, n: int, block: int) -> npt.NDArray[np.int64]:
+    """As `order`, but blocks of neighbouring samples come one after another, each in an order of its own.
+
+    The blocks are permuted, and the samples within each; what is left over for a shorter block comes last.
+    """
+    wanted = np.asarray(positions)
+    blocks, within = np.divmod(wanted.reshape(-1), block)
+    whole = n // block
+    found = np.empty(len(blocks), np.int64)
+    for number in np.unique(blocks).tolist():
+        mine = blocks == number
+        size = block if number < whole else n - whole * block
+        place = int(order(seed, epoch, number, whole)) if number < whole else whole
+        key = _BLOCKS + (epoch << _BLOCK_BITS) + number  # no epoch of `order` has it
+        found[mine] = place * block + order(seed, key, within[mine], size)
+    return found.reshape(wanted.shape)
 
 
 def _permute(index: Words, n: int, keys: Words) -> Words:

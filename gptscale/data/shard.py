@@ -4,15 +4,20 @@ The header is that of llm.c (karpathy/llm.c, dev/data/data_common.py): 256 littl
 first three are magic, version and token count. llm.c and modded-nanogpt read these files.
 """
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.files import write_whole
+from gptscale.data.files import full_disk_is_said, write_whole
+from gptscale.data.manifest import Dtype
+from gptscale.disk import sync_folder, temporary_path
 from gptscale.errors import DataError
 
 HEADER_BYTES = 1024
@@ -21,14 +26,14 @@ MOST_TOKENS = 2**31 - 1
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
-_MAGIC_AND_VERSION = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+_MAGIC_AND_VERSION: dict[Dtype, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 @dataclass(frozen=True)
 class ShardHeader:
     """The first bytes of a shard: width and number of its tokens."""
 
-    dtype: str
+    dtype: Dtype
     tokens: int
 
     @property
@@ -43,20 +48,68 @@ class ShardHeader:
         return fields.tobytes()
 
 
-def write_shard(path: Path, tokens: Tokens, starts: npt.NDArray[np.int64]) -> None:
-    """Write tokens (uint16 or uint32) and document starts, (documents, 2): token offset and source row.
+class ShardWriter:
+    """Writes a shard piece by piece; it appears whole, with its document starts beside it, or not at all.
 
-    Both files appear whole or not at all, the tokens last. Raises DataError on a full disk and for more
-    tokens than the header can count.
+    Use it in a `with` statement: what was not finished is deleted. Raises DataError on a full disk and for
+    more tokens than the header can count.
     """
-    if len(tokens) > MOST_TOKENS:
-        raise DataError(
-            f"{path.name} would hold {len(tokens):,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
-            "lower data.documents_per_shard"
-        )
-    _write_starts(starts_path(path), starts)
-    little_endian = np.ascontiguousarray(tokens, dtype=tokens.dtype.newbyteorder("<"))
-    write_whole(path, ShardHeader(tokens.dtype.name, len(tokens)).to_bytes(), little_endian.data)
+
+    def __init__(self, path: Path, dtype: Dtype) -> None:
+        self.path = path
+        self.tokens = 0
+        self._name = dtype
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._temporary = temporary_path(path)
+        self._file: BinaryIO | None = None
+
+    def append(self, tokens: Tokens) -> None:
+        """Write tokens behind those before."""
+        self.tokens += len(tokens)
+        if self.tokens > MOST_TOKENS:
+            raise DataError(
+                f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
+                "lower data.documents_per_shard"
+            )
+        with full_disk_is_said(self.path):
+            self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)
+
+    def finish(self, starts: npt.NDArray[np.int64]) -> None:
+        """Write the document starts, (documents, 2), then the header, and give the shard its name."""
+        _write_starts(starts_path(self.path), starts)
+        with full_disk_is_said(self.path):
+            file = self._opened()
+            file.seek(0)
+            file.write(ShardHeader(self._name, self.tokens).to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            self._temporary.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what a full disk left in the buffer cannot be written now either
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._file = self._temporary.open("wb")
+            self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
+        return self._file
+
+
+def write_shard(path: Path, tokens: Tokens, starts: npt.NDArray[np.int64]) -> None:
+    """Write tokens (uint16 or uint32) and document starts, (documents, 2): token offset and source row."""
+    with ShardWriter(path, "uint16" if tokens.itemsize == 2 else "uint32") as writer:
+        writer.append(tokens)
+        writer.finish(starts)
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -65,18 +118,32 @@ def read_header(path: Path) -> ShardHeader:
     Raises DataError when the file is missing or is no shard.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(HEADER_BYTES)
+        found = find_header(path)
     except FileNotFoundError:
         raise DataError(f"shard {path} is missing; run prepare again, which makes it again") from None
-    magic, version, tokens = np.frombuffer(head[:12].ljust(12, b"\0"), dtype="<i4").tolist()
+    if found is None:
+        magic, version = _first_fields(path)[:2]
+        raise DataError(
+            f"{path} is no token shard: it begins with magic {magic}, version {version}; "
+            "run prepare again, which makes it again"
+        )
+    return found
+
+
+def find_header(path: Path) -> ShardHeader | None:
+    """The header of a file of llm.c's format; None for another file. Raises OSError."""
+    magic, version, tokens = _first_fields(path)
     for dtype, known in _MAGIC_AND_VERSION.items():
         if (magic, version) == known:
             return ShardHeader(dtype, tokens)
-    raise DataError(
-        f"{path} is no token shard: it begins with magic {magic}, version {version}; "
-        "run prepare again, which makes it again"
-    )
+    return None
+
+
+def _first_fields(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        head = file.read(12)
+    fields: list[int] = np.frombuffer(head.ljust(12, b"\0"), dtype="<i4").tolist()
+    return fields
 
 
 def open_shard(path: Path) -> Tokens:

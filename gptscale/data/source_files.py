@@ -16,7 +16,12 @@ SUFFIXES = {
     "text": {".txt", ".text", ".md", ".rst", ".py", ".tex", ".org"},
     "json": {".jsonl", ".json", ".ndjson"},
     "parquet": {".parquet", ".pq"},
+    "arrow": {".arrow"},
 }
+COMPRESSED = {".gz", ".zst"}
+_OF_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+"""What `Dataset.save_to_disk` leaves beside its Arrow files."""
+
 HASHED_BYTES = 2**30
 """Up to this size in all, files are identified by their content; above it by size and time of change."""
 
@@ -32,7 +37,7 @@ def is_local(path: str) -> bool:
 
 
 def find_files(cfg: SourceConfig) -> tuple[str, list[Path]]:
-    """The kind (text, json, parquet) and the sorted files of a file, a glob or a folder.
+    """The kind (text, json, parquet, arrow) and the sorted files of a file, a glob or a folder.
 
     Raises DataError, naming data.source.path, when there are none or when they are of several kinds.
     """
@@ -103,7 +108,7 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix.lower() in suffixes), None)
 
 
@@ -112,7 +117,7 @@ def _kind_of_file(path: Path, cfg: SourceConfig) -> str:
     if kind is None:
         raise DataError(
             f"data.source.path={cfg.path} has an ending that says no format; "
-            "set data.source.format to text, json or parquet"
+            "set data.source.format to text, json, parquet or arrow"
         )
     return kind
 
@@ -132,6 +137,7 @@ def _raise(error: OSError) -> None:
 
 def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[str, list[Path]]:
     wanted = set(SUFFIXES) if cfg.format == "auto" else {cfg.format}
+    files = [path for path in files if path.name not in _OF_DATASETS]
     kinds = {path: kind for path in files if (kind := _kind(path)) in wanted and kind is not None}
     found = sorted(set(kinds.values()))
     if not found:

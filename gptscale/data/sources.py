@@ -1,21 +1,39 @@
 """Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`.
 
-`datasets` reads plain text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are.
+Parquet and JSON Lines are read where they are. `datasets` turns text, Arrow, compressed files and downloads from
+the Hub into Arrow in its cache, or streams them. It reads plain text with universal newlines: "\\r\\n" and "\\r"
+become "\\n". JSON and Parquet stay as they are.
 """
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from gptscale.config.schema import SourceConfig
+from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import python_library, python_version
+from gptscale.data.hub import find_revision, is_offline
+from gptscale.data.jsonlines import is_json_lines, open_json_lines
 from gptscale.data.manifest import hash_json
-from gptscale.data.source_files import describe_files, expand, find_files, hash_texts, is_local, unreadable_is_said
+from gptscale.data.parquet import open_parquet
+from gptscale.data.source_files import (
+    COMPRESSED,
+    describe_files,
+    expand,
+    find_files,
+    hash_texts,
+    is_local,
+    unreadable_is_said,
+)
+from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 
 EMBEDDED = "python-library"
+_BATCH_ROWS = 256
 
 
 class Source(Protocol):
@@ -28,27 +46,28 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Documents in all, empty ones included."""
 
-    def read(self, start: int, stop: int) -> list[str]:
-        """The texts of documents start to stop - 1."""
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of documents start to stop - 1, in batches."""
 
 
-def open_source(cfg: SourceConfig) -> Source:
-    """Open the documents that data.source names.
+@dataclass(frozen=True)
+class Streamed:
+    """Files that `datasets` streams. How many documents a file holds is not known before it was read."""
 
-    Raises DataError for what is missing, unreadable, of another shape, or empty.
-    """
-    source = _open(cfg)
-    if len(source) == 0:
-        raise DataError(f"data.source.path={cfg.path} holds no documents")
-    return source
+    kind: str
+    options: dict[str, Any]
+    """What `datasets.load_dataset` is asked for."""
+    files: int
+    columns: Columns
+    path: str
+    description: dict[str, Any]
 
-
-def _open(cfg: SourceConfig) -> Source:
-    if cfg.format == "embedded" or (cfg.format == "auto" and cfg.path == EMBEDDED):
-        return _open_embedded(cfg)
-    if cfg.format == "hub" or (cfg.format == "auto" and not is_local(cfg.path)):
-        return _open_hub(cfg)
-    return _open_files(cfg)
+    def read_file(self, number: int) -> Iterator[Texts]:
+        """The texts of one file, in batches."""
+        with _failure_is_said(self.path):
+            stream = _stream(self.kind, self.options).shard(num_shards=self.files, index=number)
+            for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+                yield self.columns.texts(table)
 
 
 @dataclass(frozen=True)
@@ -61,25 +80,49 @@ class TextList:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def read(self, start: int, stop: int) -> list[str]:
-        """The texts of documents start to stop - 1."""
-        return list(self.texts[start:stop])
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of documents start to stop - 1, in batches."""
+        for first in range(start, stop, _BATCH_ROWS):
+            yield list_texts(self.texts[first : min(first + _BATCH_ROWS, stop)])
 
 
 @dataclass(frozen=True)
-class TableColumn:
-    """The text column of a `datasets.Dataset`, which is memory-mapped Arrow; null is an empty text."""
+class Table:
+    """Columns of a `datasets.Dataset`, which is memory-mapped Arrow."""
 
     table: Any
-    column: str
+    columns: Columns
     description: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def read(self, start: int, stop: int) -> list[str]:
-        """The texts of documents start to stop - 1."""
-        return [text or "" for text in self.table[start:stop][self.column]]
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of documents start to stop - 1, in batches."""
+        chosen = self.table.with_format("arrow")
+        for first in range(start, stop, _BATCH_ROWS):
+            yield self.columns.texts(chosen[first : min(first + _BATCH_ROWS, stop)])
+
+
+def open_source(cfg: SourceConfig) -> Source | Streamed:
+    """Open the documents that data.source names.
+
+    Raises DataError for what is missing, unreadable, of another shape, or empty.
+    """
+    source = _open(cfg)
+    if not isinstance(source, Streamed) and len(source) == 0:
+        raise DataError(f"data.source.path={cfg.path} holds no documents")
+    limits = {name: value for name in ("min_characters", "max_characters") if (value := getattr(cfg, name)) is not None}
+    source.description.update(limits)
+    return source
+
+
+def _open(cfg: SourceConfig) -> Source | Streamed:
+    if cfg.format == "embedded" or (cfg.format == "auto" and cfg.path == EMBEDDED):
+        return _open_embedded(cfg)
+    if cfg.format == "hub" or (cfg.format == "auto" and not is_local(cfg.path)):
+        return _open_hub(cfg)
+    return _open_files(cfg)
 
 
 def _open_embedded(cfg: SourceConfig) -> Source:
@@ -90,78 +133,141 @@ def _open_embedded(cfg: SourceConfig) -> Source:
     return TextList(texts, {"path": cfg.path, "kind": "embedded", **about})
 
 
-def _open_files(cfg: SourceConfig) -> Source:
+def _open_files(cfg: SourceConfig) -> Source | Streamed:
     root = expand(cfg.path)
     with unreadable_is_said(cfg):
         kind, files = find_files(cfg)
         described = describe_files(files, root if root.is_dir() else root.parent)
-    about: dict[str, Any] = {"path": cfg.path, "kind": kind}
-    about |= {"documents": cfg.documents} if kind == "text" else {"text_column": cfg.text_column}
-    about["files"] = described
-    filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
-    table = _load_files(kind, filled, cfg, hash_json(described))
-    return TableColumn(table, _checked_column(table, cfg, kind), about)
+        filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
+        columns = only_column("text") if kind == "text" else text_columns(cfg)
+        about: dict[str, Any] = {"path": cfg.path, "kind": kind}
+        about |= {"documents": cfg.documents} if kind == "text" else describe_columns(cfg)
+        about["files"] = described
+        if not filled:
+            raise DataError(f"data.source.path={cfg.path} holds only empty files")
+        if cfg.streaming:
+            options = {"data_files": _names(filled), "split": "train", **_builder_options(kind, cfg)}
+            return _open_stream(kind, options, columns, cfg, about)
+        if kind == "parquet":
+            return open_parquet(filled, columns, cfg.path, about)
+        if kind == "json" and all(path.suffix not in COMPRESSED and is_json_lines(path) for path in filled):
+            return open_json_lines(filled, columns, cfg.path, about)
+    return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
 
 
 def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
     """Load files through a cache of their own; datasets' would know them by path and time of change alone."""
-    if not files:
-        raise DataError(f"data.source.path={cfg.path} holds only empty files")
     datasets = _quiet_datasets()
-    options: dict[str, dict[str, Any]] = {
-        "text": {"sample_by": "document" if cfg.documents == "file" else cfg.documents},
-        "json": {},
-        "parquet": {"batch_size": 1000},  # its default, a row group, fails on a file without rows
-    }
-    # datasets reads names as patterns; in its patterns [[] is the one way to write a bracket.
-    names = [str(path.absolute()).replace("[", "[[]") for path in files]
     cache = Path(datasets.config.HF_DATASETS_CACHE, f"gptscale-{identity[:32]}")
+    _check_cache_room(files, cache, cfg)
+    options = _builder_options(kind, cfg)
     try:
-        return datasets.load_dataset(kind, data_files=names, split="train", cache_dir=str(cache), **options[kind])
+        return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=str(cache), **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data.source.path={cfg.path} cannot be read as {kind}: {_reason(error)}") from None
 
 
-def _open_hub(cfg: SourceConfig) -> Source:
+def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
+    if kind == "text":
+        return {"sample_by": "document" if cfg.documents == "file" else cfg.documents}
+    return {"batch_size": 1000} if kind == "parquet" else {}  # its default, a row group, fails on a file without rows
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """The files' names as patterns, for which datasets takes them; there [[] is the one way to write a bracket."""
+    return [str(path.absolute()).replace("[", "[[]") for path in files]
+
+
+def _check_cache_room(files: Sequence[Path], cache: Path, cfg: SourceConfig) -> None:
+    """Refuse a conversion to Arrow that cannot fit; compressed text is taken as four times its size."""
+    if cache.exists():
+        return
+    needed = sum(path.stat().st_size * (4 if path.suffix in COMPRESSED else 1) for path in files)
+    there = next(folder for folder in cache.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise DataError(
+            f"data.source.path={cfg.path} takes about {needed / 1e9:.1f} GB as Arrow in the cache {cache.parent}, and "
+            f"{free / 1e9:.1f} GB are free there; set HF_DATASETS_CACHE to a folder on a larger disk, or "
+            "data.source.streaming=true"
+        )
+
+
+def _open_hub(cfg: SourceConfig) -> Source | Streamed:
+    revision = find_revision(cfg)
+    columns = text_columns(cfg)
+    about: dict[str, Any] = {
+        "path": cfg.path,
+        "kind": "hub",
+        "name": cfg.name,
+        "split": cfg.split,
+        "revision": revision,
+    }
+    about |= {"data_files": list(cfg.data_files)} if cfg.data_files else {}
+    about |= describe_columns(cfg)
+    options: dict[str, Any] = {"name": cfg.name, "revision": revision, "split": cfg.split}
+    options |= {"data_files": list(cfg.data_files)} if cfg.data_files else {}
+    if cfg.streaming:
+        return _open_stream(cfg.path, options, columns, cfg, about)
     datasets = _quiet_datasets()
-    revision = _hub_revision(cfg)
     try:
-        table = datasets.load_dataset(cfg.path, cfg.name, revision=revision, split=cfg.split)
+        table = datasets.load_dataset(cfg.path, **options)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(_not_loaded(cfg, revision, error)) from None
+    _check_revision(table, revision, cfg)
+    return _checked(table, columns, cfg, about)
+
+
+def _check_revision(table: Any, revision: str, cfg: SourceConfig) -> None:
+    """Refuse what an offline cache gave under another revision than was asked for."""
+    origins = [origin for origin in (table.info.download_checksums or {}) if origin.startswith("hf://")]
+    if origins and not any(f"@{revision}" in origin for origin in origins):
+        raise DataError(
+            f"data.source.path={cfg.path}: the cache holds {origins[0]}, not revision {revision[:12]}; unset "
+            "HF_HUB_OFFLINE to download it, or set data.source.revision to the cached one"
+        )
+
+
+def _not_loaded(cfg: SourceConfig, revision: str, error: BaseException) -> str:
+    hint = "; HF_HUB_OFFLINE is set: unset it, or point HF_HOME at a cache that holds it" if is_offline() else ""
+    return (
+        f"data.source.path={cfg.path}, name={cfg.name}, split={cfg.split}, revision={revision[:12]} "
+        f"cannot be loaded from the Hub: {_reason(error)}{hint}"
+    )
+
+
+def _open_stream(
+    kind: str, options: dict[str, Any], columns: Columns, cfg: SourceConfig, about: dict[str, Any]
+) -> Streamed:
+    with _failure_is_said(cfg.path):
+        stream = _stream(kind, options)
+        first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
+    if first is None:
+        raise DataError(f"data.source.path={cfg.path} holds no documents")
+    columns.check(arrow_types(first.schema), cfg.path)
+    return Streamed(kind, options, stream.num_shards, columns, cfg.path, {**about, "streaming": True})
+
+
+def _stream(kind: str, options: dict[str, Any]) -> Any:
+    return _quiet_datasets().load_dataset(kind, streaming=True, **options)
+
+
+@contextmanager
+def _failure_is_said(path: str) -> Iterator[None]:
+    """Turn what a stream cannot open or read, at once or in the middle, into a DataError."""
+    datasets = _quiet_datasets()
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"data.source.path={cfg.path}, name={cfg.name}, split={cfg.split}, revision={revision[:12]} "
-            f"cannot be loaded from the Hub: {_reason(error)}"
+            f"data.source.path={path} cannot be streamed: {_reason(error)}; run prepare again when it can be read, "
+            "which goes on from here"
         ) from None
-    about = {"path": cfg.path, "kind": "hub", "name": cfg.name, "split": cfg.split, "revision": revision}
-    about["text_column"] = cfg.text_column
-    return TableColumn(table, _checked_column(table, cfg, "hub"), about)
 
 
-def _hub_revision(cfg: SourceConfig) -> str:
-    """The full commit that data.source.revision (or null, the newest) stands for today."""
-    import huggingface_hub
-
-    try:
-        found = huggingface_hub.HfApi().dataset_info(cfg.path, revision=cfg.revision)
-    except Exception as error:  # httpx, huggingface_hub and the socket each have their own
-        raise DataError(
-            f"data.source.path={cfg.path} is no file or folder here, and the Hub gave no such dataset ("
-            f"{type(error).__name__}: {_reason(error)}); check the path, the network, HF_TOKEN"
-        ) from None
-    assert found.sha is not None
-    return found.sha
-
-
-def _checked_column(table: Any, cfg: SourceConfig, kind: str) -> str:
-    column = "text" if kind == "text" else cfg.text_column
-    if column not in table.column_names:
-        raise DataError(
-            f"data.source.text_column={column} is no column of {cfg.path}; it has {', '.join(table.column_names)}"
-        )
-    dtype = getattr(table.features[column], "dtype", "a structure")
-    if dtype not in ("string", "large_string", "null"):
-        raise DataError(f"data.source.text_column={column} of {cfg.path} holds {dtype}, not text")
-    return column
+def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, Any]) -> Table:
+    columns.check(arrow_types(table.features.arrow_schema), cfg.path)
+    return Table(table.select_columns(columns.names), columns, about)
 
 
 def _quiet_datasets() -> Any:

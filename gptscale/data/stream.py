@@ -13,9 +13,10 @@ class TokenStream:
     """The concatenation of shards, read where it is needed; nothing is held in memory."""
 
     def __init__(self, shards: Sequence[Tokens]) -> None:
-        self._shards = list(shards)
+        self.shards = list(shards)
         # _borders[i] is where shard i begins; the last border is the length of the stream.
         self._borders = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._dtype = np.result_type(np.uint16, *{shard.dtype for shard in shards})
 
     def __len__(self) -> int:
         return int(self._borders[-1])
@@ -27,24 +28,30 @@ class TokenStream:
         filled, shard = 0, self._shard_of(start)
         while filled < count:
             at = start + filled - int(self._borders[shard])
-            piece = self._shards[shard][at : at + count - filled]
+            piece = self.shards[shard][at : at + count - filled]
             out[filled : filled + len(piece)] = piece
             filled, shard = filled + len(piece), shard + 1
         return out
 
-    def windows(self, starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-        """The tokens from each start on, (n, length) for starts (n,)."""
+    def windows(self, starts: npt.NDArray[np.int64], length: int) -> Tokens:
+        """The tokens from each start on, (n, length) for starts (n,), as wide as they are in the shards."""
         assert starts.size == 0 or starts.min() >= 0
-        out = np.empty((len(starts), length), np.int64)
         shards = np.searchsorted(self._borders, starts, side="right") - 1
-        inside = starts + length <= self._borders[np.minimum(shards + 1, len(self._shards))]
+        inside = starts + length <= self._borders[np.minimum(shards + 1, len(self.shards))]
+        if len(starts) and inside.all() and (shards == shards[0]).all():
+            return self._gather(int(shards[0]), starts, length)
+        out = np.empty((len(starts), length), self._dtype)
         for shard in np.unique(shards[inside]):
             mine = inside & (shards == shard)
-            views = sliding_window_view(self._shards[shard], length)
-            out[mine] = views[starts[mine] - self._borders[shard]]  # one copy, widened on the way
+            out[mine] = self._gather(int(shard), starts[mine], length)
         for row in np.flatnonzero(~inside):
             out[row] = self.read(int(starts[row]), length)
         return out
+
+    def _gather(self, shard: int, starts: npt.NDArray[np.int64], length: int) -> Tokens:
+        """Windows that lie in one shard, in one copy."""
+        gathered: Tokens = sliding_window_view(self.shards[shard], length)[starts - self._borders[shard]]
+        return gathered
 
     def _shard_of(self, position: int) -> int:
         return int(np.searchsorted(self._borders, position, side="right")) - 1

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from gptscale.data.cuts import cuts_before_words
+from gptscale.data.ranks import read_ranks
+from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, list_texts, pieces, utf8
 from gptscale.errors import DataError
 
 if TYPE_CHECKING:
     import tiktoken
+    import torch
 
 Ids = npt.NDArray[np.uint32]
 
@@ -30,8 +33,8 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 END_OF_TEXT = "<|endoftext|>"
 
-_JUDGED_DOCUMENTS = 16  # of every batch, in which gigatoken must agree with tiktoken
-_JUDGED_CHARACTERS = 2048  # at the start and in the middle of each
+_JUDGED_DOCUMENTS = 4  # of every few megabytes, in which gigatoken must agree with tiktoken
+_JUDGED_BYTES = 2048  # at the start and in the middle of each
 _UNKNOWN = "\ufffd".encode()  # what an id without a token decodes to
 
 
@@ -66,19 +69,27 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of many texts, the fast way."""
 
+    def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
+        """The ids of many texts in one array, and where each text's begin, (n + 1,)."""
+
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut without a change of its ids."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, engine: str = "gigatoken") -> Tokenizer:
     """The tokenizer called gpt2, bytes, or as one of tiktoken's encodings.
+
+    The engine tiktoken encodes everything itself, and gigatoken what it can; the ids are the same.
 
     Raises DataError for an unknown name, damaged ranks, or ranks that cannot be downloaded.
     """
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
-        return BpeTokenizer(name, _gpt2_encoding(), gigatoken_ranks=GPT2_RANKS)
+        return BpeTokenizer(name, _gpt2_encoding(), GPT2_RANKS if engine == "gigatoken" else None)
     return BpeTokenizer(name, _tiktoken_encoding(name))
 
 
@@ -89,12 +100,14 @@ def known_ranks(name: str) -> str | None:
     return GPT2_RANKS_SHA256 if name == "gpt2" else None
 
 
-def text_to_ids(text: str, tokenizer: Tokenizer) -> torch.Tensor:
+def text_to_ids(text: str, tokenizer: Tokenizer) -> "torch.Tensor":
     """Encode one text as a batch of one, (1, T) int64."""
+    import torch  # not by those who only prepare: it takes seconds and 200 MB
+
     return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
 
 
-def ids_to_text(ids: torch.Tensor, tokenizer: Tokenizer) -> str:
+def ids_to_text(ids: "torch.Tensor", tokenizer: Tokenizer) -> str:
     """Decode (1, T) or (T,) ids."""
     return tokenizer.decode(ids.reshape(-1).tolist())
 
@@ -104,14 +117,6 @@ def ids_to_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
     pieces = tokenizer.pieces
     known = (pieces[i] if 0 <= i < len(pieces) else None for i in ids)
     return b"".join(_UNKNOWN if piece is None else piece for piece in known)
-
-
-def utf8(text: str) -> bytes:
-    """A text's bytes; half of a surrogate pair becomes U+FFFD, and two halves become their character."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 class ByteTokenizer:
@@ -140,7 +145,16 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of many texts."""
-        return [np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32) for text in texts]
+        return _split(*self.encode_texts(list_texts(texts)))
+
+    def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
+        """The ids of many texts in one array, and where each text's begin, (n + 1,)."""
+        content, offsets = flat(texts)
+        return content.astype(np.uint32), offsets
+
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut without a change of its ids."""
+        return cuts_before_words(content, every)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -183,30 +197,42 @@ class BpeTokenizer:
             return list(self.encode_batch([text])[0].tolist())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of many texts."""
+        return _split(*self.encode_texts(list_texts(texts)))
+
+    def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
         """The ids of many texts, by gigatoken if it agrees with tiktoken on excerpts of this batch.
 
         Warns when it does not; the batch is tiktoken's then. Either way the ids depend on the batch alone.
         """
         if self._gigatoken_ranks is None:
             return self._encode_slowly(texts)
-        excerpts = _excerpts(texts)
-        for mine, judged in zip(self._encode_fast(excerpts), self._encode_slowly(excerpts), strict=True):
-            if not np.array_equal(mine, judged):
-                warnings.warn("gigatoken and tiktoken disagree, so tiktoken encodes (slower)", stacklevel=2)
-                return self._encode_slowly(texts)
-        return self._encode_fast(texts)
+        excerpts = excerpts_of(texts, _JUDGED_DOCUMENTS, _JUDGED_BYTES)
+        (mine, borders), (judged, judged_borders) = self._encode_fast(excerpts), self._encode_slowly(excerpts)
+        if np.array_equal(mine, judged) and np.array_equal(borders, judged_borders):
+            return self._encode_fast(texts)
+        warnings.warn("gigatoken and tiktoken disagree, so tiktoken encodes (slower)", stacklevel=2)
+        return self._encode_slowly(texts)
+
+    def cuts(self, content: Bytes, every: int) -> list[int]:
+        """Places, about `every` bytes apart, at which a long text can be cut; for gpt2 only, whose pattern is known."""
+        return cuts_before_words(content, every) if self.name == "gpt2" else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
         return ids_to_bytes(ids, self).decode(errors="replace")
 
-    def _encode_slowly(self, texts: Sequence[str]) -> list[Ids]:
+    def _encode_slowly(self, texts: Texts) -> tuple[Ids, Offsets]:
         with _panic_is_said(self.name):
-            return [np.array(ids, np.uint32) for ids in self._judge.encode_ordinary_batch(list(texts))]
+            encoded = [
+                self._judge.encode_to_numpy(str(piece, "utf-8"), disallowed_special=()) for piece in pieces(texts)
+            ]
+        offsets = np.cumsum([0, *map(len, encoded)])
+        return np.concatenate([np.empty(0, np.uint32), *encoded], dtype=np.uint32), offsets
 
-    def _encode_fast(self, texts: Sequence[str]) -> list[Ids]:
-        layout = self._gigatoken.encode_batch([utf8(text) for text in texts]).layout
-        return np.split(layout.content.data, layout.offsets.data[1:-1]) if texts else []
+    def _encode_fast(self, texts: Texts) -> tuple[Ids, Offsets]:
+        layout = self._gigatoken.encode_batch(_borrowed(texts)).layout
+        return layout.content.data, np.asarray(layout.offsets.data)
 
     @cached_property
     def _gigatoken(self) -> Any:
@@ -241,11 +267,11 @@ def _piece(encoding: "tiktoken.Encoding", i: int) -> bytes | None:
 
 @contextmanager
 def _panic_is_said(name: str) -> Iterator[None]:
-    """Turn a panic of tiktoken, which is no Exception and has no public name, into a DataError."""
+    """Turn tiktoken's failure on a text into a DataError; a panic is no Exception and has no public name."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ != "PanicException" and not str(error).startswith("Regex error"):
             raise
         raise DataError(
             f"data.tokenizer={name}: tiktoken cannot encode a text ({error}); it fails on about a million spaces in "
@@ -253,32 +279,25 @@ def _panic_is_said(name: str) -> Iterator[None]:
         ) from None
 
 
-def _excerpts(texts: Sequence[str]) -> list[str]:
-    chosen = texts[:: max(1, len(texts) // _JUDGED_DOCUMENTS)]
-    return [text[at : at + _JUDGED_CHARACTERS] for text in chosen for at in (0, len(text) // 2)]
+def _split(ids: Ids, offsets: Offsets) -> list[Ids]:
+    return np.split(ids, offsets[1:-1]) if len(offsets) > 1 else []
+
+
+def _borrowed(texts: Texts) -> Any:
+    """Texts in the form that gigatoken reads without a copy."""
+    import awkward
+
+    content, offsets = flat(texts)
+    characters = awkward.contents.NumpyArray(content, parameters={"__array__": "char"})
+    starts, kind = awkward.index.Index64(offsets), {"__array__": "string"}
+    return awkward.Array(awkward.contents.ListOffsetArray(starts, characters, parameters=kind))
 
 
 def _gpt2_encoding() -> "tiktoken.Encoding":
     import tiktoken
 
-    return tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=_gpt2_ranks(), special_tokens={END_OF_TEXT: 50256}
-    )
-
-
-def _gpt2_ranks() -> dict[bytes, int]:
-    try:
-        content = GPT2_RANKS.read_bytes()
-    except OSError as error:
-        raise DataError(f"GPT-2's ranks cannot be read: {error}; install gptscale again") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != GPT2_RANKS_SHA256:
-        raise DataError(
-            f"{GPT2_RANKS.name} is damaged: its SHA-256 is {found[:12]}..., not {GPT2_RANKS_SHA256[:12]}...; "
-            "install gptscale again"
-        )
-    pairs = (line.split() for line in content.splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+    ranks = read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256)
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
 
 
 def _tiktoken_encoding(name: str) -> "tiktoken.Encoding":

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.loader import Sampler
+from gptscale.data.corpus import Corpus, open_entry
+from gptscale.data.loader import Samples
 from gptscale.data.manifest import ShardEntry
-from gptscale.data.shard import open_shard, read_starts
+from gptscale.data.shard import read_starts
 from gptscale.data.tokenizer import Tokenizer
 
 
@@ -38,24 +39,40 @@ class TracedSample:
 
     position: int
     epoch: int
+    """As the sample's own corpus counts them."""
     sample: int
     start: int
-    """First token in the training split."""
+    """First token in the training split; of a mixture, in its corpora one after another."""
     stop: int
     """Behind the last token, which is a target only."""
     pieces: list[Piece]
 
 
-class Documents:
-    """The documents of a split, found by a token's place in the stream of its shards."""
+@dataclass(frozen=True)
+class _Shard:
+    """A shard and the corpus that it belongs to."""
 
-    def __init__(self, folder: Path, shards: Sequence[ShardEntry], tokenizer: Tokenizer) -> None:
-        self._folder = folder
-        self._shards = list(shards)
+    folder: Path
+    entry: ShardEntry
+    dtype: str
+
+
+class Documents:
+    """The documents that are trained on, found by a token's place in the stream of all shards of all corpora.
+
+    An adopted file counts as one document, since it does not say where its documents begin.
+    """
+
+    def __init__(self, corpora: Sequence[tuple[Path, Corpus]], tokenizer: Tokenizer) -> None:
+        self._shards = [
+            _Shard(folder, entry, corpus.manifest.settings.dtype)
+            for folder, corpus in corpora
+            for entry in corpus.manifest.of("train")
+        ]
         self._tokenizer = tokenizer
-        self._borders = np.cumsum([0, *(shard.tokens for shard in shards)])
+        self._borders = np.cumsum([0, *(shard.entry.tokens for shard in self._shards)])
         self._starts = cache(read_starts)
-        self._tokens = cache(open_shard)
+        self._tokens = cache(open_entry)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Cut tokens start to stop - 1 of the stream where a document or a shard ends."""
@@ -66,17 +83,17 @@ class Documents:
             yield piece
             start += piece.tokens
 
-    def _piece(self, shard: ShardEntry, offset: int, stop: int) -> Piece:
+    def _piece(self, shard: _Shard, offset: int, stop: int) -> Piece:
         """What begins at an offset of a shard, up to stop or the document's end."""
-        path = self._folder / shard.file
-        begins: npt.NDArray[np.int64] = self._starts(path)
+        entry = shard.entry
+        begins = self._document_starts(shard)
         document = int(np.searchsorted(begins[:, 0], offset, side="right")) - 1
         own, row = begins[document].tolist()
-        end = int(begins[document + 1, 0]) if document + 1 < len(begins) else shard.tokens
-        ids = self._tokens(path)[offset : min(end, stop)].tolist()
+        end = int(begins[document + 1, 0]) if document + 1 < len(begins) else entry.tokens
+        ids = self._tokens(shard.folder, entry, shard.dtype)[offset : min(end, stop)].tolist()
         return Piece(
-            corpus=str(self._folder),
-            shard=shard.file,
+            corpus=str(shard.folder),
+            shard=entry.file,
             offset=offset,
             document=document,
             row=row,
@@ -85,17 +102,25 @@ class Documents:
             text=self._tokenizer.decode(ids),
         )
 
+    def _document_starts(self, shard: _Shard) -> npt.NDArray[np.int64]:
+        if shard.entry.starts_sha256 is None:
+            return np.zeros((1, 2), np.int64)
+        starts: npt.NDArray[np.int64] = self._starts(shard.folder / shard.entry.file)
+        return starts
+
 
 def trace_positions(
-    sampler: Sampler, documents: Documents, positions: npt.NDArray[np.int64], context_length: int
+    sampler: Samples, documents: Documents, positions: npt.NDArray[np.int64], context_length: int
 ) -> Iterator[TracedSample]:
     """The samples at positions of a run, with their documents."""
-    for position, start in zip(positions.tolist(), sampler.starts(positions).tolist(), strict=True):
+    epochs, samples = sampler.locate(positions)
+    columns = (positions, epochs, samples, sampler.starts(positions))
+    for position, epoch, sample, start in zip(*(column.tolist() for column in columns), strict=True):
         stop = start + context_length + 1
         yield TracedSample(
             position=position,
-            epoch=position // sampler.samples,
-            sample=start // sampler.stride,
+            epoch=epoch,
+            sample=sample,
             start=start,
             stop=stop,
             pieces=list(documents.pieces(start, stop)),

@@ -1,38 +1,43 @@
 """A work unit: a range of source documents, which becomes a training shard, a validation shard and a receipt.
 
 What a unit writes depends on its documents and the corpus' settings alone, so units can be made in any order,
-by any number of processes. The receipt is written last: a unit without one is made again.
+by any number of processes, and by two of them at once. The receipt is written last: a unit without one is made again.
 """
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from gptscale.config.schema import DataConfig
+from gptscale.data.blocks import hash_blocks
+from gptscale.data.columns import long_enough
 from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
-from gptscale.data.shard import Tokens, starts_path, write_shard
-from gptscale.data.sources import Source
-from gptscale.data.split import split_text
-from gptscale.data.tokenizer import Ids, Tokenizer, utf8
+from gptscale.data.shard import ShardWriter, Tokens, starts_path
+from gptscale.data.sources import Source, Streamed
+from gptscale.data.split import Documents, split_documents
+from gptscale.data.texts import Offsets, Texts, cut_at, flat
+from gptscale.data.tokenizer import Ids, Tokenizer
 from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")
-_READ_DOCUMENTS = 64  # from the source at once
-_BATCH_CHARACTERS = 2**23  # to the tokenizer at once, which bounds the text held in memory
+_BATCH_BYTES = 2**22  # of text to the tokenizer at once; a longer document is a batch of its own
+_LONGEST = 3
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Documents start to stop - 1 of the source."""
+    """Documents start to stop - 1 of the source; all of file `number` where stop is None."""
 
     number: int
     start: int
-    stop: int
+    stop: int | None
 
 
 class Receipt(Record):
@@ -40,35 +45,52 @@ class Receipt(Record):
 
     key: str
     shards: tuple[ShardEntry, ...]
+    documents: int = 0
+    """Those that were read."""
+    left_out: int = 0
+    """Those that were too short or too long."""
 
 
-def cut_units(documents: int, documents_per_shard: int) -> list[Unit]:
-    """The units of a source; only the last is shorter than documents_per_shard."""
-    starts = range(0, documents, documents_per_shard)
-    return [Unit(i, start, min(start + documents_per_shard, documents)) for i, start in enumerate(starts)]
+def cut_units(source: Source | Streamed, documents_per_shard: int) -> list[Unit]:
+    """The units of a source; only the last is shorter than documents_per_shard. A streamed file is one unit."""
+    if isinstance(source, Streamed):
+        return [Unit(i, 0, None) for i in range(source.files)]
+    starts = range(0, len(source), documents_per_shard)
+    return [Unit(i, start, min(start + documents_per_shard, len(source))) for i, start in enumerate(starts)]
 
 
 def make_unit(
-    unit: Unit, source: Source, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
-) -> tuple[ShardEntry, ...]:
+    unit: Unit, source: Source | Streamed, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
+) -> Receipt:
     """Tokenize a unit's documents, write its shards and then its receipt."""
-    sides: dict[Split, _Side] = {s: _Side(settings.dtype, settings.end_of_text) for s in ("train", "val")}
-    for rows in _batches(source, unit):
-        pairs = [(row, *split_text(text, utf8(text), cfg)) for row, text in rows]
-        sides["train"].add([(row, train) for row, train, _ in pairs if train], tokenizer)
-        sides["val"].add([(row, val) for row, _, val in pairs if val], tokenizer)
-    shards = tuple(side.write(cfg.dir, split, unit) for split, side in sides.items() if side.starts)
-    receipt = Receipt(key=settings.key, shards=shards)
-    write_whole(receipt_path(cfg.dir, unit.number), receipt.model_dump_json().encode())
-    return shards
+    documents = left_out = 0
+    with ExitStack() as stack:
+
+        def side(split: Split) -> _Side:
+            writer = ShardWriter(cfg.folder / shard_name(split, unit.number), settings.dtype)
+            return _Side(split, stack.enter_context(writer), settings.end_of_text)
+
+        train, val = side("train"), side("val")
+        for texts in _batches(source, unit):
+            batch = Documents(np.arange(documents, documents + len(texts)) + unit.start, texts)
+            documents += len(texts)
+            kept = long_enough(texts, cfg.given_source)
+            batch = batch if kept is None else batch.where(np.asarray(kept))
+            left_out += len(texts) - len(batch.rows)
+            for part, of_it in zip((train, val), split_documents(batch, cfg), strict=True):
+                part.add(of_it, tokenizer)
+        shards = tuple(part.finish() for part in (train, val) if part.rows)
+    receipt = Receipt(key=settings.key, shards=shards, documents=documents, left_out=left_out)
+    write_whole(receipt_path(cfg.folder, unit.number), receipt.model_dump_json().encode())
+    return receipt
 
 
-def finished_shards(folder: Path, unit: Unit, key: str) -> tuple[ShardEntry, ...] | None:
+def finished(folder: Path, unit: Unit, key: str) -> Receipt | None:
     """What a unit wrote under these settings, every file checked by its hash; None if it is to be made."""
     receipt = read_receipt(receipt_path(folder, unit.number))
     if receipt is None or receipt.key != key:
         return None
-    return receipt.shards if all(_is_whole(folder, shard) for shard in receipt.shards) else None
+    return receipt if all(_is_whole(folder, shard) for shard in receipt.shards) else None
 
 
 def remove_unit(folder: Path, number: int) -> None:
@@ -105,57 +127,95 @@ def shard_name(split: str, number: int) -> str:
 
 
 def _is_whole(folder: Path, shard: ShardEntry) -> bool:
+    assert shard.starts_sha256 is not None
     path = folder / shard.file
     wanted = {starts_path(path): shard.starts_sha256, path: shard.sha256}
     return all(file.is_file() and hash_file(file) == sha256 for file, sha256 in wanted.items())
 
 
-def _batches(source: Source, unit: Unit) -> Iterator[list[tuple[int, str]]]:
-    """Rows and texts of a unit's documents, as many at once as make a batch."""
-    batch: list[tuple[int, str]] = []
-    characters = 0
-    for start in range(unit.start, unit.stop, _READ_DOCUMENTS):
-        texts = source.read(start, min(start + _READ_DOCUMENTS, unit.stop))
-        batch.extend(enumerate(texts, start))
-        characters += sum(map(len, texts))
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    yield batch
+def _batches(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
+    """The texts of a unit's documents, a few megabytes at once."""
+    for texts in _read(source, unit):
+        _, offsets = flat(texts)
+        start = 0
+        while start < len(texts):
+            stop = int(np.searchsorted(offsets, offsets[start] + _BATCH_BYTES, "right")) - 1
+            stop = max(start + 1, stop)
+            yield texts.slice(start, stop - start)
+            start = stop
+
+
+def _read(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
+    if isinstance(source, Streamed):
+        return source.read_file(unit.number)
+    assert unit.stop is not None
+    return source.read(unit.start, unit.stop)
 
 
 @dataclass
 class _Side:
-    """The tokens of one split of a unit, as they grow."""
+    """The tokens of one split of a unit, on their way to its shard."""
 
-    dtype: str
+    split: Split
+    writer: ShardWriter
     end_of_text: int | None
-    pieces: list[Tokens] = field(default_factory=list)  # one for each batch
-    starts: list[tuple[int, int]] = field(default_factory=list)
-    tokens: int = 0
+    rows: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
+    starts: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
     text_bytes: int = 0
 
-    def add(self, rows: list[tuple[int, str]], tokenizer: Tokenizer) -> None:
-        encoded = tokenizer.encode_batch([text for _, text in rows])
-        prefix = [] if self.end_of_text is None else [np.array([self.end_of_text], np.uint32)]
-        parts: list[Ids] = []
-        for (row, text), ids in zip(rows, encoded, strict=True):
-            self.starts.append((self.tokens, row))
-            self.tokens += len(prefix) + len(ids)
-            self.text_bytes += len(utf8(text))
-            parts += [*prefix, ids]
-        if parts:
-            self.pieces.append(np.concatenate(parts, dtype=self.dtype, casting="same_kind"))
+    def add(self, documents: Documents, tokenizer: Tokenizer) -> None:
+        if len(documents.rows) == 0:
+            return
+        self.rows.append(documents.rows)
+        self.text_bytes += len(flat(documents.texts)[0])
+        if len(documents.rows) == 1:
+            self._add_one(documents.texts, tokenizer)
+            return
+        ids, offsets = tokenizer.encode_texts(documents.texts)
+        if self.end_of_text is not None:
+            ids, offsets = _with_end_of_text(ids, offsets, self.end_of_text, self.writer.dtype)
+        self.starts.append(offsets[:-1] + self.writer.tokens)
+        self.writer.append(ids)
 
-    def write(self, folder: Path, split: Split, unit: Unit) -> ShardEntry:
-        path = folder / shard_name(split, unit.number)
-        write_shard(path, np.concatenate(self.pieces), np.array(self.starts, np.int64))
+    def _add_one(self, text: Texts, tokenizer: Tokenizer) -> None:
+        """A document that may be of any length, some megabytes at a time."""
+        self.starts.append(np.array([self.writer.tokens]))
+        if self.end_of_text is not None:
+            self.writer.append(np.array([self.end_of_text], self.writer.dtype))
+        parts = cut_at(text, tokenizer.cuts(flat(text)[0], _BATCH_BYTES))
+        for number in range(len(parts)):
+            self.writer.append(tokenizer.encode_texts(parts.slice(number, 1))[0])
+
+    def finish(self) -> ShardEntry:
+        path, tokens = self.writer.path, self.writer.tokens
+        starts = np.stack([np.concatenate(self.starts), np.concatenate(self.rows)], axis=1)
+        self.writer.finish(starts)
+        sha256, blocks = hash_blocks(path)
         return ShardEntry(
             file=path.name,
-            split=split,
-            tokens=self.tokens,
-            documents=len(self.starts),
+            split=self.split,
+            tokens=tokens,
+            documents=len(starts),
             text_bytes=self.text_bytes,
-            sha256=hash_file(path),
+            sha256=sha256,
+            blocks_sha256=blocks,
             starts_sha256=hash_file(starts_path(path)),
+            longest=_longest(np.diff(starts[:, 0], append=tokens), starts[:, 1]),
         )
+
+
+def _with_end_of_text(ids: Ids, offsets: Offsets, end_of_text: int, dtype: Any) -> tuple[Tokens, Offsets]:
+    """The ids with an end-of-text token before every document."""
+    documents = len(offsets) - 1
+    moved = offsets + np.arange(documents + 1)
+    wider: Tokens = np.empty(len(ids) + documents, dtype)
+    is_text = np.ones(len(wider), bool)
+    is_text[moved[:-1]] = False
+    wider[is_text] = ids
+    wider[moved[:-1]] = end_of_text
+    return wider, moved
+
+
+def _longest(tokens: Offsets, rows: Offsets) -> tuple[tuple[int, int], ...]:
+    first = np.lexsort((rows, -tokens))[:_LONGEST]
+    return tuple((int(tokens[i]), int(rows[i])) for i in first)

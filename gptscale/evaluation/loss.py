@@ -23,6 +23,10 @@ class Evaluation:
     bytes: int
     """UTF-8 bytes that the predicted tokens stand for."""
 
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        """The loss over both sets of windows."""
+        return Evaluation(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
+
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats per token."""

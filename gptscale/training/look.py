@@ -1,10 +1,13 @@
 """A look at the model during training: its loss on fixed windows, and what it writes."""
 
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 
 from gptscale.config.schema import Config
-from gptscale.data.corpus import Corpus
+from gptscale.data.corpora import Corpora
 from gptscale.data.loader import eval_batches, evenly_spaced_windows
+from gptscale.data.manifest import Split
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.evaluation.loss import Evaluation, evaluate_loss
@@ -17,24 +20,27 @@ from gptscale.runtime.seeding import seed_at
 class Look:
     """Evaluations over the same windows each time, and samples from the same prompts."""
 
-    def __init__(self, cfg: Config, engine: Engine, model: GPTModel, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    def __init__(self, cfg: Config, engine: Engine, model: GPTModel, corpora: Corpora, tokenizer: Tokenizer) -> None:
         self._cfg = cfg
         self._engine = engine
         self._model = model
-        self._corpus = corpus
+        self._corpora = corpora
         self._tokenizer = tokenizer
         self._token_bytes = tokenizer.token_bytes
 
     def evaluate(self) -> dict[str, float]:
         """Loss on validation and training windows as a record's measurements. All ranks call this together."""
-        val = self._over(self._corpus.val, self._cfg.eval.sequences)
+        each = self._over("val", self._cfg.eval.sequences)
+        val = reduce(add, each)
         measured = {
             "val/loss": val.loss,
             "val/perplexity": val.perplexity,
             "val/bits_per_byte": val.bits_per_byte,
         }
+        if len(each) > 1:
+            measured |= {f"val/loss/{name}": its.loss for name, its in zip(self._corpora.names, each, strict=True)}
         if self._cfg.eval.train_sequences:
-            seen = self._over(self._corpus.train, self._cfg.eval.train_sequences)
+            seen = reduce(add, self._over("train", self._cfg.eval.train_sequences))
             measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
         return measured
 
@@ -57,7 +63,12 @@ class Look:
         for prompt, text in zip(sample.prompts, texts, strict=True):
             yield prompt, text.removeprefix(prompt)
 
-    def _over(self, stream: TokenStream, count: int | None) -> Evaluation:
+    def _over(self, split: Split, count: int | None) -> list[Evaluation]:
+        """Up to count windows in all, of each corpus as many as its weight says."""
+        counts = self._corpora.window_counts(count)
+        return [self._over_one(part.of(split), its) for part, its in zip(self._corpora.parts, counts, strict=True)]
+
+    def _over_one(self, stream: TokenStream, count: int | None) -> Evaluation:
         engine, context_length = self._engine, self._cfg.model.context_length
         starts = evenly_spaced_windows(stream, context_length, count)
         micro_batch = self._cfg.train.micro_batch_sequences

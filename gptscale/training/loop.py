@@ -111,6 +111,7 @@ def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
         "tokens": run.plan.tokens_at(state.step),
         "epoch": run.plan.epoch_at(state.step),
         "time_s": run.meter.total_s,
+        **run.loader.sampler.epochs(state.samples),
         **measured,
     }
     run.tracker.log(record)

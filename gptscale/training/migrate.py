@@ -9,8 +9,7 @@ from gptscale.checkpoint.layout import list_checkpoints
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
-from gptscale.data.corpus import check_corpus, open_corpus
-from gptscale.data.loader import count_samples
+from gptscale.data.corpora import check_corpora, open_corpora
 from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment
@@ -45,8 +44,8 @@ def import_state(cfg: Config, folder: Path) -> Path:
         )
     if list_checkpoints(cfg.run.dir):
         raise TrainingError(f"run.dir={cfg.run.dir} has checkpoints of its own; import into a new run.dir")
-    corpus = open_corpus(cfg.data.dir)
-    check_corpus(corpus, cfg)
+    corpora = open_corpora(cfg)
+    check_corpora(corpora, cfg)
     state = read_saved_state(folder, cfg.model)
     store = Store(
         cfg.run.dir,
@@ -54,19 +53,19 @@ def import_state(cfg: Config, folder: Path) -> Path:
         Retention(None),
         background=False,
         config=cfg.model_dump(mode="json"),
-        data_fingerprint=corpus.manifest.fingerprint,
+        data_fingerprint=corpora.fingerprint,
         versions=package_versions(),
     )
     with closing(store):
-        store.save(state.step, _ledger(cfg, len(corpus.train), state.step), _fragments(state))
+        store.save(state.step, _ledger(cfg, corpora.sampler(cfg).samples, state.step), _fragments(state))
         saved = store.finish()
     assert saved is not None
     return saved.path
 
 
-def _ledger(cfg: Config, tokens: int, step: int) -> dict[str, object]:
+def _ledger(cfg: Config, samples: int, step: int) -> dict[str, object]:
     """As a run of ours would have it after so many steps."""
-    plan = make_plan(with_micro_batch(cfg), count_samples(tokens, cfg.model.context_length, cfg.stride), world=1)
+    plan = make_plan(with_micro_batch(cfg), samples, world=1)
     reached = TrainState(step=step, samples=plan.samples_at(step), segments=[plan.segment])
     lr = lr_at(step - 1, cfg.optim, plan.total_steps)
     return reached.ledger(lr=lr, total_steps=plan.total_steps, loss_scaler={}, interval=reached.interval)

@@ -17,6 +17,7 @@ FIXED = (
     ("run", "seed"),
     ("data", "tokenizer"),
     ("data", "stride"),
+    ("data", "shuffle_block_samples"),
     ("train", "tokens_per_step"),
     ("optim", "name"),
 )
@@ -60,9 +61,13 @@ def check_same_data(cfg: Config, fingerprint: str, path: Path, manifest: Checkpo
     """Raise CheckpointError unless the corpus is the one that the checkpoint's positions count in."""
     if manifest.data_fingerprint != fingerprint:
         raise CheckpointError(
-            f"{path} was trained on data {manifest.data_fingerprint[:12]}, but data.dir={cfg.data.dir} holds "
+            f"{path} was trained on data {manifest.data_fingerprint[:12]}, but {_where(cfg)} holds "
             f"{fingerprint[:12]}; point data.dir at the first corpus, or start a new run in another run.dir"
         )
+
+
+def _where(cfg: Config) -> str:
+    return f"data.dir={cfg.data.dir}" if cfg.data.dir else "data.mixture"
 
 
 def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:

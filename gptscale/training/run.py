@@ -8,8 +8,8 @@ import torch
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
-from gptscale.data.corpus import Corpus, check_corpus, open_corpus
-from gptscale.data.loader import StepLoader, count_samples
+from gptscale.data.corpora import Corpora, check_corpora, open_corpora
+from gptscale.data.loader import StepLoader
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
@@ -55,10 +55,9 @@ def train(cfg: Config) -> bool:
 
 
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
-    corpus = ranks.agree(lambda: _open_corpus(cfg))
+    corpora = ranks.agree(lambda: _open_corpora(cfg))
     cfg = with_micro_batch(cfg)
-    samples = count_samples(len(corpus.train), cfg.model.context_length, cfg.stride)
-    plan = make_plan(cfg, samples, launched_world())
+    plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world())
     engine = start_engine(
         cfg.train.precision,
         plan.accumulation,
@@ -66,40 +65,40 @@ def _train_together(cfg: Config, stop: StopRequest) -> bool:
         clip_norm=cfg.optim.clip_norm,
     )
     try:
-        finished = _train(cfg, corpus, plan, engine, stop)
+        finished = _train(cfg, corpora, plan, engine, stop)
     finally:
         engine.close()
     ranks.leave()
     return finished
 
 
-def _open_corpus(cfg: Config) -> Corpus:
-    corpus = open_corpus(cfg.data.dir)
-    check_corpus(corpus, cfg)
-    return corpus
+def _open_corpora(cfg: Config) -> Corpora:
+    corpora = open_corpora(cfg)
+    check_corpora(corpora, cfg)
+    return corpora
 
 
-def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
+def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
-    for line in _summary(cfg, plan, engine, model, corpus):
+    for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
     with ExitStack() as stack:
         stack.enter_context(held(cfg.run.dir, engine))
-        store = stack.enter_context(closing(_open_store(cfg, engine, corpus)))
-        state, plan = resume(cfg, corpus.manifest.fingerprint, engine, plan)
+        store = stack.enter_context(closing(_open_store(cfg, engine, corpora)))
+        state, plan = resume(cfg, corpora.fingerprint, engine, plan)
         if state.step >= plan.total_steps:
             engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
             return True
-        engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
+        engine.agree(lambda: _begin(cfg, store, engine, corpora, model, state) if engine.is_first else None)
         meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
         meter.restore(state.interval)
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
-        loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
-        look = Look(cfg, engine, model, corpus, tokenizer)
+        loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
+        look = Look(cfg, engine, model, corpora, tokenizer)
         finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
@@ -115,7 +114,7 @@ def _new_model(cfg: Config, engine: Engine) -> GPTModel:
         return GPTModel(cfg.model, seed=None)
 
 
-def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
+def _open_store(cfg: Config, engine: Engine, corpora: Corpora) -> Store:
     keep = cfg.checkpoint
     return Store(
         cfg.run.dir,
@@ -123,12 +122,12 @@ def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
         Retention(keep.keep, keep.keep_every_steps, keep.keep_best),
         background=keep.background,
         config=cfg.model_dump(mode="json"),
-        data_fingerprint=corpus.manifest.fingerprint,
+        data_fingerprint=corpora.fingerprint,
         versions=package_versions(),
     )
 
 
-def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPTModel, state: TrainState) -> None:
+def _begin(cfg: Config, store: Store, engine: Engine, corpora: Corpora, model: GPTModel, state: TrainState) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
     store.check_room(model.num_parameters())
     open_folder(
@@ -137,7 +136,7 @@ def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPT
         device=describe_device(engine.device),
         engine=engine.name,
         world=engine.world,
-        data_fingerprint=corpus.manifest.fingerprint,
+        data_fingerprint=corpora.fingerprint,
     )
 
 
@@ -147,12 +146,11 @@ def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState) ->
     return Tracker(JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir), Console(plan.total_steps, state.step))
 
 
-def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
+def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
     return StepLoader(
-        corpus.train,
+        corpora.train,
+        sampler=corpora.sampler(cfg),
         context_length=cfg.model.context_length,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=plan.sequences_per_step,
         micro_batch_sequences=plan.micro_batch_sequences,
         rank=engine.rank,
@@ -164,12 +162,12 @@ def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state:
     )
 
 
-def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpus: Corpus) -> list[str]:
+def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: Corpora) -> list[str]:
     tokens = plan.tokens_at(plan.total_steps)
     return [
         f"model: {model.num_parameters():,} parameters, context {cfg.model.context_length}",
-        f"data: {len(corpus.train):,} training and {len(corpus.val):,} validation tokens, "
-        f"fingerprint {corpus.manifest.fingerprint[:12]}",
+        f"data: {len(corpora.train):,} training and {len(corpora.val):,} validation tokens, "
+        f"fingerprint {corpora.fingerprint[:12]}",
         f"run: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "

@@ -9,8 +9,7 @@ import numpy.typing as npt
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
-from gptscale.data.corpus import check_corpus, open_corpus
-from gptscale.data.loader import Sampler, count_samples
+from gptscale.data.corpora import check_corpora, open_corpora
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
@@ -27,18 +26,20 @@ def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterat
     if not (run_dir / "config.yaml").is_file():
         raise TrainingError(f"{run_dir} holds no config.yaml; give a run folder that `gptscale train` has written to")
     cfg = load_config(run_dir / "config.yaml")
-    folder = data_dir or cfg.data.dir
-    corpus = open_corpus(folder)
-    check_corpus(corpus, cfg)
-    recorded, found = recorded_fingerprint(run_dir), corpus.manifest.fingerprint
+    if data_dir is not None:
+        cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"dir": data_dir, "mixture": ()})})
+    corpora = open_corpora(cfg)
+    check_corpora(corpora, cfg)
+    recorded, found = recorded_fingerprint(run_dir), corpora.fingerprint
     if recorded is not None and recorded != found:
+        where = ", ".join(map(str, corpora.folders))
         raise TrainingError(
-            f"{run_dir} was trained on data {recorded[:12]}, but {folder} holds {found[:12]}; "
+            f"{run_dir} was trained on data {recorded[:12]}, but {where} holds {found[:12]}; "
             "give the corpus of the run with --data-dir"
         )
-    sampler = Sampler(count_samples(len(corpus.train), cfg.model.context_length, cfg.stride), cfg.stride, cfg.run.seed)
-    documents = Documents(folder, corpus.manifest.of("train"), load_tokenizer(cfg.data.tokenizer))
-    return trace_positions(sampler, documents, _positions(run_dir, cfg, step), cfg.model.context_length)
+    opened = list(zip(corpora.folders, corpora.parts, strict=True))
+    documents = Documents(opened, load_tokenizer(cfg.data.tokenizer))
+    return trace_positions(corpora.sampler(cfg), documents, _positions(run_dir, cfg, step), cfg.model.context_length)
 
 
 def _positions(run_dir: Path, cfg: Config, step: int) -> npt.NDArray[np.int64]:

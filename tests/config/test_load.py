@@ -30,6 +30,7 @@ def test_the_shipped_configs_are_those_the_readme_names() -> None:
         "gpt2-350m.yaml",
         "gpt2-774m.yaml",
         "gpt2-1558m.yaml",
+        "mixture.yaml",
     } <= {p.name for p in CONFIGS}
 
 

@@ -1,5 +1,7 @@
 """A corpus is opened only when it is whole, and trained on only when it suffices."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.data import corpus as module
+from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import check_corpus, check_split, open_corpus
+from gptscale.data.loader import StepLoader
 from gptscale.data.manifest import Split
 from gptscale.data.prepare import prepare
 from gptscale.errors import DataError
@@ -52,7 +56,7 @@ def test_a_missing_corpus_says_to_prepare(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_names_the_shard_and_prepare_mends_it(cfg: Config) -> None:
     damage(cfg.data.dir / "val-00000.bin")
-    match = r"shard .*val-00000.bin is damaged: its SHA-256 is .*; run prepare again, which makes that shard again"
+    match = r"shard .*val-00000.bin is damaged in its bytes 0 to 1,046: its SHA-256 is .*; run prepare again, which makes that shard again"
     with pytest.raises(DataError, match=match):
         open_corpus(cfg.data.dir)
     prepare(cfg, lambda line: None)
@@ -64,7 +68,7 @@ def test_damaged_document_starts_are_noticed_and_prepare_mends_them(cfg: Config,
     path = cfg.data.dir / "train-00000.starts.npy"
     whole = path.read_bytes()
     damage(path) if how == "flip" else path.write_bytes(whole[:-1]) if how == "cut" else path.unlink()
-    match = r"document starts .*train-00000.starts.npy is (damaged: its SHA-256 is|missing).*; run prepare again, which"
+    match = r"document starts .*train-00000.starts.npy is (damaged in its bytes 0 to .*: its SHA-256 is|missing).*; run prepare again, which"
     with pytest.raises(DataError, match=match):
         open_corpus(cfg.data.dir)
     prepare(cfg, lambda line: None)
@@ -169,3 +173,18 @@ def test_a_split_of_another_tokenizer_or_a_larger_vocabulary_is_refused_by_its_f
     )
     with pytest.raises(DataError, match=match):
         check_split(corpus, with_model(cfg, vocab_size=256), "val", folder)
+
+
+def test_a_corpus_on_a_read_only_file_system_is_trained_on(cfg: Config, tmp_path: Path) -> None:
+    if os.geteuid() or subprocess.run(["mount", "--bind", cfg.data.dir, cfg.data.dir]).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", cfg.data.dir], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (cfg.data.dir / "x").touch()
+        corpora = open_corpora(cfg)
+        settings = {"context_length": 4, "sequences_per_step": 2, "micro_batch_sequences": 2, "total_steps": 1}
+        with StepLoader(corpora.train, sampler=corpora.sampler(cfg), rank=0, world=1, **settings) as loader:
+            assert loader.next_step()[0].inputs.shape == (2, 4)
+    finally:
+        subprocess.run(["umount", "-l", cfg.data.dir], check=True)

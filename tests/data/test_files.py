@@ -3,12 +3,13 @@
 import errno
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from gptscale.data.files import remove_leftovers, write_whole
-from gptscale.disk import hash_file
+from gptscale.disk import hash_file, this_host
 from gptscale.errors import DataError
 
 
@@ -50,8 +51,14 @@ def test_other_failures_of_the_disk_pass_through(tmp_path: Path, monkeypatch: py
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -> None:
     # a process number beyond Linux' largest (2**22) is nobody's; the parent lives
-    gone = [".train-00000.bin.99999999.tmp", f".manifest.json.{os.getpid()}.tmp"]
-    stay = [f".train-00000.bin.{os.getppid()}.tmp", ".train-00000.bin.tmp", "train.1.tmp", ".x.99999999.tmp.bin"]
+    host = this_host()
+    gone = [f".train-00000.bin.{host}.99999999.00ff00ff.tmp", f".manifest.json.{host}.{os.getpid()}.00000000.tmp"]
+    stay = [
+        f".train-00000.bin.{host}.{os.getppid()}.00ff00ff.tmp",
+        f".train-00000.bin.another-{host}.99999999.00ff00ff.tmp",
+        ".train-00000.bin.tmp",
+        "train.1.tmp",
+    ]
     for name in [*gone, *stay]:
         (tmp_path / name).write_bytes(b"half")
     remove_leftovers(tmp_path)
@@ -63,6 +70,15 @@ def test_somebody_elses_process_lives_too(tmp_path: Path, monkeypatch: pytest.Mo
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", kill)
-    (tmp_path / ".a.12.tmp").write_bytes(b"half")
+    (tmp_path / f".a.{this_host()}.12.00ff00ff.tmp").write_bytes(b"half")
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".a.12.tmp"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_another_machine_has_not_touched_for_a_day_is_a_leftover(tmp_path: Path) -> None:
+    for name, hours in [("old", 25), ("new", 23)]:
+        path = tmp_path / f".{name}.another-{this_host()}.12.00ff00ff.tmp"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+    remove_leftovers(tmp_path)
+    assert [path.name[:4] for path in tmp_path.iterdir()] == [".new"]

@@ -21,7 +21,8 @@ from gptscale.data.stream import TokenStream
 # Token i has the value i, so a sample's first token says where it starts.
 STREAM = TokenStream([np.arange(0, 30, dtype=np.uint16), np.arange(30, 58, dtype=np.uint16)])
 SETTINGS: dict[str, Any] = {
-    "context_length": 4, "stride": 3, "seed": 7, "sequences_per_step": 5, "micro_batch_sequences": 2,
+    "context_length": 4, "sequences_per_step": 5, "micro_batch_sequences": 2,
+    "sampler": Sampler(samples=18, stride=3, seed=7),
     "rank": 0, "world": 1, "total_steps": 9,
 }  # fmt: skip
 SAMPLES = 18  # starts 0, 3, ..., 51: the last one's target is token 55
@@ -82,6 +83,26 @@ def test_all_ranks_together_read_the_step_of_one_rank(world: int) -> None:
         assert sorted(x for share in shares for x in rows(share)) == sorted(rows(single[step]))
         # 5 samples in micro-batches of 2 are 3 micro-batches
         assert {len(share) for share in shares} == {-(-3 // world)}
+
+
+@pytest.mark.parametrize("block", [None, 1, 4, 7, 18, 100])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+def test_every_sample_comes_once_in_an_epoch_from_every_resume_point(world: int, block: int | None) -> None:
+    # 18 steps of 5 samples are 5 epochs of 18; steps are cut where a run stopped and went on
+    sampler = Sampler(samples=SAMPLES, stride=3, seed=7, block=block)
+    steps = [load(rank=rank, world=world, sampler=sampler, total_steps=18) for rank in range(world)]
+    for resumed in range(18):
+        found: list[int] = []
+        for first, last in [(0, resumed), (resumed, 18)]:
+            ranks = [
+                load(rank=r, world=world, sampler=sampler, first_step=first, total_steps=last) for r in range(world)
+            ]
+            parts = {b.first_position: rows([b]) for rank in ranks for step in rank for b in step if rows([b])}
+            found += [start for position in sorted(parts) for start in parts[position]]
+        for epoch in range(5):
+            assert sorted(found[epoch * 18 : epoch * 18 + 18]) == list(range(0, 54, 3))
+        whole = {b.first_position: rows([b]) for rank in steps for step in rank for b in step if rows([b])}
+        assert found == [start for position in sorted(whole) for start in whole[position]]
 
 
 def test_micro_batches_are_the_same_ones_for_any_number_of_ranks() -> None:

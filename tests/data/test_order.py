@@ -1,16 +1,43 @@
 """The sample order is a bijection, new for every seed and epoch, and never changes."""
 
 import math
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from gptscale.data.order import order
+from gptscale.data.order import block_order, order
 
 
 @pytest.mark.parametrize("n", [*range(1, 40), 99, 100, 101, 1000, 4095, 4096, 4097, 65_537])
 def test_every_sample_comes_once(n: int) -> None:
     assert np.array_equal(np.sort(order(3, 5, np.arange(n), n)), np.arange(n))
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 32, 99, 100, 101, 1000])
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 100, 1001])
+def test_every_sample_comes_once_in_blocks_too(n: int, block: int) -> None:
+    found = block_order(3, 5, np.arange(n), n, block)
+    assert np.array_equal(np.sort(found), np.arange(n))
+    for start in range(0, n, block):
+        piece = found[start : start + block]
+        assert piece.max() - piece.min() == len(piece) - 1  # neighbours, in one block
+        assert piece.min() % block == 0
+
+
+def test_blocks_and_the_samples_in_them_have_new_orders_each_epoch() -> None:
+    epochs = [block_order(3, epoch, np.arange(1000), 1000, 50) for epoch in range(4)]
+    blocks = [tuple(found[::50] // 50) for found in epochs]
+    within = [tuple(piece % 50) for found in epochs for piece in found.reshape(-1, 50)]
+    assert len(set(blocks)) == 4
+    assert len(set(within)) == 80
+    assert not any(np.array_equal(piece, np.sort(piece)) for piece in within)
+
+
+def test_a_part_of_a_block_order_equals_the_whole_there() -> None:
+    whole = block_order(1, 2, np.arange(1000), 1000, 33)
+    assert np.array_equal(block_order(1, 2, [[7, 999], [0, 7]], 1000, 33), whole[[[7, 999], [0, 7]]])
 
 
 def test_a_part_of_the_order_equals_the_whole_there() -> None:
@@ -107,3 +134,14 @@ def test_the_order_never_changes_silently() -> None:
 GOLDEN_18 = [0, 16, 1, 14, 7, 5, 10, 3, 8, 17, 12, 9, 15, 13, 2, 11, 6, 4]
 GOLDEN_18_NEXT = [14, 0, 15, 10, 4, 1, 12, 3, 9, 13, 6, 17, 16, 8, 5, 11, 2, 7]
 GOLDEN_TRILLION = [296242059201, 696423595673, 212925517863, 204284174764]
+
+
+def test_the_order_of_a_trillion_tokens_starts_at_once() -> None:
+    samples = 10**12 // 1024
+    tracemalloc.start()
+    began = time.perf_counter()
+    order(0, 0, np.arange(samples - 512, samples), samples)
+    seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+    assert seconds < 0.05 * 20  # on a machine that is busy with tests

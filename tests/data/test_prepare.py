@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from gptscale.config.schema import Config, SourceConfig
-from gptscale.data import prepare as module
+from gptscale.data import job as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
 from gptscale.data.sources import TextList
 from gptscale.data.split import is_held_out
 from gptscale.data.tokenizer import load_tokenizer
+from gptscale.disk import this_host
 from gptscale.errors import DataError
 
 LINES = [f"line {i}" for i in range(20)]
@@ -41,6 +42,11 @@ def run(cfg: Config) -> list[str]:
     said: list[str] = []
     prepare(cfg, said.append)
     return said
+
+
+def verbs(said: list[str]) -> list[str]:
+    """Whether each unit was made or reused, in the order in which they were done."""
+    return [line.split()[2] for line in said if line.startswith("unit")]
 
 
 def kill_after_two_units(cfg: Config) -> None:
@@ -92,7 +98,7 @@ def test_tokenizers_beyond_65536_ids_make_wider_shards(cfg: Config, monkeypatch:
     tokenizer = load_tokenizer("bytes")
     monkeypatch.setattr(tokenizer, "n_vocab", 65_537)
     monkeypatch.setattr(tokenizer, "end_of_text", 65_536)
-    monkeypatch.setattr(module, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(module, "load_tokenizer", lambda *name: tokenizer)
     assert prepare(cfg, lambda line: None).settings.dtype == "uint32"
     assert open_corpus(cfg.data.dir).train.read(0, 2).tolist() == [65_536, ord("l")]
 
@@ -100,10 +106,11 @@ def test_tokenizers_beyond_65536_ids_make_wider_shards(cfg: Config, monkeypatch:
 def test_what_is_said_ends_with_sizes_split_and_fingerprint(cfg: Config) -> None:
     said = run(cfg)
     manifest = load_manifest(cfg.data.dir)
-    assert said[0].startswith("unit 1/4: wrote train-00000.bin (")
+    assert said[0].startswith("disk: about ")
+    assert said[1].startswith("unit 1: wrote train-00000.bin (")
     held = [line for line in LINES if is_held_out(line.encode(), 0, 0.3)]
     size = sum(map(len, held))
-    assert said[-3] == f"val: {len(held)} documents, {size} bytes, {size + len(held)} tokens"
+    assert said[2 + 4] == f"val: {len(held)} documents, {size} bytes, {size + len(held)} tokens"
     assert said[-2] == "split: hash, 0.3 for validation (seed 0, by document)"
     assert said[-1] == f"fingerprint: {manifest.fingerprint}"
 
@@ -111,7 +118,7 @@ def test_what_is_said_ends_with_sizes_split_and_fingerprint(cfg: Config) -> None
 def test_a_whole_corpus_is_reused_and_nothing_is_written(cfg: Config) -> None:
     run(cfg)
     before = snapshot(cfg.data.dir)
-    assert all("reusing" in line for line in run(cfg) if line.startswith("unit"))
+    assert verbs(run(cfg)) == ["reusing"] * 4
     assert snapshot(cfg.data.dir) == before
 
 
@@ -120,7 +127,7 @@ def test_a_corpus_may_move_with_its_text(cfg: Config, text: Path, tmp_path: Path
     (tmp_path / "elsewhere").mkdir()
     text.rename(tmp_path / "elsewhere" / "x.txt")
     moved = make_config(tmp_path / "elsewhere" / "x.txt", data=cfg.data.model_dump(include=SETTLED))
-    assert "reusing" in run(moved)[0]
+    assert set(verbs(run(moved))) == {"reusing"}
 
 
 @pytest.mark.parametrize("damage", ["delete", "flip"])
@@ -132,8 +139,7 @@ def test_only_a_damaged_unit_is_made_again(cfg: Config, name: str, damage: str) 
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content) if damage == "flip" else shard.unlink()
-    verbs = [line.split()[2] for line in run(cfg) if line.startswith("unit")]
-    assert verbs == ["reusing", "reusing", "wrote", "reusing"]
+    assert verbs(run(cfg)) == ["reusing", "reusing", "wrote", "reusing"]
     assert {name: file[0] for name, file in snapshot(cfg.data.dir).items()} == {n: f[0] for n, f in before.items()}
 
 
@@ -145,7 +151,7 @@ def test_a_killed_preparation_goes_on_where_it_was(cfg: Config) -> None:
     kill_after_two_units(cfg)
     with pytest.raises(DataError, match="holds no corpus"):
         load_manifest(cfg.data.dir)
-    assert [line.split()[2] for line in run(cfg)[:4]] == ["reusing", "reusing", "wrote", "wrote"]
+    assert verbs(run(cfg)) == ["reusing", "reusing", "wrote", "wrote"]
     assert load_manifest(cfg.data.dir) == whole
 
 
@@ -157,7 +163,7 @@ def test_an_unfinished_corpus_of_other_settings_is_left_alone(cfg: Config, text:
     with pytest.raises(DataError, match=match):
         run(other)
     assert snapshot(cfg.data.dir) == before
-    assert [line.split()[2] for line in run(cfg)[:4]] == ["reusing", "reusing", "wrote", "wrote"]
+    assert verbs(run(cfg)) == ["reusing", "reusing", "wrote", "wrote"]
     assert not (cfg.data.dir / "settings.json").exists()
 
 
@@ -184,7 +190,7 @@ def test_a_unit_with_a_damaged_receipt_is_made_again_under_any_settings(
 
 def test_what_a_killed_preparation_was_writing_is_removed(cfg: Config) -> None:
     kill_after_two_units(cfg)
-    (cfg.data.dir / ".train-00002.bin.99999999.tmp").write_bytes(b"half")
+    (cfg.data.dir / f".train-00002.bin.{this_host()}.99999999.00ff00ff.tmp").write_bytes(b"half")
     run(cfg)
     assert not list(cfg.data.dir.glob(".*"))
 
@@ -220,7 +226,7 @@ def test_a_folder_with_another_corpus_is_left_alone(cfg: Config, text: Path, mak
     with pytest.raises(DataError, match=match):
         run(other)
     text.write_text("other text")
-    with pytest.raises(DataError, match=r"holds another corpus \(source .*x.txt has changed\)"):
+    with pytest.raises(DataError, match=r"holds another corpus \(source: x.txt has changed\)"):
         run(cfg)
     assert snapshot(cfg.data.dir) == before
 
@@ -261,6 +267,38 @@ def test_a_corpus_from_the_hub_stays_at_its_revision(cfg: Config, monkeypatch: p
     run(cfg)
     run(cfg)
     assert asked == [None, "newest", "newest"]
+
+
+def test_documents_of_other_lengths_are_left_out_and_counted(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("a\nbbbb\n\nccc\nddddddd")
+    source = {"min_characters": 2, "max_characters": 4}
+    said: list[str] = []
+    manifest = prepare(make_config(tmp_path / "x.txt", source=source, data={"validation_fraction": 0}), said.append)
+    assert bytes(open_corpus(tmp_path / "corpus").train.read(0, 9).astype(np.uint8)) == b"\0bbbb\0ccc"
+    assert manifest.left_out == 3
+    assert "left out: 3 documents, too short or too long" in said
+    with pytest.raises(DataError, match=r"another corpus \(source.min_characters 2 there, 3 here\)"):
+        run(make_config(tmp_path / "x.txt", source={**source, "min_characters": 3}, data={"validation_fraction": 0}))
+
+
+def test_lengths_that_leave_nothing_are_refused(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("a\nb")
+    match = r"left out by data.source.min_characters=5, max_characters=None; widen them"
+    with pytest.raises(DataError, match=match):
+        run(make_config(tmp_path / "x.txt", source={"min_characters": 5}))
+
+
+def test_a_streamed_file_is_one_unit_and_a_mended_one_too(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "text").mkdir()
+    for name in "abc":
+        (tmp_path / "text" / f"{name}.txt").write_text("\n".join(f"{name}{i}" for i in range(5)))
+    settings = {"validation_fraction": 0, "documents_per_shard": 2}
+    cfg = make_config(tmp_path / "text", source={"streaming": True}, data=settings)
+    manifest = prepare(cfg, lambda line: None)
+    assert [(shard.file, shard.documents) for shard in manifest.shards] == [(f"train-0000{i}.bin", 5) for i in range(3)]
+    (cfg.data.dir / "train-00001.bin").unlink()
+    assert verbs(run(cfg)) == ["reusing", "wrote", "reusing"]
+    assert open_corpus(cfg.data.dir).train.read(15, 3).tolist() == [256, ord("b"), ord("0")]
 
 
 def test_copies_of_a_document_lie_on_one_side(tmp_path: Path, make_config: Make) -> None:

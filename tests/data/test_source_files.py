@@ -63,7 +63,7 @@ def test_a_folder_of_two_kinds_asks_for_one(folder: Path) -> None:
 def test_a_folder_without_usable_files_says_what_would_be(folder: Path) -> None:
     with pytest.raises(DataError, match=r"the folder holds no file that ends in .parquet, .pq"):
         found(folder, format="parquet")
-    with pytest.raises(DataError, match=r"the glob holds no file that ends in .json, "):
+    with pytest.raises(DataError, match=r"the glob holds no file that ends in .arrow, .json, "):
         found(folder / "*.png")
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from gptscale.config.schema import SourceConfig
 from gptscale.data import source_files
-from gptscale.data.sources import Source, open_source
+from gptscale.data.sources import Source, Streamed, open_source
+from gptscale.data.texts import to_list
 from gptscale.errors import DataError
 
 
@@ -26,7 +29,11 @@ def source(path: Path | str, **fields: Any) -> Source:
 
 def documents(path: Path | str, **fields: Any) -> list[str]:
     opened = source(path, **fields)
-    return opened.read(0, len(opened))
+    return read(opened, 0, len(opened))
+
+
+def read(opened: Source, start: int, stop: int) -> list[str]:
+    return [text for texts in opened.read(start, stop) for text in to_list(texts)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_a_folder_gives_its_files_in_order_and_any_range_of_them(tmp_path: Path)
         (tmp_path / name).write_text(name)
     opened = source(tmp_path)
     assert len(opened) == 3
-    assert opened.read(1, 3) == ["b.txt", "c.txt"]
+    assert read(opened, 1, 3) == ["b.txt", "c.txt"]
     assert [file["name"] for file in opened.description["files"]] == ["a.txt", "b.txt", "c.txt"]
 
 
@@ -75,7 +82,7 @@ def test_the_description_is_json_and_names_what_was_read(tmp_path: Path) -> None
 
 def test_python_library_needs_no_files_and_no_network() -> None:
     opened = source("python-library")
-    assert len(opened.read(0, 3)) == 3
+    assert len(read(opened, 0, 3)) == 3
     assert opened.description["kind"] == "embedded"
     assert opened.description["python"].endswith(".".join(map(str, sys.version_info[:3])))
     with pytest.raises(DataError, match="data.source.path=perl is not embedded; the embedded corpus is python-library"):
@@ -84,14 +91,14 @@ def test_python_library_needs_no_files_and_no_network() -> None:
 
 def test_a_missing_column_is_answered_with_those_that_exist(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "x", "n": 1}\n')
-    with pytest.raises(DataError, match=r"data.source.text_column=text is no column of .*; it has body, n"):
+    with pytest.raises(DataError, match=r"data.source.text_column=text: text is no column of .*; it has body, n"):
         source(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize(("value", "kind"), [(5, "int64"), ({"a": 1}, "a structure")])
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}) + "\n")
-    with pytest.raises(DataError, match=rf"data.source.text_column=text of .* holds {kind}, not text"):
+    with pytest.raises(DataError, match=rf"data.source.text_column=text: column text of .* holds {kind}, not text"):
         source(tmp_path / "a.jsonl")
 
 
@@ -116,7 +123,7 @@ def test_a_table_without_rows_is_passed_over_but_alone_it_is_no_corpus(tmp_path:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["p"]}), tmp_path / "b.parquet")
     assert documents(tmp_path) == ["p"]
-    with pytest.raises(DataError, match=r"data.source.path=.*a.parquet cannot be read as parquet: .* no data"):
+    with pytest.raises(DataError, match=r"data.source.path=.*a.parquet holds no documents"):
         source(tmp_path / "a.parquet")
 
 
@@ -139,8 +146,8 @@ def test_a_hub_dataset_is_pinned_to_its_newest_revision(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda self, path, revision: info)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     opened = source("owner/name", name="small")
-    assert opened.read(0, 2) == ["x", "y"]
-    assert asked == [(("owner/name", "small"), {"revision": "0123456789abcdef", "split": "train"})]
+    assert read(opened, 0, 2) == ["x", "y"]
+    assert asked == [(("owner/name",), {"name": "small", "revision": "0123456789abcdef", "split": "train"})]
     assert opened.description == {
         "path": "owner/name", "kind": "hub", "name": "small", "split": "train",
         "revision": "0123456789abcdef", "text_column": "text",
@@ -207,3 +214,113 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: py
 def test_a_path_that_no_file_can_have_is_one_line(path: str, text: str) -> None:
     with pytest.raises(DataError, match=rf"^data.source.path={path} {text}"):
         source(path)
+
+
+def streamed(opened: Any) -> list[list[str]]:
+    """The documents of each file of a stream."""
+    assert isinstance(opened, Streamed)
+    return [[text for texts in opened.read_file(i) for text in to_list(texts)] for i in range(opened.files)]
+
+
+def test_zstandard_and_arrow_are_read_and_a_saved_datasets_own_json_is_passed_over(tmp_path: Path) -> None:
+    packed = zstandard.ZstdCompressor().compress(b'{"text": "x"}\n')
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    (tmp_path / "b.txt.zst").write_bytes(zstandard.ZstdCompressor().compress(b"one\ntwo"))
+    assert documents(tmp_path / "a.jsonl.zst") == ["x"]
+    assert documents(tmp_path / "b.txt.zst", documents="line") == ["one", "two"]
+    datasets.Dataset.from_dict({"text": ["u", "v"]}).save_to_disk(tmp_path / "saved")
+    assert documents(tmp_path / "saved") == ["u", "v"]
+
+
+def test_a_template_joins_the_columns_of_every_kind(tmp_path: Path) -> None:
+    rows = {"title": ["A", "B"], "body": ["x", None]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"title": "A", "body": "x"}\n{"title": "B", "body": null}\n')
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    for name in ["a.parquet", "b.jsonl", "c.jsonl.gz"]:
+        assert documents(tmp_path / name, template="{title}: {body}") == ["A: x", "B: "]
+        assert source(tmp_path / name, template="{title}: {body}").description["template"] == "{title}: {body}"
+
+
+def test_lengths_that_are_left_out_are_part_of_the_description(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert "min_characters" not in source(tmp_path / "a.txt").description
+    limits = source(tmp_path / "a.txt", min_characters=1, max_characters=9).description
+    assert (limits["min_characters"], limits["max_characters"]) == (1, 9)
+
+
+def test_streamed_files_are_units_of_their_own_and_leave_nothing_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "z"}\n'))
+    before = set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    opened = open_source(SourceConfig(path=str(tmp_path), streaming=True))
+    assert streamed(opened) == [["x", "y"], ["z"]]
+    assert opened.description["streaming"] is True
+    assert set(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == before
+
+
+def test_a_stream_without_documents_and_one_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="holds no documents"):
+        source(tmp_path / "a.parquet", streaming=True)
+    (tmp_path / "b.parquet").write_bytes(b"PAR")
+    with pytest.raises(
+        DataError,
+        match=r"data.source.path=.*b.parquet cannot be streamed: [^\n]+; run prepare again when it can be read",
+    ):
+        source(tmp_path / "b.parquet", streaming=True)
+
+
+def test_a_hub_dataset_can_be_streamed_from_chosen_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **options: Any) -> datasets.IterableDataset:
+        asked.append((args, options))
+        return datasets.Dataset.from_dict({"text": ["x", "y"]}).to_iterable_dataset(num_shards=2)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    fields: dict[str, Any] = {"revision": "0" * 40, "data_files": ["a-*.parquet"], "streaming": True}
+    opened = source("owner/name", **fields)
+    assert streamed(opened) == [["x"], ["y"]]
+    assert asked[0] == (
+        ("owner/name",),
+        {"streaming": True, "name": None, "revision": "0" * 40, "split": "train", "data_files": ["a-*.parquet"]},
+    )
+    assert opened.description["data_files"] == ["a-*.parquet"]
+
+
+def test_offline_the_revision_must_be_given_and_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(self: object, path: str, revision: str | None) -> None:
+        pytest.fail("the Hub was asked")
+
+    def load_dataset(*args: Any, **options: Any) -> datasets.Dataset:
+        raise ConnectionError("Couldn't find any data file")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", ask)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match=r"HF_HUB_OFFLINE forbids to ask.*set data.source.revision to the 40 digits"):
+        source("owner/name")
+    with pytest.raises(DataError, match=r"any data file; HF_HUB_OFFLINE is set: unset it, or point HF_HOME at a cache"):
+        source("owner/name", revision="a" * 40)
+
+
+def test_an_offline_cache_of_another_revision_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_dict({"text": ["x"]})
+    table.info.download_checksums = {f"hf://datasets/owner/name@{'b' * 40}/a.parquet": {}}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: table)
+    with pytest.raises(
+        DataError, match=r"the cache holds hf://datasets/owner/name@bbb.*, not revision aaaaaaaaaaaa; unset"
+    ):
+        source("owner/name", revision="a" * 40)
+    assert documents("owner/name", revision="b" * 40) == ["x"]
+
+
+def test_a_cache_that_has_no_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a text that no other test has")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3))
+    with pytest.raises(
+        DataError, match=r"takes about 0.0 GB as Arrow in the cache .*; set HF_DATASETS_CACHE to a folder"
+    ):
+        source(tmp_path / "a.txt")

@@ -4,17 +4,26 @@ import numpy as np
 import pytest
 
 from gptscale.config.schema import DataConfig
-from gptscale.data.split import is_held_out, split_text, tail_cut
+from gptscale.data.split import Documents, is_held_out, split_documents, tail_cut
+from gptscale.data.texts import list_texts, to_list
 
 
 def config(**fields: object) -> DataConfig:
     return DataConfig.model_validate({"dir": "corpus", "source": {"path": "x.txt"}, **fields})
 
 
+def split(texts: list[str], cfg: DataConfig) -> list[list[tuple[int, str]]]:
+    """The rows and texts of both sides."""
+    sides = split_documents(Documents(np.arange(len(texts)), list_texts(texts)), cfg)
+    return [list(zip(side.rows.tolist(), to_list(side.texts), strict=True)) for side in sides]
+
+
 def test_tail_keeps_the_end_of_every_document() -> None:
     cfg = config(split="tail", validation_fraction=0.1)
-    assert split_text("0123456789", b"0123456789", cfg) == ("012345678", "9")
-    assert split_text("", b"", cfg) == ("", "")
+    assert split(["0123456789", "", "é" * 20, "x"], cfg) == [
+        [(0, "012345678"), (2, "é" * 18)],
+        [(0, "9"), (2, "éé"), (3, "x")],
+    ]
 
 
 def test_the_cut_is_where_the_book_cuts() -> None:
@@ -31,9 +40,11 @@ def test_the_cut_has_no_rounding_error(fraction: float) -> None:
 
 def test_hash_keeps_a_document_whole_and_by_its_text_alone() -> None:
     cfg = config(validation_fraction=0.5)
-    sides = {text: split_text(text, text.encode(), cfg) for text in map(str, range(100))}
-    assert all(side in [(text, ""), ("", text)] for text, side in sides.items())
-    assert sides == {text: split_text(text, text.encode(), cfg) for text in reversed(sides)}
+    texts = [str(i) for i in range(100)]
+    train, val = split(texts, cfg)
+    assert sorted(train + val) == list(enumerate(texts))
+    again = split(texts[::-1], cfg)
+    assert [sorted(text for _, text in side) for side in again] == [sorted(t for _, t in side) for side in (train, val)]
 
 
 def test_hash_holds_out_the_asked_share_and_another_seed_holds_out_others() -> None:
@@ -49,4 +60,5 @@ def test_the_held_out_documents_never_change_silently() -> None:
 
 def test_a_fraction_of_zero_holds_nothing_out() -> None:
     assert not any(is_held_out(b"%d" % i, 0, 0.0) for i in range(1000))
-    assert split_text("abc", b"abc", config(split="tail", validation_fraction=0)) == ("abc", "")
+    for how in ("tail", "hash"):
+        assert split(["abc", ""], config(split=how, validation_fraction=0)) == [[(0, "abc")], []]

@@ -29,7 +29,7 @@ def test_every_window_reads_like_one_array(stream: TokenStream, length: int) -> 
     starts = np.arange(20 - length + 1)[::-1]
     windows = stream.windows(starts, length)
     assert windows.tolist() == [list(range(s, s + length)) for s in starts]
-    assert windows.dtype == np.int64
+    assert windows.dtype == np.uint16
 
 
 def test_no_windows_are_an_empty_array(stream: TokenStream) -> None:

@@ -138,7 +138,8 @@ def test_a_batch_on_which_gigatoken_is_wrong_is_encoded_by_tiktoken(
     gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(gpt2, BpeTokenizer)
-    monkeypatch.setattr(gpt2, "_encode_fast", lambda texts: [np.array([1], np.uint32) for _ in texts])
+    wrong = lambda texts: (np.ones(len(texts), np.uint32), np.arange(len(texts) + 1))  # noqa: E731
+    monkeypatch.setattr(gpt2, "_encode_fast", wrong)
     with pytest.warns(UserWarning, match="gigatoken and tiktoken disagree, so tiktoken encodes"):
         assert [ids.tolist() for ids in gpt2.encode_batch(["Hello world"])] == [[15496, 995]]
 
@@ -205,9 +206,7 @@ def test_a_million_spaces_are_encoded_though_tiktoken_panics(gpt2: Tokenizer) ->
 def test_a_panic_of_tiktoken_alone_is_one_line(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(gpt2, BpeTokenizer)
     alone = BpeTokenizer("alone", gpt2._judge)
-    match = (
-        r"data.tokenizer=alone: tiktoken cannot encode a text \(.*StackOverflow.*\); it fails on about a million spaces"
-    )
+    match = r"data.tokenizer=alone: tiktoken cannot encode a text \(.*[Ss]tack.*\); it fails on about a million spaces"
     with pytest.raises(DataError, match=match):
         alone.encode(" " * 1_000_000 + "x")
     with pytest.raises(DataError, match=match):

@@ -50,7 +50,7 @@ def folder(make_config: MakeConfig, tmp_path: Path) -> Path:
 def traced(folder: Path, stride: int, positions: Any) -> list[TracedSample]:
     corpus = open_corpus(folder)
     sampler = Sampler(count_samples(len(corpus.train), CONTEXT, stride), stride, 5)
-    documents = Documents(folder, corpus.manifest.of("train"), load_tokenizer("bytes"))
+    documents = Documents([(folder, corpus)], load_tokenizer("bytes"))
     return list(trace_positions(sampler, documents, np.asarray(positions), CONTEXT))
 
 
@@ -79,7 +79,7 @@ def test_a_step_is_traced_to_the_tokens_that_training_reads(folder: Path, stride
     corpus = open_corpus(folder)
     steps, sequences = 13, 5  # runs into the second epoch and beyond
     with StepLoader(
-        corpus.train, context_length=CONTEXT, stride=stride, seed=5, sequences_per_step=sequences,
+        corpus.train, sampler=Sampler(count_samples(len(corpus.train), CONTEXT, stride), stride, 5), context_length=CONTEXT, sequences_per_step=sequences,
         micro_batch_sequences=sequences, rank=0, world=1, total_steps=steps,
     ) as loader:  # fmt: skip
         for step in range(steps):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptscale.config.schema import Config
+from gptscale.data import sources
 from gptscale.data import unit as module
 from gptscale.data.manifest import Settings, ShardEntry
 from gptscale.data.shard import open_shard, read_starts
@@ -15,7 +16,7 @@ from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.unit import (
     Unit,
     cut_units,
-    finished_shards,
+    finished,
     make_unit,
     read_receipt,
     read_receipts,
@@ -23,7 +24,8 @@ from gptscale.data.unit import (
     remove_unit,
 )
 
-SOURCE = TextList(["ab", "", "c", "dé"], {})
+TEXTS = ["ab", "", "c", "dé"]
+SOURCE = TextList(TEXTS, {})
 TOKENIZER = load_tokenizer("bytes")
 SETTINGS = Settings(
     tokenizer=TOKENIZER.identity,
@@ -46,13 +48,16 @@ def cfg(tmp_path: Path, make_config: Callable[..., Config]) -> Config:
 
 
 def make(cfg: Config, unit: Unit = WHOLE) -> tuple[ShardEntry, ...]:
-    return make_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS)
+    return make_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS).shards
 
 
 def test_units_cover_the_documents_and_only_the_last_is_short() -> None:
-    assert cut_units(10, 4) == [Unit(0, 0, 4), Unit(1, 4, 8), Unit(2, 8, 10)]
-    assert cut_units(4, 4) == [Unit(0, 0, 4)]
-    assert cut_units(0, 4) == []
+    def units(documents: int) -> list[Unit]:
+        return cut_units(TextList(["x"] * documents, {}), 4)
+
+    assert units(10) == [Unit(0, 0, 4), Unit(1, 4, 8), Unit(2, 8, 10)]
+    assert units(4) == [Unit(0, 0, 4)]
+    assert units(0) == []
 
 
 def test_every_text_follows_an_end_of_text_and_empty_ones_leave_nothing(cfg: Config) -> None:
@@ -80,23 +85,25 @@ def test_a_side_without_text_has_no_file(cfg: Config) -> None:
 
 def test_the_size_of_batches_changes_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make(cfg)
-    monkeypatch.setattr(module, "_READ_DOCUMENTS", 1)
-    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(sources, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(module, "_BATCH_BYTES", 1)
     assert make(cfg) == expected
 
 
 def test_a_finished_unit_is_known_by_its_receipt(cfg: Config) -> None:
     shards = make(cfg)
-    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) == shards
-    assert finished_shards(cfg.data.dir, WHOLE, "another key") is None
-    assert finished_shards(cfg.data.dir, Unit(1, 4, 8), SETTINGS.key) is None
+    receipt = finished(cfg.data.dir, WHOLE, SETTINGS.key)
+    assert receipt is not None
+    assert (receipt.shards, receipt.documents, receipt.left_out) == (shards, 4, 0)
+    assert finished(cfg.data.dir, WHOLE, "another key") is None
+    assert finished(cfg.data.dir, Unit(1, 4, 8), SETTINGS.key) is None
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.starts.npy", "unit-00000.json"])
 def test_a_unit_with_a_missing_file_is_not_finished(cfg: Config, name: str) -> None:
     make(cfg)
     os.remove(cfg.data.dir / name)
-    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
+    assert finished(cfg.data.dir, WHOLE, SETTINGS.key) is None
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "val-00000.starts.npy"])
@@ -105,7 +112,7 @@ def test_a_unit_with_a_flipped_bit_is_not_finished(cfg: Config, name: str) -> No
     content = bytearray((cfg.data.dir / name).read_bytes())
     content[-1] ^= 1
     (cfg.data.dir / name).write_bytes(content)
-    assert finished_shards(cfg.data.dir, WHOLE, SETTINGS.key) is None
+    assert finished(cfg.data.dir, WHOLE, SETTINGS.key) is None
 
 
 def test_a_damaged_receipt_is_none(cfg: Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from gptscale.checkpoint.find import load_fragments
 from gptscale.checkpoint.layout import read_manifest
 from gptscale.cli.main import main
-from gptscale.data.corpus import open_corpus
+from gptscale.data.corpora import open_corpora
 from gptscale.training import loop, run
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
@@ -30,7 +30,7 @@ def load_and_go_on(of: loop.Run, path: Path) -> dict[str, Any]:
     engine.loaded()
     found: dict[str, Any] = {"state": state_hash(whole_state(engine)), "losses": []}
     state = TrainState.from_ledger(manifest.ledger)
-    with run._open_loader(cfg, open_corpus(cfg.data.dir), plan, engine, state) as loader:
+    with run._open_loader(cfg, open_corpora(cfg), plan, engine, state) as loader:
         for step in range(state.step, state.step + STEPS):
             batches = loader.next_step()
             lr = lr_at(step, cfg.optim, plan.total_steps)

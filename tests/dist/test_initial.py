@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
-from gptscale.data.corpus import open_corpus
+from gptscale.data.corpora import open_corpora
 from gptscale.data.loader import StepLoader
 from tests.dist.conftest import ENGINES, ROOT, changed, launch, torchrun
 
@@ -37,11 +37,11 @@ def theirs(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 def first_batch(cfg: Config) -> torch.Tensor:
     """The samples of step 0, all of them, as one process would read them."""
+    corpora = open_corpora(cfg)
     with StepLoader(
-        open_corpus(cfg.data.dir).train,
+        corpora.train,
+        sampler=corpora.sampler(cfg),
         context_length=cfg.model.context_length,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=cfg.sequences_per_step,
         micro_batch_sequences=cfg.sequences_per_step,
         rank=0,

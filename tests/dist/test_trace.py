@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
+from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader
 from gptscale.model.gpt import GPTModel
@@ -72,9 +73,8 @@ def test_the_first_update_is_clipped_adamw_written_out(trace: Trace, engine: str
 def first_step(cfg: Any) -> StepLoader:
     return StepLoader(
         open_corpus(cfg.data.dir).train,
+        sampler=open_corpora(cfg).sampler(cfg),
         context_length=cfg.model.context_length,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=cfg.sequences_per_step,
         micro_batch_sequences=cfg.train.micro_batch_sequences,
         rank=0,

@@ -1,10 +1,11 @@
 import json
 import math
-import os
+import secrets
 from pathlib import Path
 
 import pytest
 
+from gptscale import disk
 from gptscale.errors import TrainingError
 from gptscale.tracking.jsonl import JsonlSink, cut_back, read_log
 
@@ -101,10 +102,11 @@ def test_cutting_back_a_run_without_a_log_changes_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cutting_back_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+def test_cutting_back_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path)
     before = (tmp_path / "log.jsonl").read_bytes()
-    (tmp_path / f".log.jsonl.{os.getpid()}.tmp").mkdir()  # the temporary file cannot be made
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
+    disk.temporary_path(tmp_path / "log.jsonl").mkdir()  # the temporary file cannot be made
     with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: Is a directory"):
         cut_back(tmp_path, 0)
     assert (tmp_path / "log.jsonl").read_bytes() == before

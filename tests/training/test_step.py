@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
+from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader, count_samples
 from gptscale.model.gpt import GPTModel
@@ -37,9 +38,8 @@ def one_update(cfg: Config, clip_norm: float | None = None) -> tuple[GPTModel, S
 def loader(cfg: Config, plan: Plan) -> StepLoader:
     return StepLoader(
         open_corpus(cfg.data.dir).train,
+        sampler=open_corpora(cfg).sampler(cfg),
         context_length=32,
-        stride=cfg.stride,
-        seed=cfg.run.seed,
         sequences_per_step=plan.sequences_per_step,
         micro_batch_sequences=plan.micro_batch_sequences,
         rank=0,

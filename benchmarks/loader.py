@@ -1,0 +1,132 @@
+"""The loader beside nanoGPT's way of making batches and beside a plain copy of memory, and what the order costs.
+
+    python benchmarks/loader.py [--rounds 15] [--tokens 200_000_000]
+
+All run on one core over the same warm file, in interleaved rounds; the table shows medians. nanoGPT's way is written
+anew from its description: a random start for each sample, a slice of the memory map widened to int64 for the inputs and
+another for the targets, then a stack of each. Ratios above 1 mean that ours is faster.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gptscale.data.loader import Sampler, StepLoader, count_samples
+from gptscale.data.order import order
+from gptscale.data.shard import open_shard, write_shard
+from gptscale.data.stream import TokenStream
+
+CONTEXT = 1024
+SEQUENCES = 64  # in a micro-batch
+MICRO_BATCHES = 8  # in a step: 524,288 tokens
+STEPS = 16  # of each way in a round
+AHEAD = 2  # steps that the loader reads ahead
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=200_000_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "train-00000.bin")
+        tokens = np.random.default_rng(0).integers(0, 50257, arguments.tokens).astype(np.uint16)
+        write_shard(path, tokens, np.zeros((1, 2), np.int64))
+        del tokens
+        mapped = open_shard(path)
+        mapped.max()  # which makes the file warm
+        compare(mapped, arguments.rounds)
+    print_order()
+
+
+def compare(mapped: np.ndarray, rounds: int) -> None:
+    """Time a step's batches in each way, round after round."""
+    loader = step_loader(mapped, (rounds + 1) * (STEPS + AHEAD))
+    produced = np.ones((2, SEQUENCES, CONTEXT), np.int64)
+    ways: dict[str, Callable[[], object]] = {
+        "ours, int64, with order and thread": loader.next_step,
+        "nanoGPT's get_batch": lambda: [nanogpt_batch(mapped) for _ in range(MICRO_BATCHES)],
+        "a copy of the same bytes": lambda: [produced.copy() for _ in range(MICRO_BATCHES)],
+    }
+    seconds = timed(ways, rounds)
+    ours, theirs, copy = (statistics.median(times) for times in seconds.values())
+    size = MICRO_BATCHES * produced.nbytes
+    loader.close()
+    print(f"\n{MICRO_BATCHES * SEQUENCES * CONTEXT:,} tokens a step, medians of {rounds} rounds\n")
+    for name, times in seconds.items():
+        print(f"{name:45s} {size / statistics.median(times) / 1e9:7.2f} GB/s")
+    print(f"\nagainst nanoGPT's get_batch {theirs / ours:6.2f}x   (at least 4, aim 10)")
+    print(f"against a copy of memory    {copy / ours:6.2f}x   (at least 0.5, aim 0.8)")
+
+
+def timed(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of each way in each round; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(rounds + 1):
+        for name, way in ways.items():
+            for _ in range(AHEAD):
+                way()  # untimed: these the loader has read while another way was timed
+            began = time.perf_counter()
+            for _ in range(STEPS):
+                way()
+            if round_number:
+                seconds[name].append((time.perf_counter() - began) / STEPS)
+    return seconds
+
+
+def step_loader(mapped: np.ndarray, steps: int) -> StepLoader:
+    """The loader of a run over the file."""
+    stream = TokenStream([mapped])
+    return StepLoader(
+        stream,
+        sampler=Sampler(count_samples(len(stream), CONTEXT, CONTEXT), CONTEXT, seed=0),
+        context_length=CONTEXT,
+        sequences_per_step=SEQUENCES * MICRO_BATCHES,
+        micro_batch_sequences=SEQUENCES,
+        rank=0,
+        world=1,
+        total_steps=steps,
+        steps_ahead=AHEAD,
+    )
+
+
+def nanogpt_batch(mapped: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch in nanoGPT's way."""
+    starts = torch.randint(len(mapped) - CONTEXT, (SEQUENCES,))
+    inputs = torch.stack([torch.from_numpy(mapped[i : i + CONTEXT].astype(np.int64)) for i in starts])
+    targets = torch.stack([torch.from_numpy(mapped[i + 1 : i + 1 + CONTEXT].astype(np.int64)) for i in starts])
+    return inputs, targets
+
+
+ORDER = """
+import time, tracemalloc
+import numpy as np
+from gptscale.data.order import order
+samples = 10**12 // 1024
+tracemalloc.start()
+began = time.perf_counter()
+order(1337, 0, np.arange(samples - 512, samples), samples)
+print(time.perf_counter() - began, tracemalloc.get_traced_memory()[1])
+"""
+
+
+def print_order() -> None:
+    """The first step's order of 10**12 tokens, in a fresh process."""
+    assert len(order(0, 0, [0], 1)) == 1
+    done = subprocess.run([sys.executable, "-c", ORDER], capture_output=True, text=True, check=True)
+    seconds, size = map(float, done.stdout.split())
+    print(f"order of 10^12 tokens at 1,024: {size / 1e6:.3f} MB (below 1), {seconds:.4f} s (below 0.05)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""From the columns of a table to the text of each document: one column, or several joined by a template."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gptscale.config.schema import SourceConfig
+from gptscale.data.texts import Texts, as_texts
+from gptscale.errors import DataError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns make a document's text: literals and column names by turns, as in '{title}: {body}'."""
+
+    setting: str
+    """The setting and its value, for errors."""
+    parts: tuple[tuple[str, str | None], ...]
+    """Each a literal and the column after it; the last may have none."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, each once."""
+        return list(dict.fromkeys(name for _, name in self.parts if name is not None))
+
+    def texts(self, table: Any) -> Texts:
+        """The documents' texts, from a table or a record batch. A document whose columns are all empty is empty."""
+        columns = {name: as_texts(table.column(name)) for name in self.names}
+        if len(self.parts) == 1 and self.parts[0][0] == "":
+            return columns[self.names[0]]
+        joined = []
+        for literal, name in self.parts:
+            joined.append(pa.scalar(literal, pa.large_string()))
+            if name is not None:
+                joined.append(columns[name])
+        whole = pc.binary_join_element_wise(*joined, pa.scalar("", pa.large_string()))
+        filled = [pc.greater(pc.binary_length(column), 0) for column in columns.values()]
+        some = filled[0]
+        for mask in filled[1:]:
+            some = pc.or_(some, mask)
+        return as_texts(pc.if_else(some, whole, pa.scalar("", pa.large_string())))
+
+    def check(self, types: dict[str, str], path: str) -> None:
+        """Raise DataError unless a table with these columns (name and Arrow type) has the ones needed, as text."""
+        for name in self.names:
+            if name not in types:
+                raise DataError(f"{self.setting}: {name} is no column of {path}; it has {', '.join(types)}")
+            if types[name] not in ("string", "large_string", "null"):
+                raise DataError(f"{self.setting}: column {name} of {path} holds {types[name]}, not text")
+
+
+def text_columns(cfg: SourceConfig) -> Columns:
+    """The columns that data.source.template or data.source.text_column names."""
+    if cfg.template is None:
+        return Columns(f"data.source.text_column={cfg.text_column}", (("", cfg.text_column),))
+    parts = tuple((literal, name) for literal, name, _, _ in Formatter().parse(cfg.template))
+    return Columns(f"data.source.template={cfg.template!r}", parts)
+
+
+def arrow_types(schema: Any) -> dict[str, str]:
+    """An Arrow schema's column names and types; a nested type is called a structure."""
+    return {field.name: "a structure" if pa.types.is_nested(field.type) else str(field.type) for field in schema}
+
+
+def only_column(name: str) -> Columns:
+    """The one column of a source that has no choice of columns."""
+    return Columns(f"column {name}", (("", name),))
+
+
+def describe_columns(cfg: SourceConfig) -> dict[str, Any]:
+    """The choice of columns as it stands in a source's description."""
+    return {"text_column": cfg.text_column} if cfg.template is None else {"template": cfg.template}
+
+
+def long_enough(texts: Texts, cfg: SourceConfig) -> Sequence[bool] | None:
+    """Which texts data.source.min_characters and max_characters keep; None where all are kept."""
+    if cfg.min_characters is None and cfg.max_characters is None:
+        return None
+    lengths = pc.utf8_length(texts)
+    low = pc.greater_equal(lengths, cfg.min_characters or 0)
+    kept: Sequence[bool] = pc.and_(low, pc.less_equal(lengths, cfg.max_characters or 2**62))
+    return kept

@@ -1,0 +1,126 @@
+"""What a run trains on: one corpus, or several mixed by weight, as one stream of tokens and one sampler."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gptscale.config.schema import Config
+from gptscale.data.corpus import Corpus, check_corpus, check_split, open_corpus
+from gptscale.data.loader import Ints, Sampler, count_samples
+from gptscale.data.manifest import Split, hash_json
+from gptscale.data.mixture import Mixture, mixture_of
+from gptscale.data.stream import TokenStream
+
+
+@dataclass(frozen=True)
+class MixedSampler:
+    """Which tokens of the joined stream a position of the run begins at; each corpus keeps its own order and epochs."""
+
+    names: tuple[str, ...]
+    mixture: Mixture
+    samplers: tuple[Sampler, ...]
+    first_tokens: tuple[int, ...]
+    """Where each corpus begins in the joined stream."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of all corpora."""
+        return sum(sampler.samples for sampler in self.samplers)
+
+    def starts(self, positions: Ints) -> Ints:
+        """The first token of the sample at each position, (n,)."""
+        corpora, earlier = self.mixture.locate(positions)
+        found = np.empty_like(positions)
+        for number, (sampler, first) in enumerate(zip(self.samplers, self.first_tokens, strict=True)):
+            mine = corpora == number
+            found[mine] = first + sampler.starts(earlier[mine])
+        return found
+
+    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
+        """The epoch and the sample at each position, (n,) each, as its own corpus counts them."""
+        corpora, earlier = self.mixture.locate(positions)
+        epochs, index = np.empty_like(positions), np.empty_like(positions)
+        for number, sampler in enumerate(self.samplers):
+            mine = corpora == number
+            epochs[mine], index[mine] = sampler.locate(earlier[mine])
+        return epochs, index
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """Passes over each of several corpora before a position, by name."""
+        if len(self.names) == 1:
+            return {}
+        counts = self.mixture.counts(position)
+        return {
+            f"epoch/{name}": count / sampler.samples
+            for name, count, sampler in zip(self.names, counts, self.samplers, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Open corpora with their shares of the samples."""
+
+    names: tuple[str, ...]
+    folders: tuple[Path, ...]
+    parts: tuple[Corpus, ...]
+    mixture: Mixture
+
+    @cached_property
+    def train(self) -> TokenStream:
+        """The training tokens of all corpora, one after another."""
+        return self._joined("train")
+
+    @cached_property
+    def val(self) -> TokenStream:
+        """The validation tokens of all corpora, one after another."""
+        return self._joined("val")
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the one corpus, or of all with their shares."""
+        if len(self.parts) == 1:
+            return self.parts[0].manifest.fingerprint
+        shares = zip(self.mixture.shares, self.parts, strict=True)
+        return hash_json({"mixture": [[share, part.manifest.fingerprint] for share, part in shares]})
+
+    def sampler(self, cfg: Config) -> MixedSampler:
+        """The sampler of a run with this config."""
+
+        def of_one(part: Corpus) -> Sampler:
+            samples = count_samples(len(part.train), cfg.model.context_length, cfg.stride)
+            return Sampler(samples, cfg.stride, cfg.run.seed, cfg.data.shuffle_block_samples)
+
+        lengths = [len(part.train) for part in self.parts]
+        firsts = tuple(sum(lengths[:number]) for number in range(len(lengths)))
+        return MixedSampler(self.names, self.mixture, tuple(map(of_one, self.parts)), firsts)
+
+    def window_counts(self, count: int | None) -> list[int | None]:
+        """How many of count evaluation windows are each corpus', at least one; null for null, which takes all."""
+        if count is None:
+            return [None] * len(self.parts)
+        return [max(1, its) for its in self.mixture.counts(count)]
+
+    def _joined(self, split: Split) -> TokenStream:
+        return TokenStream([shard for part in self.parts for shard in part.of(split).shards])
+
+
+def open_corpora(cfg: Config) -> Corpora:
+    """Open the corpus of data.dir, or those of data.mixture. Raises DataError for what is missing or damaged."""
+    mixed = cfg.data.mixture
+    if not mixed:
+        return Corpora(("",), (cfg.data.folder,), (open_corpus(cfg.data.folder),), Mixture((1,)))
+    folders = tuple(corpus.dir for corpus in mixed)
+    parts = tuple(open_corpus(folder) for folder in folders)
+    return Corpora(tuple(c.label for c in mixed), folders, parts, mixture_of([c.weight for c in mixed]))
+
+
+def check_corpora(corpora: Corpora, cfg: Config) -> None:
+    """Check that a config can train on its corpora: each alone gives windows to train and to evaluate on."""
+    if not cfg.data.mixture:
+        check_corpus(corpora.parts[0], cfg)
+        return
+    for folder, part in zip(corpora.folders, corpora.parts, strict=True):
+        check_split(part, cfg, "train", folder)
+        check_split(part, cfg, "val", folder)

@@ -1,0 +1,61 @@
+"""How much disk a corpus will need, from a few of its documents, before the first byte is written."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gptscale.data.job import Job
+from gptscale.data.sources import Streamed
+from gptscale.data.texts import flat, list_texts
+from gptscale.data.unit import Unit
+from gptscale.errors import DataError
+
+_SAMPLED_UNITS = 8
+_SAMPLED_BYTES = 2**18  # of text in each
+_STARTS_BYTES = 16  # a document's start: two int64
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that units will take, and those that are free."""
+
+    needed: int
+    free: int
+
+
+def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
+    """What these units will take, judged by the first documents of some of them; None for streamed files."""
+    if isinstance(job.source, Streamed) or not units:
+        return None
+    chosen = [units[i * len(units) // _SAMPLED_UNITS] for i in range(min(_SAMPLED_UNITS, len(units)))]
+    samples = [_sample(job, unit) for unit in dict.fromkeys(chosen)]
+    documents, text_bytes, encoded_bytes, tokens = np.sum(samples, axis=0).tolist()
+    tokens_per_document = text_bytes / documents * tokens / max(1, encoded_bytes) + 1
+    per_document = tokens_per_document * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
+    wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
+    return Need(int(wanted * per_document), shutil.disk_usage(job.data.folder).free)
+
+
+def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
+    """Estimate what units will take. Raises DataError if the disk has not that much free."""
+    need = estimate_need(job, units)
+    if need is not None and need.needed > need.free:
+        raise DataError(
+            f"data.dir={job.data.folder} needs about {need.needed / 1e9:,.3g} GB, and "
+            f"{need.free / 1e9:,.3g} GB are free; "
+            "free some space, or choose a data.dir on a larger disk"
+        )
+    return need
+
+
+def _sample(job: Job, unit: Unit) -> tuple[int, int, int, int]:
+    """Documents and their bytes at the beginning of a unit; how many of the bytes were encoded, and to what tokens."""
+    assert not isinstance(job.source, Streamed)
+    assert unit.stop is not None
+    texts = next(iter(job.source.read(unit.start, unit.stop)))
+    content, _ = flat(texts)
+    excerpt = str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
+    ids, _ = job.tokenizer.encode_texts(list_texts([excerpt]))
+    return len(texts), len(content), min(len(content), _SAMPLED_BYTES), len(ids)

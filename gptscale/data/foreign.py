@@ -1,0 +1,99 @@
+"""Token files of other projects: where their tokens lie, read from their headers alone.
+
+nanoGPT: uint16 without a header. llm.c and modded-nanogpt: the header that our shards have. Megatron-LM: tokens in
+NAME.bin and, in NAME.idx, the magic MMIDIDX, version (uint64), type code (uint8), counts of sequences and of documents
++ 1 (uint64 each), then lengths (int32), byte positions (int64) and the document index (int64).
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptscale.data.manifest import Dtype
+from gptscale.data.shard import HEADER_BYTES, ShardHeader, Tokens, find_header
+from gptscale.errors import DataError
+
+_MEGATRON = struct.Struct("<9sQBQQ")
+_MEGATRON_MAGIC = b"MMIDIDX\0\0"
+_MEGATRON_TYPES: dict[int, Dtype] = {8: "uint16", 4: "uint32"}  # 4 is int32, whose ids are never negative
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A file of tokens and how they lie in it."""
+
+    path: Path
+    format: str
+    dtype: Dtype
+    offset: int
+    """Bytes before the first token."""
+    tokens: int
+
+    def open(self) -> Tokens:
+        """Map the tokens into memory, (tokens,)."""
+        return map_tokens(self.path, self.dtype, self.offset, self.tokens)
+
+
+def recognise(path: Path) -> TokenFile:
+    """What a token file is: Megatron-LM's if it has an index beside it, llm.c's by its header, else nanoGPT's.
+
+    Raises DataError for a file that is missing, empty or damaged.
+    """
+    try:
+        size = path.stat().st_size
+        if path.with_suffix(".idx").exists():
+            return _megatron(path, size)
+        header = find_header(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be adopted: {error.strerror}; check its path") from None
+    if header is not None:
+        return _with_header(path, size, header)
+    if size == 0 or size % 2:
+        raise DataError(f"{path} has {size:,} bytes, which are no uint16 tokens, and no header that is known")
+    return TokenFile(path, "nanoGPT (uint16 without a header)", "uint16", 0, size // 2)
+
+
+def map_tokens(path: Path, dtype: str, offset: int, tokens: int) -> Tokens:
+    """Map tokens that lie behind offset bytes of a file into memory, (tokens,). Raises DataError if it has others."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"adopted file {path} cannot be read: {error.strerror}; put it back or adopt again") from None
+    if found != offset + tokens * kind.itemsize:
+        raise DataError(
+            f"adopted file {path} has {found:,} bytes, not {offset + tokens * kind.itemsize:,} as when it was adopted; "
+            "put it back or adopt again"
+        )
+    return np.memmap(path, dtype=kind, mode="r", offset=offset, shape=(tokens,))
+
+
+def _with_header(path: Path, size: int, header: ShardHeader) -> TokenFile:
+    if size != header.file_bytes:
+        raise DataError(f"{path} has {size:,} bytes, but its header says {header.file_bytes:,}; copy it again")
+    return TokenFile(path, f"llm.c ({header.dtype} behind its header)", header.dtype, HEADER_BYTES, header.tokens)
+
+
+def _megatron(path: Path, size: int) -> TokenFile:
+    index = path.with_suffix(".idx")
+    content = index.read_bytes()
+    head = content[: _MEGATRON.size].ljust(_MEGATRON.size, b"\0")
+    magic, version, code, sequences, documents = _MEGATRON.unpack(head)
+    if (magic, version) != (_MEGATRON_MAGIC, 1):
+        raise DataError(f"{index} is no index of Megatron-LM (MMIDIDX, version 1); move it away if it is not {path}'s")
+    if code not in _MEGATRON_TYPES:
+        raise DataError(f"{index} says type code {code}; 8 (uint16) and 4 (int32) hold tokens")
+    if len(content) != _MEGATRON.size + 12 * sequences + 8 * documents:
+        raise DataError(
+            f"{index} has {len(content):,} bytes, which do not hold its {sequences:,} sequences; copy it again"
+        )
+    dtype = _MEGATRON_TYPES[code]
+    width = np.dtype(dtype).itemsize
+    lengths = np.frombuffer(content, "<i4", sequences, _MEGATRON.size).astype(np.int64)
+    places = np.frombuffer(content, "<i8", sequences, _MEGATRON.size + 4 * sequences)
+    ends = np.cumsum(lengths) * width
+    if not np.array_equal(places, ends - lengths * width) or size != (ends[-1] if sequences else 0):
+        raise DataError(f"{index} does not describe {path} as sequences one after another; adopt needs that")
+    return TokenFile(path, f"Megatron-LM ({dtype} with an index)", dtype, 0, size // width)

@@ -1,0 +1,49 @@
+"""The Hub revision that a corpus is pinned to."""
+
+import os
+import re
+
+from gptscale.config.schema import SourceConfig
+from gptscale.errors import DataError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE (or HF_DATASETS_OFFLINE) forbids the network."""
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    )
+
+
+def find_revision(cfg: SourceConfig) -> str:
+    """The full commit that data.source.revision (or null, the newest) stands for today.
+
+    A full commit is taken as it is. Raises DataError when the Hub has to be asked and does not answer.
+    """
+    if cfg.revision is not None and _COMMIT.fullmatch(cfg.revision):
+        return cfg.revision
+    if is_offline():
+        raise DataError(
+            f"data.source.path={cfg.path} is no file or folder here, and HF_HUB_OFFLINE forbids to ask the Hub what "
+            f"revision {cfg.revision or 'is newest'} stands for; set data.source.revision to the 40 digits of the "
+            "commit that HF_HOME holds, or unset HF_HUB_OFFLINE"
+        )
+    return _ask(cfg)
+
+
+def _ask(cfg: SourceConfig) -> str:
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().dataset_info(cfg.path, revision=cfg.revision)
+    except Exception as error:  # httpx, huggingface_hub and the socket each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"data.source.path={cfg.path} is no file or folder here, and the Hub gave no such dataset ("
+            f"{type(error).__name__}: {reason}); check the path, the network (HTTPS_PROXY, HF_ENDPOINT) and HF_TOKEN, "
+            "or set HF_HUB_OFFLINE=1 and data.source.revision to use what HF_HOME holds"
+        ) from None
+    assert found.sha is not None
+    return found.sha

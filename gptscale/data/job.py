@@ -1,0 +1,188 @@
+"""A preparation job: a source, a tokenizer, the settings that follow from them, and the folder that is theirs."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gptscale.config.schema import DataConfig, SourceConfig
+from gptscale.data.files import remove_leftovers
+from gptscale.data.manifest import (
+    FILE_NAME,
+    SETTINGS_NAME,
+    Manifest,
+    Settings,
+    load_manifest,
+    load_settings,
+)
+from gptscale.data.sources import Source, Streamed, open_source
+from gptscale.data.tokenizer import Tokenizer, load_tokenizer
+from gptscale.data.unit import Receipt, Unit, cut_units, finished, make_unit, read_receipts, remove_unit
+from gptscale.errors import DataError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that making a unit needs; it can be sent to another process."""
+
+    data: DataConfig
+    source: Source | Streamed
+    settings: Settings
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The corpus' tokenizer, loaded once in each process."""
+        return load_tokenizer(self.data.tokenizer, self.data.tokenizer_engine)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """The work, cut by the source alone."""
+        return cut_units(self.source, self.data.documents_per_shard)
+
+    def do(self, unit: Unit) -> tuple[Receipt, bool]:
+        """Make a unit unless it is finished; says whether it was made."""
+        receipt = finished(self.data.folder, unit, self.settings.key)
+        if receipt is not None:
+            return receipt, False
+        return make_unit(unit, self.source, self.tokenizer, self.data, self.settings), True
+
+    def get_ready(self) -> None:
+        """Load the tokenizer, and let Arrow give memory back: its own pool keeps what a long text took."""
+        pa.set_memory_pool(pa.system_memory_pool())
+        assert self.tokenizer.n_vocab
+
+    def receipts(self) -> dict[int, Receipt]:
+        """The receipts under these settings, by unit; the files are not looked at."""
+        found = read_receipts(self.data.folder)
+        return {number: receipt for number, receipt in found.items() if receipt and receipt.key == self.settings.key}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("data", "source", "settings")}
+
+
+def open_job(data: DataConfig) -> Job:
+    """Open the source, check that data.dir is free for it, record the settings there, and clear what was half-written.
+
+    Raises DataError when the folder holds a corpus of other settings, finished or not.
+    """
+    if data.source is None:
+        raise DataError(
+            "data.source is missing, so there is nothing to prepare; name the text by data.source.path"
+            + ("; each corpus of data.mixture is prepared by a config of its own" if data.mixture else "")
+        )
+    earlier = load_manifest(data.folder) if os.path.exists(data.folder / FILE_NAME) else None
+    begun = earlier.settings if earlier else load_settings(data.folder)
+    tokenizer = load_tokenizer(data.tokenizer)
+    source = open_source(_pinned(data.given_source, begun))
+    settings = _settings(data, tokenizer, source)
+    _make_folder(data.folder)
+    if earlier is not None:
+        _check_same(earlier.settings, settings, data.folder)
+    else:
+        _check_unfinished(begun, settings, data.folder)
+    remove_leftovers(data.folder)
+    _remove_damaged(data.folder)
+    if earlier is None:
+        settings.save(data.folder)
+    return Job(data, source, settings)
+
+
+def remove_all(folder: Path) -> None:
+    """Delete every unit and the settings, so that others may use the folder."""
+    for number in read_receipts(folder):
+        remove_unit(folder, number)
+    (folder / SETTINGS_NAME).unlink(missing_ok=True)
+
+
+def earlier_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a corpus that was finished before."""
+    return load_manifest(folder) if os.path.exists(folder / FILE_NAME) else None
+
+
+def _pinned(source: SourceConfig, begun: Settings | None) -> SourceConfig:
+    """Keep a corpus at the Hub revision it was begun with, unless the config names another."""
+    was = begun.source if begun else {}
+    if source.revision is None and was.get("kind") == "hub" and was.get("path") == source.path:
+        return source.model_copy(update={"revision": was["revision"]})
+    return source
+
+
+def _settings(data: DataConfig, tokenizer: Tokenizer, source: Source | Streamed) -> Settings:
+    return Settings(
+        tokenizer=tokenizer.identity,
+        dtype="uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
+        end_of_text=tokenizer.end_of_text if data.end_of_text else None,
+        split=data.split,
+        validation_fraction=data.validation_fraction,
+        split_seed=data.split_seed,
+        documents_per_shard=data.documents_per_shard,
+        source=source.description,
+    )
+
+
+def _check_unfinished(begun: Settings | None, wanted: Settings, folder: Path) -> None:
+    """Refuse a folder in which units were finished under other settings."""
+    keys = {receipt.key for receipt in read_receipts(folder).values() if receipt} - {wanted.key}
+    if not keys:
+        return
+    if begun is not None and begun.key in keys:
+        _check_same(begun, wanted, folder)
+    raise DataError(
+        f"data.dir={folder} holds units of another corpus, which is not finished and does not say how its "
+        "settings differ; choose another data.dir, or delete that folder"
+    )
+
+
+def _check_same(there: Settings, wanted: Settings, folder: Path) -> None:
+    if there.key == wanted.key:
+        return
+    now = wanted.deciding()
+    differing = [
+        _difference(name, getattr(there, name), getattr(wanted, name))
+        for name, was in there.deciding().items()
+        if was != now[name]
+    ]
+    raise DataError(
+        f"data.dir={folder} holds another corpus ({'; '.join(differing)}); "
+        "choose another data.dir, or delete that folder"
+    )
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    if isinstance(there, dict) and there.get("kind") == here.get("kind"):
+        keys = [key for key in {**there, **here} if key != "path" and there.get(key) != here.get(key)]
+        return "; ".join(_key_difference(name, key, there.get(key), here.get(key)) for key in keys)
+    if isinstance(there, dict):
+        there, here = (values.get("path") or values["name"] for values in (there, here))
+    return f"{name} {there} there, {here} here"
+
+
+def _key_difference(name: str, key: str, there: Any, here: Any) -> str:
+    if key == "files" and there and here:
+        return f"{name}: {_changed_file(there, here)}"
+    return f"{name}.{key} {there} there, {here} here"
+
+
+def _changed_file(there: Iterable[dict[str, Any]], here: Iterable[dict[str, Any]]) -> str:
+    """The first file, by name, that is not the same in two descriptions."""
+    was, now = ({file["name"]: file for file in files} for files in (there, here))
+    name = next((name for name in sorted({*was, *now}) if was.get(name) != now.get(name)), "the order of the files")
+    return f"{name} {'is new' if name not in was else 'is gone' if name not in now else 'has changed'}"
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"data.dir={folder} cannot be made: {error.strerror}; choose another data.dir") from None
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Delete the units whose receipts are damaged."""
+    for number, receipt in read_receipts(folder).items():
+        if receipt is None:
+            remove_unit(folder, number)

@@ -1,0 +1,167 @@
+"""JSON Lines, read where they are: a row is a line, and an index of every thousandth line finds any range of them."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.json as pj
+
+from gptscale.data.columns import Columns, arrow_types
+from gptscale.data.texts import Texts, list_texts
+from gptscale.errors import DataError
+
+_INDEXED_LINES = 1024
+_READ_BYTES = 2**22
+_NEWLINE = 10
+
+
+@dataclass(frozen=True)
+class JsonFile:
+    """One file and where its lines 0, 1024, 2048, ... begin."""
+
+    path: Path
+    lines: int
+    offsets: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """The lines of several files, one after another; a line that holds no text is an empty document."""
+
+    files: tuple[JsonFile, ...]
+    first_rows: tuple[int, ...]
+    """The number of each file's first line; the last is the number of all lines."""
+    columns: Columns
+    path: str
+    description: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.first_rows[-1]
+
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of lines start to stop - 1, in batches."""
+        number = bisect_right(self.first_rows, start) - 1
+        while start < stop:
+            first, last = self.first_rows[number], self.first_rows[number + 1]
+            parse = partial(self._parse, file=self.files[number].path)
+            yield from map(parse, _read_lines(self.files[number], start - first, min(stop, last) - first))
+            start, number = last, number + 1
+
+    def _parse(self, lines: bytes, file: Path) -> Texts:
+        table = _parse_fast(lines, self.columns.names)
+        return self.columns.texts(table if table is not None else self._parse_slowly(lines, file))
+
+    def _parse_slowly(self, lines: bytes, file: Path) -> Any:
+        """One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same."""
+        rows = [_object(line, file, self.path) for line in _split(lines)]
+        values = {name: [row.get(name) for row in rows] for name in self.columns.names}
+        for name, column in values.items():
+            for value in column:
+                if value is not None and not isinstance(value, str):
+                    kind = type(value).__name__
+                    raise DataError(f"{self.columns.setting}: {name} in {file} holds {kind} {value!r:.40}, not text")
+        return pa.table({name: list_texts(value or "" for value in column) for name, column in values.items()})
+
+
+def open_json_lines(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> JsonLines:
+    """Find where the files' lines begin. Raises DataError for a first line that lacks a column."""
+    indexed = tuple(_index(file) for file in files)
+    for file in indexed:
+        _check_first_line(file.path, columns, path)
+    first_rows = tuple(accumulate((file.lines for file in indexed), initial=0))
+    return JsonLines(indexed, first_rows, columns, path, description)
+
+
+def is_json_lines(file: Path) -> bool:
+    """Whether a file holds an object on its first line, rather than one list or a spread-out object."""
+    with file.open("rb") as opened:
+        first = opened.readline(2**16).strip()
+    return first.startswith(b"{") and (first.endswith(b"}") or len(first) > 2**15)
+
+
+def _index(path: Path) -> JsonFile:
+    starts, lines, at, last = [np.zeros(1, np.int64)], 0, 0, b"\n"
+    with path.open("rb") as file:
+        while content := file.read(_READ_BYTES):
+            ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _NEWLINE)
+            following = ends[(-lines - 1) % _INDEXED_LINES :: _INDEXED_LINES] + 1 + at  # of lines 1024, 2048, ...
+            starts.append(following)
+            lines, at, last = lines + len(ends), at + len(content), content[-1:]
+    return JsonFile(path, lines + (last != b"\n"), np.concatenate(starts))
+
+
+def _check_first_line(file: Path, columns: Columns, path: str) -> None:
+    with file.open("rb") as opened:
+        first = next((line for line in iter(partial(opened.readline, _READ_BYTES), b"") if line.strip()), b"")
+    if len(first) == _READ_BYTES:
+        return  # such a line is parsed once, when its turn comes
+    row = _object(first, file, path)
+    columns.check(arrow_types(pa.Table.from_pylist([_without_surrogates(row)]).schema), path)
+
+
+def _without_surrogates(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: "" if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _read_lines(file: JsonFile, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes of lines start to stop - 1, some megabytes of whole lines at a time."""
+    with file.path.open("rb") as opened:
+        opened.seek(int(file.offsets[start // _INDEXED_LINES]))
+        for _ in range(start % _INDEXED_LINES):
+            opened.readline()
+        left = stop - start
+        while left:
+            *lines, count = _take_lines(opened, left)
+            left -= count
+            yield lines.pop()  # not held here: a line may have hundreds of megabytes
+
+
+def _take_lines(file: BinaryIO, most: int) -> tuple[bytes, int]:
+    """Whole lines of a few megabytes or one longer line, most of them at most, and how many they are."""
+    content = file.read(_READ_BYTES)
+    ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _NEWLINE)[:most]
+    if len(ends) == 0:
+        file.seek(-len(content), 1)
+        return file.readline(), 1
+    stop = int(ends[-1]) + 1
+    if len(ends) < most and len(content) < _READ_BYTES and stop < len(content):
+        return content, len(ends) + 1  # the last line of the file has no end
+    file.seek(stop - len(content), 1)
+    return content[:stop], len(ends)
+
+
+def _parse_fast(lines: bytes, names: list[str]) -> Any | None:
+    """The columns as Arrow reads them; None where it refuses, or passes over a line."""
+    schema = pa.schema([(name, pa.large_string()) for name in names])
+    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    reading = pj.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    try:
+        table = pj.read_json(pa.BufferReader(lines), reading, options)
+    except pa.ArrowInvalid:
+        return None
+    return table if table.num_rows == lines.count(b"\n") + (not lines.endswith(b"\n")) else None
+
+
+def _split(lines: bytes) -> list[bytes]:
+    found = lines.split(b"\n")
+    return found[:-1] if lines.endswith(b"\n") else found
+
+
+def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
+    if not line.strip():
+        return {}
+    try:
+        row = json.loads(line.decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise DataError(f"data.source.path={path} cannot be read as json: {file.name}: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"data.source.path={path} cannot be read as json: {file.name}: a line holds no object")
+    return row

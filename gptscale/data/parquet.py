@@ -1,0 +1,80 @@
+"""Parquet files, read where they are: no copy in a cache, and any range of rows without those before its row group."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptscale.data.columns import Columns, arrow_types
+from gptscale.data.texts import Texts
+from gptscale.errors import DataError
+
+_BATCH_BYTES = 2**22  # of text, as the row group's mean length has it
+_READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
+_FOOTERS_AT_ONCE = 16  # they are small, and a network file system answers slowly
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The rows of several files, one after another."""
+
+    files: tuple[Path, ...]
+    first_rows: tuple[int, ...]
+    """The number of each file's first row; the last is the number of all rows."""
+    columns: Columns
+    description: dict[str, Any]
+
+    def __len__(self) -> int:
+        return self.first_rows[-1]
+
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of rows start to stop - 1, in batches."""
+        number = bisect_right(self.first_rows, start) - 1
+        while start < stop:
+            first, last = self.first_rows[number], self.first_rows[number + 1]
+            with pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file:
+                for batch in _read_rows(file, self.columns.names, start - first, min(stop, last) - first):
+                    yield self.columns.texts(batch)
+            start, number = last, number + 1
+
+
+def open_parquet(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> ParquetFiles:
+    """Read the files' footers. Raises DataError for a file that is no Parquet or lacks a column."""
+
+    def rows(file: Path) -> int:
+        try:
+            footer = pq.read_metadata(file)
+            columns.check(arrow_types(footer.schema.to_arrow_schema()), path)
+        except (OSError, pa.ArrowException) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"data.source.path={path} cannot be read as parquet: {file.name}: {reason}") from None
+        return int(footer.num_rows)
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
+        counts = list(threads.map(rows, files))
+    return ParquetFiles(tuple(files), tuple(accumulate(counts, initial=0)), columns, description)
+
+
+def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[Any]:
+    """Record batches of rows start to stop - 1 of one file."""
+    at = 0
+    for group in range(file.num_row_groups):
+        about = file.metadata.row_group(group)
+        rows = about.num_rows
+        if start < at + rows and at < stop:
+            size = max(1, _BATCH_BYTES * rows // max(1, about.total_byte_size))
+            for batch in file.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
+                cut = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
+                at += batch.num_rows
+                if cut.num_rows:
+                    yield cut
+                if at >= stop:
+                    return
+        else:
+            at += rows

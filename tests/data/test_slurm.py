@@ -1,0 +1,50 @@
+"""The SLURM array prepares and finishes, seen with a stand-in for sbatch."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm" / "prepare.sbatch"
+
+
+def stand_in(folder: Path, name: str, says: str) -> None:
+    """A command that writes its arguments and the tasks it was given behind those of earlier calls."""
+    path = folder / name
+    path.write_text(f'#!/bin/bash\necho "{name} $* TASKS=${{TASKS:-}}" >> {folder}/calls\necho {says}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    stand_in(folder, "sbatch", "'123;cluster'")
+    stand_in(folder, "gptscale", "")
+    cleared = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    env = {**cleared, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, env=env)
+    calls = folder / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_on_the_login_node_an_array_and_a_dependent_finish_are_submitted(tmp_path: Path) -> None:
+    done, (array, finish) = run(tmp_path, "c.yaml", "data.dir=with space", TASKS="5")
+    assert "--array=0-4" in array
+    assert "--export=ALL,TASKS=5" in array
+    assert "--dependency=afterok:123" in finish
+    assert array.split(" TASKS=")[0].endswith("prepare.sbatch c.yaml data.dir=with space")
+    assert done.stdout == "array 123, then 123 for the manifest\n"
+
+
+def test_a_task_makes_its_share_and_the_last_job_finishes(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3", "TASKS": "5", "SLURM_CPUS_PER_TASK": "16"}
+    _, calls = run(tmp_path, "c.yaml", **job)
+    _, calls = run(tmp_path, "c.yaml", SLURM_JOB_ID="10", TASKS="")
+    assert calls == [
+        "gptscale prepare c.yaml --task 3 --tasks 5 --workers 16 TASKS=5",
+        "gptscale prepare c.yaml --finish TASKS=",
+    ]
+
+
+def test_without_a_config_it_says_how_to_call_it(tmp_path: Path) -> None:
+    done, calls = run(tmp_path)
+    assert (done.returncode, calls) == (2, [])
+    assert "CONFIG [section.key=value ...]" in done.stderr
