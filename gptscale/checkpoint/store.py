@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from gptscale.checkpoint.find import Ranks, verified_share
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
+    ParameterRecord,
     checkpoints_dir,
     list_checkpoints,
     part_name,
@@ -71,11 +72,16 @@ class Store:
         ranks: Ranks,
         retention: Retention,
         *,
+        names: Iterable[str] | None = None,
         background: bool = True,
         **about: Any,
     ) -> None:
-        """About is what the manifest says beside ranges and ledger: config, data_fingerprint, versions."""
+        """About is what the manifest says beside ranges and ledger: config, data_fingerprint, versions.
+
+        A checkpoint in which one of names is missing is refused; null takes the parameters that are given.
+        """
         self.run_dir = run_dir
+        self._names = None if names is None else frozenset(names)
         self._ranks = ranks
         self._retention = retention
         self._about = about
@@ -163,7 +169,7 @@ class Store:
             engine=self._ranks.name,
             world=self._ranks.world,
             files={part.file: part.record for part in save.parts},
-            parameters=merge_parts(save.parts),
+            parameters=self._complete(merge_parts(save.parts)),
             **self._about,
         )
         write_manifest(save.unfinished, manifest)
@@ -175,6 +181,14 @@ class Store:
         safe = time.perf_counter()
         self._prune((save.ledger.get("best") or {}).get("step"))
         return safe
+
+    def _complete(self, parameters: dict[str, ParameterRecord]) -> dict[str, ParameterRecord]:
+        if self._names is not None and (wrong := sorted(self._names ^ parameters.keys())):
+            raise CheckpointError(
+                f"{wrong[0]} was saved by no rank, or is no parameter of the model ({len(wrong)} such names); "
+                "nothing was saved"
+            )
+        return parameters
 
     def _prune(self, best_step: int | None) -> None:
         """Delete what need not stay, after the new one is there."""

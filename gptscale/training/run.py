@@ -120,6 +120,7 @@ def _open_store(cfg: Config, engine: Engine, corpora: Corpora) -> Store:
         cfg.run.dir,
         engine,
         Retention(keep.keep, keep.keep_every_steps, keep.keep_best),
+        names=engine.parameter_names(),
         background=keep.background,
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,

@@ -330,6 +330,14 @@ def test_a_failed_write_is_told_by_the_next_settle_and_does_not_stop_later_ones(
     assert save(store, 1) is not None
 
 
+def test_a_checkpoint_without_a_parameter_is_refused_and_names_it(tmp_path: Path) -> None:
+    names = ["layer.weight", "layer.bias"]
+    with closing(Store(tmp_path, Alone(), Retention(2), names=names, **ABOUT)) as store:
+        with pytest.raises(CheckpointError, match=r"layer.bias was saved by no rank, .* \(1 such names\); nothing was"):
+            save(store, 1)
+        assert list_checkpoints(tmp_path) == []
+
+
 def test_milestones_and_the_best_outlive_the_newest(tmp_path: Path) -> None:
     with closing(Store(tmp_path, Alone(), Retention(1, every_steps=10, best=True), **ABOUT)) as store:
         for step, best in ((4, 4), (8, 4), (10, 4), (15, 15), (16, 15), (18, 15)):
