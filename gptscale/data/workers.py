@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from threading import Thread, current_thread, main_thread
+from threading import Thread
 
 from gptscale.data.job import Job
 from gptscale.data.unit import Receipt, Unit
@@ -38,7 +38,7 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
         min(workers, len(units)), mp_context=context, initializer=_start, initargs=(job, ours, theirs)
     )
     try:
-        with _deaf_to_ctrl_c():
+        with _holding_ctrl_c_back():
             waiting = {pool.submit(_do, unit): unit for unit in units}  # the first of them starts the workers
         for future in as_completed(waiting):
             yield (waiting.pop(future), *future.result())
@@ -54,16 +54,16 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to their parent, also while they are still being loaded."""
-    if current_thread() is not main_thread():  # only there can Python change it
-        yield
-        return
-    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _holding_ctrl_c_back() -> Iterator[None]:
+    """Start processes that leave Ctrl-C to their parent, also while they are still being loaded.
+
+    They inherit that the signal is blocked; one that comes to the parent meanwhile reaches it afterwards.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 _job: Job
