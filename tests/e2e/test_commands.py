@@ -253,7 +253,7 @@ def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, 
     assert code == 2
     assert (
         err
-        == f"gptscale: {run}/checkpoints/step-00000020/part-00000-of-00001.safetensors is damaged: its SHA-256 is not the one in manifest.json\n"
+        == f"gptscale: {run}/checkpoints/step-00000020/part-00000-of-00001.safetensors is damaged: its hash is not the one in manifest.json\n"
     )
     assert "step-00000020: BAD, 1 problems" in out
     assert out.endswith("1 of 2 checkpoints are good\n")
