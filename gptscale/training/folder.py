@@ -16,6 +16,9 @@ from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import cut_back
 from gptscale.training.provenance import write_provenance
 
+DONE = "done"
+"""The marker of a run that has reached its last step; launchers go by it, since an exit code can mean many things."""
+
 
 @contextmanager
 def held(run_dir: Path, engine: Engine) -> Iterator[None]:
@@ -34,11 +37,22 @@ def held(run_dir: Path, engine: Engine) -> Iterator[None]:
 def open_folder(cfg: Config, step: int, **facts: Any) -> None:
     """Write what the run is made of, and cut its records back to the step it starts from."""
     try:
+        (cfg.run.dir / DONE).unlink(missing_ok=True)  # of a shorter run
         write_whole(cfg.run.dir / "config.yaml", dump_config(cfg).encode())
         write_provenance(cfg.run.dir, from_step=step, **facts)
     except OSError as error:
         raise _not_writable(cfg.run.dir, error) from error
     cut_back(cfg.run.dir, step or None)
+
+
+def mark_done(run_dir: Path, step: int) -> None:
+    """Say that the run has reached its last step, once everything of it is on disk."""
+    text = f"{step}\n".encode()
+    try:
+        if not (run_dir / DONE).is_file() or (run_dir / DONE).read_bytes() != text:
+            write_whole(run_dir / DONE, text)
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
 
 
 def _lock(run_dir: Path) -> int:

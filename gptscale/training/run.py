@@ -23,7 +23,7 @@ from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
-from gptscale.training.folder import held, open_folder
+from gptscale.training.folder import held, mark_done, open_folder
 from gptscale.training.look import Look
 from gptscale.training.loop import Run, fit
 from gptscale.training.meter import Meter
@@ -93,6 +93,7 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         state, plan = resume(cfg, corpus.manifest.fingerprint, engine, plan)
         if state.step >= plan.total_steps:
             engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+            engine.agree(lambda: mark_done(cfg.run.dir, state.step) if engine.is_first else None)
             return True
         engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
         meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
@@ -101,6 +102,8 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
         look = Look(cfg, engine, model, corpus, tokenizer)
         finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
+        if finished:
+            engine.agree(lambda: mark_done(cfg.run.dir, state.step) if engine.is_first else None)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
         engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
