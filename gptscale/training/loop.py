@@ -10,6 +10,7 @@ from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
+from gptscale.training.deadline import Deadline
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
@@ -33,6 +34,7 @@ class Run:
     save_cost: SaveCost
     tracker: Tracker
     stop: StopRequest
+    deadline: Deadline
 
 
 def fit(run: Run, state: TrainState) -> bool:
@@ -92,7 +94,9 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
-        run.stop.received is not None, failure is not None, run.store.writing
+        run.stop.received is not None or run.deadline.near(run.save_cost.longest_s),
+        failure is not None,
+        run.store.writing,
     )
     if failed:
         raise_together(failure)

@@ -1,6 +1,7 @@
 """One run from its config: open the corpus, join the ranks, resume, train, leave a record."""
 
 import signal
+import time
 from contextlib import ExitStack, closing
 
 import torch
@@ -23,6 +24,7 @@ from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
+from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.folder import held, mark_done, open_folder
 from gptscale.training.look import Look
 from gptscale.training.loop import Run, fit
@@ -80,6 +82,7 @@ def _open_corpus(cfg: Config) -> Corpus:
 
 
 def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
+    started = time.time()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = GPTModel(cfg.model, cfg.run.seed).to(engine.device)
@@ -101,12 +104,14 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
         look = Look(cfg, engine, model, corpus, tokenizer)
-        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
+        deadline = open_deadline(cfg, model.num_parameters(), started) if engine.is_first else Deadline()
+        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop, deadline), state)
         if finished:
             engine.agree(lambda: mark_done(cfg.run.dir, state.step) if engine.is_first else None)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
-        engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
+        why = "" if stop.received else f"{deadline.reason}: "
+        engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
 
 
