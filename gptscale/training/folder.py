@@ -1,13 +1,9 @@
-"""The run folder: one process group at a time may write it, and it says what the run is made of."""
+"""The run folder: the start that came last may write it, and it says what the run is made of."""
 
-import fcntl
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.disk import write_whole
@@ -20,22 +16,18 @@ DONE = "done"
 """The marker of a run that has reached its last step; launchers go by it, since an exit code can mean many things."""
 
 
-@contextmanager
-def held(run_dir: Path, engine: Engine) -> Iterator[None]:
-    """Keep other trainings out of the run folder. All ranks call this together.
+def take_over(run_dir: Path, engine: Engine) -> Fence:
+    """Fence off every earlier start in the run folder. All ranks call this together."""
+    number = engine.agree(lambda: _take(run_dir) if engine.is_first else 0)
+    return Fence(run_dir, engine.gather(number)[0])
 
-    Raises TrainingError if one is at work there. The lock goes with the process that holds it, however it ends.
+
+def open_folder(cfg: Config, fence: Fence, step: int, **facts: Any) -> None:
+    """Write what the run is made of, and cut its records back to the step it starts from.
+
+    The records become new files, so what an earlier start still appends goes to the old ones, which have no name.
     """
-    lock = engine.agree(lambda: _lock(run_dir) if engine.is_first else None)
-    try:
-        yield
-    finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def open_folder(cfg: Config, step: int, **facts: Any) -> None:
-    """Write what the run is made of, and cut its records back to the step it starts from."""
+    fence.check(fresh=True)
     try:
         (cfg.run.dir / DONE).unlink(missing_ok=True)  # of a shorter run
         write_whole(cfg.run.dir / "config.yaml", dump_config(cfg).encode())
@@ -45,8 +37,9 @@ def open_folder(cfg: Config, step: int, **facts: Any) -> None:
     cut_back(cfg.run.dir, step or None)
 
 
-def mark_done(run_dir: Path, step: int) -> None:
+def mark_done(run_dir: Path, fence: Fence, step: int) -> None:
     """Say that the run has reached its last step, once everything of it is on disk."""
+    fence.check(fresh=True)
     text = f"{step}\n".encode()
     try:
         if not (run_dir / DONE).is_file() or (run_dir / DONE).read_bytes() != text:
@@ -55,23 +48,11 @@ def mark_done(run_dir: Path, step: int) -> None:
         raise _not_writable(run_dir, error) from error
 
 
-def _lock(run_dir: Path) -> int:
+def _take(run_dir: Path) -> int:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        return Fence.take(run_dir).number
     except OSError as error:
         raise _not_writable(run_dir, error) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(handle, 200).decode(errors="replace") or "another process"
-        os.close(handle)
-        raise TrainingError(
-            f"run.dir={run_dir} is in use by {holder}; stop that training, or choose another run.dir"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    return handle
 
 
 def _not_writable(run_dir: Path, error: OSError) -> TrainingError:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.loader import MicroBatch, StepLoader
@@ -35,6 +36,7 @@ class Run:
     tracker: Tracker
     stop: StopRequest
     deadline: Deadline
+    fence: Fence
 
 
 def fit(run: Run, state: TrainState) -> bool:
@@ -91,6 +93,8 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     failure = None
     try:
         batches = run.loader.next_step()
+        if run.engine.is_first:
+            run.fence.check()
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
