@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-gpu lint env clean
+.PHONY: demo test test-gpu test-slurm lint env clean
 
 env: $(STAMP)
 
@@ -25,13 +25,19 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/slurm
 
 # Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.
 test-gpu: $(STAMP)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 		|| { echo "no CUDA device: no GPU test would run"; exit 1; }
 	$(BIN)/python -m pytest tests/gpu
+
+# Without root and SLURM's packages every test would be skipped.
+test-slurm: $(STAMP)
+	@test "$$(id -u)" = 0 && PATH="$$PATH:/usr/sbin" command -v slurmctld slurmd sbatch munged >/dev/null \
+		|| { echo "no root, or no SLURM (munge slurmctld slurmd slurm-client): no SLURM test would run"; exit 1; }
+	$(BIN)/python -m pytest tests/slurm
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
