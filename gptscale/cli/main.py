@@ -9,6 +9,7 @@ import typer
 
 from gptscale.cli import (
     demo,
+    doctor,
     evaluate,
     generate,
     import_state,
@@ -31,7 +32,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (prepare, train, evaluate, generate, report, verify, inspect, trace, prove_resume, import_state, demo):
+VERBS = (
+    prepare,
+    train,
+    evaluate,
+    generate,
+    report,
+    verify,
+    inspect,
+    trace,
+    prove_resume,
+    import_state,
+    doctor,
+    demo,
+)
+for verb in VERBS:
     verb.register(app)
 
 

@@ -82,3 +82,12 @@ def test_a_users_mistake_is_told_once(plain_values: dict[str, Any], tmp_path: Pa
     done = launch(short(plain_values, tmp_path, precision="fp16"), torchrun(2), {}, MODULE)
     assert done.returncode != 0
     assert done.output.count("gptscale: train.precision=fp16 needs a CUDA device") == 1
+
+
+def test_doctor_measures_what_lies_between_the_ranks(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*torchrun(2), *MODULE, "doctor", "--run-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("between 2 ranks") == 1
+    assert "s between the ranks" in done.stdout
