@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BIN = Path("/run/gptscale-slurm/bin")
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "pgrep", "nsenter")
-STEPS = 200
+STEPS = 400
 
 
 def command(*words: str, **options: Any) -> str:
@@ -96,7 +96,7 @@ def start_nodes() -> None:
 
 @pytest.fixture(scope="session")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of 200 steps, long enough for something to happen to it, on a prepared corpus."""
+    """A run of 400 steps, long enough for something to happen to it, on a prepared corpus."""
     folder = tmp_path_factory.mktemp("slurm")
     values = small_values(folder)
     (folder / "text.txt").write_text(small_text())
