@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-gpu test-tensorflow lint env clean
+.PHONY: demo test test-gpu test-slurm test-tensorflow lint env clean
 
 env: $(STAMP)
 
@@ -25,7 +25,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/slurm
 
 # Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.
 test-gpu: $(STAMP)
@@ -39,6 +39,12 @@ test-tensorflow:
 	$(VENV)-tensorflow/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,tensorflow]'
 	$(VENV)-tensorflow/bin/python -c 'import tensorflow'
 	$(VENV)-tensorflow/bin/python -m pytest tests/weights/test_tensorflow.py
+
+# Without root and SLURM's packages every test would be skipped.
+test-slurm: $(STAMP)
+	@test "$$(id -u)" = 0 && PATH="$$PATH:/usr/sbin" command -v slurmctld slurmd sbatch munged >/dev/null \
+		|| { echo "no root, or no SLURM (munge slurmctld slurmd slurm-client): no SLURM test would run"; exit 1; }
+	$(BIN)/python -m pytest tests/slurm
 
 clean:
 	rm -rf $(VENV) $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache

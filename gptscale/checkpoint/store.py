@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from secrets import token_hex
 from typing import Any, TypeVar
 
+from gptscale.checkpoint.fence import Fence, discarded_dir, sweep, unfinished_dir
 from gptscale.checkpoint.find import Ranks, verified_share
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
     ParameterRecord,
-    checkpoints_dir,
     list_checkpoints,
     part_name,
     step_dir,
@@ -54,7 +53,9 @@ class _Save:
     """What this rank's thread is doing for it."""
     began: float
     unfinished: Path
-    """Where it is written; another name for each attempt, since a lost node may still be at work on an older one."""
+    """Where it is written; another name for each start, since a lost node may still be at work on an older one."""
+    bad: int | None = None
+    """The inode of a bad checkpoint of the same step, which this one replaces."""
     stall_s: float = 0.0
     parts: list[PartRecord] = field(default_factory=list)
 
@@ -74,16 +75,19 @@ class Store:
         *,
         names: Iterable[str] | None = None,
         background: bool = True,
+        fence: Fence | None = None,
         **about: Any,
     ) -> None:
-        """About is what the manifest says beside ranges and ledger: config, data_fingerprint, versions.
+        """Fence is this start's number in the folder, null where nobody else writes it.
 
-        A checkpoint in which one of names is missing is refused; null takes the parameters that are given.
+        A checkpoint in which one of names is missing is refused; null takes the parameters that are given. About is
+        what the manifest says beside ranges and ledger: config, data_fingerprint, versions.
         """
         self.run_dir = run_dir
         self._names = None if names is None else frozenset(names)
         self._ranks = ranks
         self._retention = retention
+        self._fence = fence or Fence(run_dir)
         self._about = about
         self._snapshot = Snapshot() if background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -102,10 +106,10 @@ class Store:
         assert self._save is None
         began = time.perf_counter()
         final = step_dir(self.run_dir, step)
+        there = final.stat().st_ino if final.exists() else None
         if self._has_good(final):
             return
-        attempt = self._ranks.gather(token_hex(4))[0]
-        save = _Save(final, step, ledger, Future(), began, final.with_name(f".unfinished-{final.name}-{attempt}"))
+        save = _Save(final, step, ledger, Future(), began, unfinished_dir(final, self._fence.number), there)
         self._agree(save, lambda: self._on_first(lambda: self._make_place(save)))
         if self._snapshot is not None:
             fragments = self._snapshot.take(fragments)
@@ -158,7 +162,8 @@ class Store:
             )
 
     def _make_place(self, save: _Save) -> None:
-        self._sweep()
+        self._fence.check(fresh=True)
+        sweep(self.run_dir, self._fence.number)
         save.unfinished.mkdir(parents=True)
 
     def _commit(self, save: _Save) -> float:
@@ -174,11 +179,13 @@ class Store:
         )
         write_manifest(save.unfinished, manifest)
         sync_folder(save.unfinished)
-        if save.final.exists():  # a bad one of the same step, which _has_good has refused
-            shutil.rmtree(save.final)
+        self._fence.check(fresh=True)
+        if save.bad is not None:
+            _discard(save.final, save.bad)
         save.unfinished.rename(save.final)
         sync_folder(save.final.parent)
         safe = time.perf_counter()
+        self._fence.check(fresh=True)
         self._prune((save.ledger.get("best") or {}).get("step"))
         return safe
 
@@ -194,14 +201,9 @@ class Store:
         """Delete what need not stay, after the new one is there."""
         folders = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(self.run_dir)}
         for step in self._retention.doomed(folders, best_step):
-            doomed = folders[step].with_name(f".old-{folders[step].name}")
+            doomed = discarded_dir(folders[step])
             folders[step].rename(doomed)  # so that a crash in the middle of deleting leaves nothing that looks whole
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """Delete what interrupted saves and deletions left."""
-        for leftover in checkpoints_dir(self.run_dir).glob(".*-step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        sweep(self.run_dir, self._fence.number)
 
     def _has_good(self, path: Path) -> bool:
         """Whether a step was saved before; so after a resume from a newer, bad checkpoint it is written anew."""
@@ -223,6 +225,7 @@ class Store:
             try:
                 return work()
             except OSError as error:
+                self._fence.check(fresh=True)  # a later start takes away what this one was writing
                 raise _in_words(error, save.final) from error
 
         try:
@@ -231,6 +234,15 @@ class Store:
             self._save = None
             self._on_first(lambda: shutil.rmtree(save.unfinished, ignore_errors=True))
             raise
+
+
+def _discard(final: Path, inode: int) -> None:
+    """Take a bad checkpoint's name away from it; if another start has meanwhile replaced it, put that one back."""
+    doomed = discarded_dir(final)
+    final.rename(doomed)
+    if doomed.stat().st_ino != inode:
+        doomed.rename(final)
+        raise FileExistsError(f"{final} was written by another process")
 
 
 def _in_words(error: OSError, final: Path) -> CheckpointError:

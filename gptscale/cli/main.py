@@ -10,6 +10,7 @@ import typer
 from gptscale.cli import (
     adopt,
     demo,
+    doctor,
     evaluate,
     export,
     generate,
@@ -48,6 +49,7 @@ VERBS = (
     inspect,
     trace,
     prove_resume,
+    doctor,
     demo,
 )
 for verb in VERBS:

@@ -4,6 +4,7 @@ A section checks itself and `Config` checks what holds between sections; nothing
 Where a run lives (devices, ranks, engine) is not part of it: that is said by the launch.
 """
 
+import re
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
@@ -26,6 +27,7 @@ from gptscale.config.presets import GPT2_SIZES
 Count = PositiveInt
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Section(BaseModel):
@@ -51,6 +53,20 @@ class RunConfig(Section):
     """The run folder: config, log, samples, report, checkpoints."""
     seed: Seed = 1337
     """Initial weights, sample order and dropout masks follow from it."""
+    stop_after: str | None = None
+    """Time after which a start stops with a checkpoint, such as 90m, 2.5h or 1d; null knows SLURM's limit only."""
+
+    @property
+    def stop_after_s(self) -> float | None:
+        """stop_after in seconds."""
+        return None if self.stop_after is None else float(self.stop_after[:-1]) * _SECONDS[self.stop_after[-1]]
+
+    @field_validator("stop_after")
+    @classmethod
+    def _a_number_with_its_unit(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d+(\.\d+)?[smhd]", value):
+            raise ValueError(f"{value!r} is no time; give a number with its unit, such as 45s, 90m, 2.5h or 1d")
+        return value
 
 
 class ModelConfig(Section):

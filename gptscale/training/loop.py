@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.loader import MicroBatch, StepLoader
@@ -10,6 +11,7 @@ from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
+from gptscale.training.deadline import Deadline
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
@@ -33,6 +35,8 @@ class Run:
     save_cost: SaveCost
     tracker: Tracker
     stop: StopRequest
+    deadline: Deadline
+    fence: Fence
 
 
 def fit(run: Run, state: TrainState) -> bool:
@@ -89,10 +93,14 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     failure = None
     try:
         batches = run.loader.next_step()
+        if run.engine.is_first:
+            run.fence.check()
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
-        run.stop.received is not None, failure is not None, run.store.writing
+        run.stop.received is not None or run.deadline.near(run.save_cost.longest_s),
+        failure is not None,
+        run.store.writing,
     )
     if failed:
         raise_together(failure)

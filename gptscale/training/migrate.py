@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.layout import list_checkpoints
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
@@ -52,6 +53,7 @@ def import_state(cfg: Config, folder: Path) -> Path:
         _Alone(),
         Retention(None),
         background=False,
+        fence=Fence.take(cfg.run.dir),
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,
         versions=package_versions(),

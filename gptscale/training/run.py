@@ -1,10 +1,12 @@
 """One run from its config: open the corpus, join the ranks, resume, train, leave a record."""
 
 import signal
+import time
 from contextlib import ExitStack, closing
 
 import torch
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
@@ -20,10 +22,12 @@ from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.console import Console
+from gptscale.tracking.fenced import Fenced
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
-from gptscale.training.folder import held, open_folder
+from gptscale.training.deadline import Deadline, open_deadline
+from gptscale.training.folder import mark_done, open_folder, take_over
 from gptscale.training.look import Look
 from gptscale.training.loop import Run, fit
 from gptscale.training.meter import Meter
@@ -79,6 +83,7 @@ def _open_corpora(cfg: Config) -> Corpora:
 
 
 def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
+    started = time.time()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)
@@ -87,22 +92,28 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
     with ExitStack() as stack:
-        stack.enter_context(held(cfg.run.dir, engine))
-        store = stack.enter_context(closing(_open_store(cfg, engine, corpora)))
+        fence = take_over(cfg.run.dir, engine)
+        store = stack.enter_context(closing(_open_store(cfg, engine, corpora, fence)))
         state, plan = resume(cfg, corpora.fingerprint, engine, plan)
         if state.step >= plan.total_steps:
             engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+            engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
             return True
-        engine.agree(lambda: _begin(cfg, store, engine, corpora, model, state) if engine.is_first else None)
+        engine.agree(lambda: _begin(cfg, fence, store, engine, corpora, model, state) if engine.is_first else None)
         meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
         meter.restore(state.interval)
-        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
+        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state, fence)))
         loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
         look = Look(cfg, engine, model, corpora, tokenizer)
-        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
+        deadline = open_deadline(cfg, model.num_parameters(), started) if engine.is_first else Deadline()
+        run = Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop, deadline, fence)
+        finished = fit(run, state)
+        if finished:
+            engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
-        engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
+        why = "" if stop.received else f"{deadline.reason}: "
+        engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
 
 
@@ -114,7 +125,7 @@ def _new_model(cfg: Config, engine: Engine) -> GPTModel:
         return GPTModel(cfg.model, seed=None)
 
 
-def _open_store(cfg: Config, engine: Engine, corpora: Corpora) -> Store:
+def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> Store:
     keep = cfg.checkpoint
     return Store(
         cfg.run.dir,
@@ -122,17 +133,21 @@ def _open_store(cfg: Config, engine: Engine, corpora: Corpora) -> Store:
         Retention(keep.keep, keep.keep_every_steps, keep.keep_best),
         names=engine.parameter_names(),
         background=keep.background,
+        fence=fence,
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,
         versions=package_versions(),
     )
 
 
-def _begin(cfg: Config, store: Store, engine: Engine, corpora: Corpora, model: GPTModel, state: TrainState) -> None:
+def _begin(
+    cfg: Config, fence: Fence, store: Store, engine: Engine, corpora: Corpora, model: GPTModel, state: TrainState
+) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
     store.check_room(model.num_parameters())
     open_folder(
         cfg,
+        fence,
         state.step,
         device=describe_device(engine.device),
         engine=engine.name,
@@ -141,10 +156,11 @@ def _begin(cfg: Config, store: Store, engine: Engine, corpora: Corpora, model: G
     )
 
 
-def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState) -> Tracker:
+def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState, fence: Fence) -> Tracker:
     if not engine.is_first:
         return Tracker()
-    return Tracker(JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir), Console(plan.total_steps, state.step))
+    kept = [sink for sink in (JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir)) if sink is not None]
+    return Tracker(*(Fenced(sink, fence.holds) for sink in kept), Console(plan.total_steps, state.step))
 
 
 def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:

@@ -17,6 +17,8 @@ class SaveCost:
     def __init__(self) -> None:
         self._free_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._writing_s: list[float] = []
+        self.longest_s: float | None = None
+        """The longest that a checkpoint took until it was safe; null before the first."""
 
     @contextmanager
     def step(self, writing: bool) -> Iterator[None]:
@@ -27,6 +29,7 @@ class SaveCost:
 
     def measured(self, saved: Saved) -> dict[str, float]:
         """A save as measurements of a record; the slowdown is that of the steps beside it, 0.1 for a tenth longer."""
+        self.longest_s = max(self.longest_s or 0.0, saved.durable_s)
         record = {
             "checkpoint/step": float(saved.step),
             "checkpoint/bytes": float(saved.bytes),

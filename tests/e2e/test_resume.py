@@ -113,8 +113,25 @@ def test_a_finished_run_started_again_changes_nothing(
     assert train(cfg)
     before = {p: p.read_bytes() for p in cfg.run.dir.rglob("*") if p.is_file()}
     assert train(cfg)
+    (cfg.run.dir / "fence" / "000002").unlink()  # a start is a start
     assert "is finished: step 3 of 3" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in cfg.run.dir.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_is_marked_as_done_at_its_last_step_and_no_longer_when_it_is_made_longer(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    cfg = in_folder(values, tmp_path / "run", steps=4)
+    assert train(cfg)
+    assert (cfg.run.dir / "done").read_text() == "4\n"
+    longer = in_folder(values, tmp_path / "run", steps=30)
+    train_until(longer, 6, signal.SIGTERM)
+    assert not (cfg.run.dir / "done").exists()
+    assert train(longer)
+    assert (cfg.run.dir / "done").read_text() == "30\n"
+    (cfg.run.dir / "done").unlink()
+    assert train(longer)
+    assert (cfg.run.dir / "done").read_text() == "30\n"
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path, values: dict[str, Any]) -> None:

@@ -1,0 +1,89 @@
+"""gptscale doctor: what this machine has, and what a run would trip over."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gptscale.runtime.probe import Row
+
+HUB_WAIT_S = 5.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("doctor")(run_doctor)
+
+
+def run_doctor(
+    run_dir: Annotated[Path, typer.Option(help="Where runs would be kept: its disk is measured.")] = Path("runs"),
+) -> None:
+    """Look at this machine; exits with 2 if something would stop a run. Under a launcher, at the ranks together."""
+    from gptscale.runtime import ranks
+    from gptscale.runtime.launch import launched_rank
+    from gptscale.runtime.probe import machine_rows
+
+    ranks.join()
+    rows = [*machine_rows(run_dir), *_service_rows()]
+    if launched_rank() == 0:
+        for row in rows:
+            print(f"{row.verdict:4}  {row.name:15} {row.found}{f': {row.advice}' if row.advice else ''}")
+    ranks.leave()
+    if any(row.verdict == "bad" for row in rows):
+        raise typer.Exit(2)
+
+
+def _service_rows() -> Iterator["Row"]:
+    yield _tokenizer()
+    yield _hub()
+    yield _wandb_key()
+
+
+def _tokenizer() -> "Row":
+    from gptscale.data.tokenizer import load_tokenizer
+    from gptscale.errors import DataError
+    from gptscale.runtime.probe import Row
+
+    try:
+        ids = load_tokenizer("gpt2").encode("Hello world")
+    except DataError as error:
+        return Row("tokenizer", str(error), "bad", "install gptscale again")
+    if list(ids) != [15496, 995]:  # as OpenAI's own encoder gives them
+        return Row("tokenizer", f"gpt2 gives {list(ids)} for 'Hello world'", "bad", "install gptscale again")
+    return Row("tokenizer", "gpt2 is exact, and needs no network")
+
+
+def _hub() -> "Row":
+    import socket
+    from urllib.parse import urlsplit
+
+    from gptscale.runtime.probe import Row
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+        return Row("Hub", "HF_HUB_OFFLINE is set: local files and the cache only")
+    parts = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 443), HUB_WAIT_S).close()
+    except OSError:
+        advice = "prepare corpora of the Hub elsewhere, or set HF_HUB_OFFLINE=1 and use local files"
+        return Row("Hub", f"{parts.hostname} cannot be reached", "look", advice)
+    return Row("Hub", f"{parts.hostname} answers")
+
+
+def _wandb_key() -> "Row":
+    import netrc
+
+    from gptscale.runtime.probe import Row
+
+    if os.environ.get("WANDB_API_KEY"):
+        return Row("W&B key", "present, in WANDB_API_KEY")
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
+    except (OSError, netrc.NetrcParseError):
+        known = {}
+    if any("wandb" in host for host in known):
+        return Row("W&B key", "present, in the netrc file")
+    return Row("W&B key", "none", "look", "wandb.mode=online needs `wandb login`; offline and disabled do not")

@@ -1,0 +1,36 @@
+"""What SLURM says of the job that this process belongs to. Imports no torch."""
+
+import os
+import re
+import subprocess
+from datetime import datetime
+
+ASKING_S = 10.0
+"""How long the scheduler may take to answer; a run does not hang on it."""
+
+
+def job_name() -> str | None:
+    """The job and which of its starts this is, as `job 12, start 0`; None outside SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"job {job}, start {os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+def job_end() -> float | None:
+    """When SLURM will end this job, on the clock of `time.time`; None without a limit or outside SLURM.
+
+    Newer SLURMs put it into the environment, older ones are asked.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    said = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(said) if said.isdigit() else _end_of(os.environ["SLURM_JOB_ID"])
+
+
+def _end_of(job: str) -> float | None:
+    command = ["scontrol", "show", "job", job]
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)  # in local time; Unknown without a limit
+    return datetime.fromisoformat(found[1]).timestamp() if found else None

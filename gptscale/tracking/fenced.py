@@ -1,0 +1,37 @@
+"""A sink that falls silent when another start of the run has taken over."""
+
+from collections.abc import Callable
+
+from gptscale.tracking.tracker import Record, Sink
+
+
+class Fenced:
+    """Passes on to a sink while this start may still write; the loop finds out and ends at its next step."""
+
+    def __init__(self, sink: Sink, holds: Callable[[], bool]) -> None:
+        self._sink = sink
+        self._holds = holds
+
+    @property
+    def required(self) -> bool:
+        """As the sink's own."""
+        return self._sink.required
+
+    def log(self, record: Record) -> None:
+        """Pass it on, if this start may."""
+        if self._holds():
+            self._sink.log(record)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Pass it on, if this start may."""
+        if self._holds():
+            self._sink.sample(step, prompt, text)
+
+    def flush(self) -> None:
+        """Harmless in any case: what was taken was taken in time."""
+        self._sink.flush()
+
+    def close(self, failed: bool) -> None:
+        """Close the sink; a view of a run that goes on elsewhere is not to be marked as ended."""
+        if self.required or self._holds():
+            self._sink.close(failed)

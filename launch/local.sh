@@ -1,0 +1,16 @@
+#!/bin/bash
+# Train on all GPUs of this machine, or in one process where it has none:
+#
+#   launch/local.sh configs/gpt2-124m.yaml [section.key=value ...]
+#
+# ENGINE names a file in launch/accelerate/ (ddp), RANKS another number of ranks, PYTHON another interpreter.
+set -euo pipefail
+
+here=$(dirname "${BASH_SOURCE[0]}")
+python=${PYTHON:-python}
+ranks=${RANKS:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+if [ "$ranks" -eq 1 ] && [ -z "${ENGINE:-}" ]; then
+    exec "$python" -m gptscale train "$@"
+fi
+exec "$python" -m accelerate.commands.launch --config_file "$here/accelerate/${ENGINE:-ddp}.yaml" \
+    --num_processes "$ranks" -m gptscale train "$@"

@@ -1,0 +1,30 @@
+#!/bin/bash
+# One on each node, started by srun: the launcher of the node's ranks.
+# A notice (USR1, TERM) goes to the ranks, not to the launcher, which would die of the one and on the other end the
+# ranks before they have saved. The launcher ends when they have.
+set -uo pipefail
+
+here=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=launch/slurm/site.sh
+source "$here/site.sh" || exit 2
+
+per_node=${SLURM_GPUS_ON_NODE:-1}
+threads=$((${SLURM_CPUS_PER_TASK:-1} / per_node))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+
+"$PYTHON" -m accelerate.commands.launch --config_file "$here/../accelerate/${ENGINE:-ddp}.yaml" \
+    --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * per_node)) --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
+    -m gptscale train "$@" &
+launcher=$!
+
+trapped='' code=1
+trap 'trapped=1; pkill -USR1 -P "$launcher"' USR1 TERM
+while :; do
+    trapped=''
+    wait "$launcher"
+    found=$?
+    [ "$found" -eq 127 ] || code=$found
+    [ -n "$trapped" ] || break
+done
+exit "$code"

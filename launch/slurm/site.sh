@@ -1,0 +1,14 @@
+# shellcheck shell=bash
+# What differs from cluster to cluster, and stands nowhere else. Every job sources it first, on its first node and,
+# through node.sh, on every node.
+#
+# module load python/3.11 cuda/12.8
+# source "$HOME/gptscale/.venv/bin/activate"
+# export NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5
+# export HF_HOME=/scratch/$USER/huggingface
+# export WANDB_MODE=offline      # compute nodes without a way out; `wandb sync` afterwards
+#
+# Options that a site always wants are sbatch's own variables, set in the shell that submits:
+# SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_QOS.
+
+PYTHON=${PYTHON:-python}

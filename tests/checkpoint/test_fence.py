@@ -1,0 +1,174 @@
+"""Two starts on one run folder: the later one is the run."""
+
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.checkpoint import fence as module
+from gptscale.checkpoint import store as store_module
+from gptscale.checkpoint.fence import Fence, sweep
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.store import Store
+from gptscale.errors import CheckpointError, TrainingError
+from tests.checkpoint.test_store import ABOUT, Alone, flip_bit, fragments
+
+TAKEN_OVER = r"run.dir=.* was taken over by a later start \(no job, process \d+ on .*\); this one has written nothing"
+
+
+def store_of(fence: Fence, keep: int | None = None) -> Store:
+    return Store(fence.run_dir, Alone(), Retention(keep), fence=fence, **ABOUT)
+
+
+def save(store: Store, step: int, value: float) -> None:
+    store.save(step, {"value": value}, fragments(value))
+    store.finish()
+
+
+def values_on_disk(run_dir: Path) -> dict[int, float]:
+    manifests = [read_manifest(path) for path in list_checkpoints(run_dir)]
+    return {manifest.step: manifest.ledger["value"] for manifest in manifests}
+
+
+def test_numbers_only_grow_and_the_last_one_holds(tmp_path: Path) -> None:
+    first = Fence.take(tmp_path)
+    assert (first.number, first.holds()) == (1, True)
+    second = Fence.take(tmp_path)
+    assert (second.number, second.holds(), first.holds()) == (2, True, False)
+    second.check()
+    with pytest.raises(TrainingError, match=TAKEN_OVER):
+        first.check()
+
+
+def test_many_starts_at_one_moment_get_one_number_each(tmp_path: Path) -> None:
+    taken: list[int] = []
+    together = threading.Barrier(16)
+
+    def start() -> None:
+        together.wait()
+        taken.append(Fence.take(tmp_path).number)
+
+    threads = [threading.Thread(target=start) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(1, 17))
+
+
+def test_a_listing_that_is_old_does_not_give_a_number_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Fence.take(tmp_path)
+    Fence.take(tmp_path)
+    monkeypatch.setattr(module, "_newest", lambda run_dir, *, fresh: 0)
+    assert Fence.take(tmp_path).number == 3
+
+
+def test_a_job_of_slurm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = Fence.take(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "31")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    Fence.take(tmp_path)
+    with pytest.raises(TrainingError, match=r"by a later start \(job 31, start 2, process"):
+        older.check()
+
+
+def paused_before(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> None:
+    """Let something happen right before a function is called the first time, as if SIGSTOP had hit there."""
+    function, done = getattr(owner, name), []
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        if not done:
+            done.append(True)
+            meanwhile()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, late)
+
+
+@pytest.mark.parametrize("place", ["write_part", "write_manifest", "sync_folder", "_discard"])
+def test_a_start_that_wakes_up_anywhere_in_a_save_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with closing(store_of(Fence.take(tmp_path))) as older:
+        save(older, 1, 1.0)
+        if place == "_discard":  # a bad checkpoint of the same step is in the way
+            save(older, 2, 2.0)
+            flip_bit(tmp_path / "checkpoints" / "step-00000002")
+
+        def newer_runs() -> None:
+            with closing(store_of(Fence.take(tmp_path))) as newer:
+                save(newer, 2, 20.0)
+                save(newer, 3, 30.0)
+
+        paused_before(store_module, place, monkeypatch, newer_runs)
+        for step in (2, 4):
+            with pytest.raises(TrainingError, match=TAKEN_OVER):
+                save(older, step, 2.0)
+    assert values_on_disk(tmp_path) == {1: 1.0, 2: 20.0, 3: 30.0}
+
+
+def test_a_start_that_was_paused_between_its_look_and_its_rename_finds_nothing_to_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = Fence.take(tmp_path)
+    looks = 0
+    check = Fence.check
+
+    def look(fence: Fence, *, fresh: bool = False) -> None:
+        nonlocal looks
+        check(fence, fresh=fresh)
+        looks += fence.number == 1
+        if looks == 2:  # the first is at the begin of the save
+            looks += 1
+            Fence.take(tmp_path)
+
+    monkeypatch.setattr(Fence, "check", look)
+    with closing(store_of(older)) as store, pytest.raises(TrainingError, match=TAKEN_OVER):
+        save(store, 5, 5.0)
+    assert looks == 3
+    assert list_checkpoints(tmp_path) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_an_older_start_prunes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = Fence.take(tmp_path)
+    with closing(store_of(older, keep=1)) as store:
+        save(store, 1, 1.0)
+        syncs = 0
+        sync = store_module.sync_folder
+
+        def take_over_after_rename(folder: Path) -> None:
+            nonlocal syncs
+            sync(folder)
+            syncs += 1
+            if syncs == 2:
+                Fence.take(tmp_path)
+
+        monkeypatch.setattr(store_module, "sync_folder", take_over_after_rename)
+        with pytest.raises(TrainingError, match=TAKEN_OVER):
+            save(store, 2, 2.0)
+    assert values_on_disk(tmp_path) == {1: 1.0, 2: 2.0}  # it was there before the later start looked
+
+
+def test_a_sweep_leaves_what_a_later_start_is_writing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    names = [f".unfinished-step-00000007-{number:06d}" for number in (2, 3, 4)]
+    for name in [*names, ".old-step-00000001-ab", "step-00000001"]:
+        (folder / name).mkdir(parents=True)
+    sweep(tmp_path, 3)
+    assert sorted(path.name for path in folder.iterdir()) == [names[2], "step-00000001"]
+
+
+def test_a_checkpoint_that_another_process_put_there_is_not_replaced(tmp_path: Path) -> None:
+    with closing(store_of(Fence.take(tmp_path))) as store:
+        store.save(2, {"value": 2.0}, fragments(2.0))
+        with closing(Store(tmp_path, Alone(), Retention(None), fence=Fence(tmp_path, 1), **ABOUT)) as twin:
+            twin._fence = Fence(tmp_path, 10**6)
+            save(twin, 2, 20.0)
+        with pytest.raises(CheckpointError, match="checkpoint .*step-00000002 could not be written: .*older"):
+            store.finish()
+    assert values_on_disk(tmp_path) == {2: 20.0}

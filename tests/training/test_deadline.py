@@ -1,0 +1,115 @@
+"""The end of a run's time."""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.config.load import parse_config
+from gptscale.errors import ConfigError
+from gptscale.runtime import slurm
+from gptscale.tracking.jsonl import read_log
+from gptscale.training.deadline import Deadline, open_deadline
+from gptscale.training.run import train
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_it_is_near_when_a_step_and_a_checkpoint_half_as_long_again_no_longer_fit() -> None:
+    clock = Clock()
+    deadline = Deadline(100.0, "", guessed_save_s=8.0, clock=clock)
+    answers = {}
+    for clock.now in (0, 30, 32, 42, 44, 70, 76, 78):  # the first step, of 30 s, does not count
+        answers[clock.now] = deadline.near(None)
+    # from 42 on the longest step is 10 s, from 70 on 26 s: 70 + 1.5 * (26 + 8) > 100 > 44 + 1.5 * (10 + 8)
+    assert answers == {0: False, 30: False, 32: False, 42: False, 44: False, 70: True, 76: True, 78: True}
+
+
+def test_a_measured_checkpoint_replaces_the_guess() -> None:
+    clock = Clock()
+    for save_s, near in ((None, True), (59.0, False), (67.0, True)):
+        clock.now = 0.0
+        assert Deadline(100.0, "", guessed_save_s=67.0, clock=clock).near(save_s) is near
+
+
+def test_without_an_end_it_is_never_near() -> None:
+    assert not Deadline().near(1e9)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("45s", 45), ("90m", 5400), ("2.5h", 9000), ("1d", 86400)])
+def test_a_time_has_its_unit(values: dict[str, Any], text: str, seconds: float) -> None:
+    values["run"]["stop_after"] = text
+    assert parse_config(values).run.stop_after_s == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "m", "90 m", "-1h"])
+def test_a_time_without_a_unit_is_refused(values: dict[str, Any], text: str) -> None:
+    values["run"]["stop_after"] = text
+    with pytest.raises(ConfigError, match=r"run.stop_after: .* is no time; give a number with its unit, such as 45s"):
+        parse_config(values)
+
+
+def test_the_nearer_of_two_ends_counts(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values["run"]["stop_after"] = "100s"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1050")
+    deadline = open_deadline(parse_config(values), 10**9, started=1000.0)
+    assert deadline.end == 1035.0
+    assert deadline.reason.startswith("the job ends at ")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "9000")
+    deadline = open_deadline(parse_config(values), 10**9, started=1000.0)
+    assert (deadline.end, deadline.reason) == (1100.0, "run.stop_after=100s is nearly over")
+
+
+def test_an_older_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(1_700_000_000))
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "JobId=$3 StartTime=x EndTime={end} Deadline=N/A"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert slurm.job_end() == 1_700_000_000.0
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho EndTime=Unknown\n")
+    assert slurm.job_end() is None
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    assert slurm.job_end() is None
+
+
+def test_a_scheduler_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*args: Any, timeout: float, **kwargs: Any) -> Any:
+        raise subprocess.TimeoutExpired("scontrol", timeout)
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    monkeypatch.setattr(slurm.subprocess, "run", silent)
+    assert slurm.job_end() is None
+
+
+def test_outside_slurm_there_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert slurm.job_end() is None
+    assert slurm.job_name() is None
+
+
+def test_a_run_whose_time_is_over_stops_with_a_checkpoint_and_goes_on(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values["train"]["steps"] = 100_000
+    values["run"]["stop_after"] = "6s"
+    values["sample"]["prompts"] = []
+    began = time.monotonic()
+    assert not train(parse_config(values))
+    assert time.monotonic() - began < 9
+    said = capsys.readouterr().out
+    assert "run.stop_after=6s is nearly over: stopped at step" in said
+    last = max(r["step"] for r in read_log(parse_config(values).run.dir / "log.jsonl"))
+    assert (parse_config(values).run.dir / "checkpoints" / f"step-{int(last):08d}").is_dir()
+    assert not (parse_config(values).run.dir / "done").exists()
