@@ -25,6 +25,7 @@ from gptscale.config.presets import GPT2_SIZES
 Count = PositiveInt
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Section(BaseModel):
@@ -219,6 +220,14 @@ class EvalConfig(Section):
     """Validation windows, spread evenly over the split; null takes all of it."""
     train_sequences: Count | None = 256
     """Training windows evaluated in the same way; null evaluates none."""
+    sets: dict[SetName, Path] = {}
+    """More validation sets: name -> corpus folder; its validation split counts, or all of it if it has none."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if taken := {"val", "train", "all", "cloze", "loss"} & self.sets.keys():
+            raise ValueError(f"sets cannot be named {' or '.join(sorted(taken))}, which mean something else; rename")
+        return self
 
 
 class SampleConfig(Section):

@@ -26,9 +26,16 @@ def evaluation_line(record: Record, total_steps: int) -> str:
         parts += ["validation", *_loss_parts(record, "val")]
     if "val/bits_per_byte" in record:
         parts.append(f"bits/byte {record['val/bits_per_byte']:.3f}")
+    for name in evaluated_sets(record):
+        parts += [name, *_loss_parts(record, f"val/{name}")]
     if "eval_train/loss" in record:
         parts += ["training windows", *_loss_parts(record, "eval_train")]
     return "  ".join(parts)
+
+
+def evaluated_sets(record: Record) -> list[str]:
+    """The names in eval.sets that a record has a loss for."""
+    return [key[4:-5] for key in record if key.startswith("val/") and key.endswith("/loss") and key != "val/loss"]
 
 
 def checkpoint_line(record: Record, total_steps: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gptscale.config.schema import Config
-from gptscale.data.corpus import Corpus
+from gptscale.data.corpus import Corpus, check_split, open_corpus
 from gptscale.data.loader import eval_batches, evenly_spaced_windows
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import Tokenizer
@@ -22,17 +22,20 @@ class Look:
         self._engine = engine
         self._model = model
         self._corpus = corpus
+        self._sets = engine.agree(lambda: _open_sets(cfg))
         self._tokenizer = tokenizer
         self._token_bytes = tokenizer.token_bytes
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on validation and training windows as a record's measurements. All ranks call this together."""
-        val = self._over(self._corpus.val, self._cfg.eval.sequences)
-        measured = {
-            "val/loss": val.loss,
-            "val/perplexity": val.perplexity,
-            "val/bits_per_byte": val.bits_per_byte,
-        }
+        """Loss on validation sets and training windows as a record's measurements. All ranks call this together."""
+        measured: dict[str, float] = {}
+        for place, stream in {"val": self._corpus.val, **self._sets}.items():
+            found = self._over(stream, self._cfg.eval.sequences)
+            measured |= {
+                f"{place}/loss": found.loss,
+                f"{place}/perplexity": found.perplexity,
+                f"{place}/bits_per_byte": found.bits_per_byte,
+            }
         if self._cfg.eval.train_sequences:
             seen = self._over(self._corpus.train, self._cfg.eval.train_sequences)
             measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
@@ -64,4 +67,20 @@ class Look:
         assert micro_batch is not None
         batches = eval_batches(stream, starts, context_length, micro_batch, engine.rank, engine.world)
         with engine.evaluating():
-            return evaluate_loss(engine.model, batches, self._token_bytes, engine.device, engine.total)
+            return evaluate_loss(
+                lambda inputs, targets: engine.model(inputs, targets, by_token=True),
+                batches,
+                self._token_bytes,
+                engine.device,
+                engine.total,
+            )
+
+
+def _open_sets(cfg: Config) -> dict[str, TokenStream]:
+    """The streams of eval.sets, by the place of their figures in a record; raises what their corpora raise."""
+    streams = {}
+    for name, folder in cfg.eval.sets.items():
+        corpus = open_corpus(folder)
+        check_split(corpus, cfg, corpus.evaluated_split, folder)
+        streams[f"val/{name}"] = corpus.val if corpus.evaluated_split == "val" else corpus.train
+    return streams
