@@ -274,6 +274,21 @@ class ResumeConfig(Section):
         return {"strict": True} if values == "strict" else values
 
 
+class HealthConfig(Section):
+    """What is done about steps that go wrong. An update that is not finite never reaches the weights."""
+
+    stop_after_skips: Count | None = 20
+    """Steps in a row whose update is not finite, after which the run stops; null never stops for that."""
+    spike_window: Annotated[int, Field(ge=8)] = 128
+    """Steps whose losses a step's loss is compared with; nothing is judged before a quarter of them."""
+    spike_z: PositiveFloat = 8.0
+    """Deviations above the median at which a loss is a spike; a deviation is 1.4826 times the median one."""
+    rollback: bool = False
+    """Whether a spike sends the run back to its last checkpoint, and leaves out the samples around it."""
+    max_rollbacks: Count = 10
+    """Rollbacks in the life of a run; later spikes are only recorded."""
+
+
 class WandbConfig(Section):
     """Weights & Biases, a view of log.jsonl."""
 
@@ -299,6 +314,7 @@ class Config(Section):
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    health: HealthConfig = HealthConfig()
     wandb: WandbConfig = WandbConfig()
 
     @property

@@ -46,6 +46,21 @@ def checkpoint_line(record: Record, total_steps: int) -> str:
     )
 
 
+def health_line(record: Record, total_steps: int) -> str:
+    """Say in one line what went wrong since the last record."""
+    parts = [f"step {record['step']:.0f}/{total_steps}"]
+    if record.get("health/skipped_steps"):
+        parts.append(f"{record['health/skipped_steps']:.0f} steps skipped, whose gradients were not finite")
+    if "health/spike_step" in record:
+        parts.append(
+            f"loss spike {record['health/spike_loss']:.3f} at step {record['health/spike_step']:.0f}, "
+            f"{record['health/spike_z']:.1f} deviations above the median"
+        )
+    if "health/skipped_samples" in record:
+        parts.append(f"rolled back, {record['health/skipped_samples']:.0f} samples left out")
+    return "  ".join(parts)
+
+
 def sample_line(step: int, prompt: str, text: str) -> str:
     """Show a sample on one line, quoted, so that no character of it can steer the terminal."""
     return f"step {step}  sample  {prompt!r} -> {text!r}"

@@ -5,12 +5,13 @@ from contextlib import ExitStack, closing
 
 import torch
 
+from gptscale.checkpoint.find import newest_good
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpus import Corpus, check_corpus, open_corpus
 from gptscale.data.loader import StepLoader, count_samples
-from gptscale.data.tokenizer import load_tokenizer
+from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
@@ -24,8 +25,9 @@ from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
 from gptscale.training.folder import held, open_folder
+from gptscale.training.health import Health, Rollback
 from gptscale.training.look import Look
-from gptscale.training.loop import Run, fit
+from gptscale.training.loop import Run, fit, record_rollback
 from gptscale.training.meter import Meter
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
@@ -90,21 +92,56 @@ def _train(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, stop: StopRe
     with ExitStack() as stack:
         stack.enter_context(held(cfg.run.dir, engine))
         store = stack.enter_context(closing(_open_store(cfg, engine, corpus)))
-        state, plan = resume(cfg, corpus.manifest.fingerprint, engine, plan)
-        if state.step >= plan.total_steps:
-            engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
-            return True
-        engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
-        meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
-        meter.restore(state.interval)
+        cause: Rollback | None = None
+        while True:
+            try:
+                return _live(cfg, corpus, plan, engine, stop, store, model, tokenizer, cause)
+            except Rollback as spike:
+                _leave_out(store, engine, cause := spike)
+
+
+def _live(
+    cfg: Config,
+    corpus: Corpus,
+    plan: Plan,
+    engine: Engine,
+    stop: StopRequest,
+    store: Store,
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    cause: Rollback | None,
+) -> bool:
+    """Train from the newest checkpoint on; cause is the spike that sent the run back to it, if one did."""
+    state, plan = resume(cfg, corpus.manifest.fingerprint, engine, plan)
+    if state.step >= plan.total_steps:
+        engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+        return True
+    engine.agree(lambda: _begin(cfg, store, engine, corpus, model, state) if engine.is_first else None)
+    peak = peak_flops(engine.device, engine.dtype)
+    meter = Meter(engine, plan, flops_per_token(cfg.model), peak, cfg.optim.clip_norm)
+    meter.restore(state.interval, state.time_s)
+    with ExitStack() as stack:
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
-        look = Look(cfg, engine, model, corpus, tokenizer)
-        finished = fit(Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop), state)
+        look, health = Look(cfg, engine, model, corpus, tokenizer), Health(cfg.health, state)
+        run = Run(cfg, plan, engine, loader, look, health, meter, store, SaveCost(), tracker, stop)
+        if cause is not None:
+            record_rollback(run, state, cause)
+        finished = fit(run, state)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
         engine.say(f"stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
+
+
+def _leave_out(store: Store, engine: Engine, spike: Rollback) -> None:
+    """Write into the last checkpoint which samples are left out from now on. All ranks call this together."""
+    found = newest_good(store.run_dir, engine, engine.say)
+    assert found is not None, "the loop has looked for one"
+    path, manifest = found
+    skipped = sorted({*manifest.ledger["skipped_windows"], *spike.positions})
+    store.amend(path, skipped_windows=skipped, rollbacks=manifest.ledger.get("rollbacks", 0) + 1)
+    engine.say(f"{spike}: going back to {path} and leaving out {len(spike.positions)} samples")
 
 
 def _open_store(cfg: Config, engine: Engine, corpus: Corpus) -> Store:
@@ -136,7 +173,11 @@ def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPT
 def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState) -> Tracker:
     if not engine.is_first:
         return Tracker()
-    return Tracker(JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir), Console(plan.total_steps, state.step))
+    return Tracker(
+        JsonlSink(cfg.run.dir),
+        open_wandb(cfg, cfg.run.dir),
+        Console(plan.total_steps, state.step, first_time_s=state.time_s),
+    )
 
 
 def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
@@ -152,6 +193,7 @@ def _open_loader(cfg: Config, corpus: Corpus, plan: Plan, engine: Engine, state:
         total_steps=plan.total_steps,
         first_step=state.step,
         position_shift=plan.position_shift,
+        skipped=state.skipped_windows,
         pin=engine.device.type == "cuda",
     )
 
