@@ -25,6 +25,7 @@ HOMES = {
     "tiktoken": "data/tokenizer.py",
     "gigatoken": "data/tokenizer.py",
     "safetensors": "weights/files.py",
+    "plotly": "tracking/page.py",
     "wandb": "tracking/wandb.py",
     "yaml": "config/load.py",
     "matplotlib": "tracking/report.py",
