@@ -298,8 +298,18 @@ class WandbConfig(Section):
     """W&B project."""
     entity: str | None = None
     """W&B team; null is the user's default."""
+    group: str | None = None
+    """W&B group."""
     tags: tuple[str, ...] = ()
     """W&B tags."""
+    notes: str | None = None
+    """A longer description of the run."""
+    x_axis: Literal["step", "tokens", "epoch"] = "step"
+    """What W&B draws its charts against, unless a chart says otherwise."""
+    rewind: bool = True
+    """Whether an online run is rewound to its checkpoint's step by a resume; for a server that cannot, set false."""
+    checkpoints: Literal["none", "reference", "upload"] = "none"
+    """Whether checkpoints are W&B artifacts: not at all, by the place where they lie, or with their files."""
 
 
 class Config(Section):
@@ -316,6 +326,8 @@ class Config(Section):
     resume: ResumeConfig = ResumeConfig()
     health: HealthConfig = HealthConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
+    """Whether the record is also written for TensorBoard, into the run folder."""
 
     @property
     def stride(self) -> int:

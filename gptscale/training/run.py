@@ -22,6 +22,7 @@ from gptscale.runtime.launch import launched_world
 from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink
+from gptscale.tracking.tensorboard import TensorboardSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
 from gptscale.training.folder import held, open_folder
@@ -121,7 +122,7 @@ def _live(
     meter = Meter(engine, plan, flops_per_token(cfg.model), peak, cfg.optim.clip_norm)
     meter.restore(state.interval, state.time_s)
     with ExitStack() as stack:
-        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state)))
+        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, model, state)))
         loader = stack.enter_context(_open_loader(cfg, corpus, plan, engine, state))
         look, health = Look(cfg, engine, model, corpus, tokenizer), Health(cfg.health, state)
         run = Run(cfg, plan, engine, loader, look, health, meter, store, SaveCost(), tracker, stop)
@@ -170,12 +171,14 @@ def _begin(cfg: Config, store: Store, engine: Engine, corpus: Corpus, model: GPT
     )
 
 
-def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState) -> Tracker:
+def _open_tracker(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, state: TrainState) -> Tracker:
     if not engine.is_first:
         return Tracker()
+    facts = {"parameters": model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
     return Tracker(
         JsonlSink(cfg.run.dir),
-        open_wandb(cfg, cfg.run.dir),
+        open_wandb(cfg, cfg.run.dir, state.step, **facts),
+        TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
         Console(plan.total_steps, state.step, first_time_s=state.time_s),
     )
 
