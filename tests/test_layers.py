@@ -27,6 +27,7 @@ HOMES = {
     "safetensors": "weights/files.py",
     "tensorflow": "weights/tensorflow.py",
     "transformers": "weights/check.py",
+    "plotly": "tracking/page.py",
     "wandb": "tracking/wandb.py",
     "yaml": "config/load.py",
     "matplotlib": "tracking/report.py",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptscale.checkpoint.find import verified_manifest
-from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, tensor_key
+from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, step_dir, tensor_key
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError
@@ -48,12 +48,16 @@ def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Store
     return {name: Stored(tuple(record.shape), partial(read, name)) for name, record in manifest.parameters.items()}
 
 
-def find_checkpoint(path: Path) -> tuple[Path, CheckpointManifest]:
+def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, CheckpointManifest]:
     """The checkpoint that a path names, with every file checked: itself, or the newest good one of a run.
 
-    Warns of newer ones that are passed over. Raises CheckpointError if none is left.
+    best takes a run's one with the lowest validation loss. Warns of newer ones that are passed over.
+    Raises CheckpointError if none is left.
     """
     if (path / MANIFEST).is_file():
+        return path, verified_manifest(path)
+    if best:
+        path = _best(path)
         return path, verified_manifest(path)
     problem: CheckpointError | None = None
     for folder in list_checkpoints(path):
@@ -67,3 +71,18 @@ def find_checkpoint(path: Path) -> tuple[Path, CheckpointManifest]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or one of its checkpoints/step-* folders")
     raise CheckpointError(f"{path} holds no checkpoint; give a run folder that `gptscale train` has saved to")
+
+
+def _best(run_dir: Path) -> Path:
+    """The checkpoint that the newest one's ledger calls the best."""
+    folder, manifest = find_checkpoint(run_dir)
+    best = manifest.ledger["best"]
+    if best is None:
+        raise CheckpointError(
+            f"{folder} knows of no best checkpoint: none was evaluated at its very step; "
+            "let checkpoint.every_steps be a multiple of eval.every_steps"
+        )
+    found = step_dir(run_dir, best["step"])
+    if not found.is_dir():
+        raise CheckpointError(f"{found}, the best by validation loss, is gone; checkpoint.keep_best=true keeps it")
+    return found

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from gptscale.checkpoint.layout import (
     ParameterRecord,
     list_checkpoints,
     part_name,
+    read_manifest,
     step_dir,
     write_manifest,
 )
@@ -148,6 +149,19 @@ class Store:
     def close(self) -> None:
         """Let this rank's thread end; what was in flight and not finished does not count."""
         self._thread.shutdown(cancel_futures=True)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go back to, also one that is on its way. All ranks call this together."""
+        return self._ranks.gather(self._save is not None or bool(list_checkpoints(self.run_dir)))[0]
+
+    def amend(self, folder: Path, **changes: Any) -> None:
+        """Change what a checkpoint's ledger says; its tensors stay. All ranks call this together."""
+
+        def work() -> None:
+            manifest = read_manifest(folder)
+            write_manifest(folder, replace(manifest, ledger={**manifest.ledger, **changes}))
+
+        self._ranks.agree(lambda: self._on_first(work))
 
     def check_room(self, parameters: int) -> None:
         """Raise CheckpointError if the disk has no room for one checkpoint of so many parameters.

@@ -40,6 +40,7 @@ def _look_back(cfg: "Config", config: Path) -> None:
     from gptscale.checkpoint.model import find_checkpoint
     from gptscale.cli.evaluate import run_evaluate
     from gptscale.cli.generate import run_generate
+    from gptscale.tracking.page import write_page
     from gptscale.tracking.report import write_report
 
     run = cfg.run.dir
@@ -48,8 +49,10 @@ def _look_back(cfg: "Config", config: Path) -> None:
     run_generate(run, [cfg.sample.prompts[0]] if cfg.sample.prompts else ["\n"])
     print("\n== 4/4 plot")
     plots = write_report(run)
+    page = write_page([run], run / "report" / "index.html")
     print(
-        f"\nplots:      {', '.join(str(path) for path in plots)}\n"
+        f"\nreport:     {page}\n"
+        f"plots:      {', '.join(str(path) for path in plots)}\n"
         f"samples:    {run / 'samples.jsonl'}\n"
         f"checkpoint: {find_checkpoint(run)[0]}\n"
         "\nnext:\n"

@@ -49,6 +49,11 @@ def dump_config(cfg: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+def plain_settings(cfg: Config) -> dict[str, Any]:
+    """All settings by section.key, as plain values."""
+    return dict(_flattened(cfg.model_dump(mode="json")))
+
+
 def changed_settings(cfg: Config) -> dict[str, Any]:
     """The settings that are not the schema's defaults, by section.key, as plain values."""
     return dict(_flattened(cfg.model_dump(mode="json", exclude_defaults=True)))

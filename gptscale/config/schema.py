@@ -28,6 +28,7 @@ Count = PositiveInt
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Section(BaseModel):
@@ -318,6 +319,14 @@ class EvalConfig(Section):
     """Validation windows, spread evenly over the split; null takes all of it."""
     train_sequences: Count | None = 256
     """Training windows evaluated in the same way; null evaluates none."""
+    sets: dict[SetName, Path] = {}
+    """More validation sets: name -> corpus folder; its validation split counts, or all of it if it has none."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if taken := {"val", "train", "all", "cloze", "loss"} & self.sets.keys():
+            raise ValueError(f"sets cannot be named {' or '.join(sorted(taken))}, which mean something else; rename")
+        return self
 
 
 class SampleConfig(Section):
@@ -364,6 +373,21 @@ class ResumeConfig(Section):
         return {"strict": True} if values == "strict" else values
 
 
+class HealthConfig(Section):
+    """What is done about steps that go wrong. An update that is not finite never reaches the weights."""
+
+    stop_after_skips: Count | None = 20
+    """Steps in a row whose update is not finite, after which the run stops; null never stops for that."""
+    spike_window: Annotated[int, Field(ge=8)] = 128
+    """Steps whose losses a step's loss is compared with; nothing is judged before a quarter of them."""
+    spike_z: PositiveFloat = 8.0
+    """Deviations above the median at which a loss is a spike; a deviation is 1.4826 times the median one."""
+    rollback: bool = False
+    """Whether a spike sends the run back to its last checkpoint, and leaves out the samples around it."""
+    max_rollbacks: Count = 10
+    """Rollbacks in the life of a run; later spikes are only recorded."""
+
+
 class WandbConfig(Section):
     """Weights & Biases, a view of log.jsonl."""
 
@@ -373,8 +397,18 @@ class WandbConfig(Section):
     """W&B project."""
     entity: str | None = None
     """W&B team; null is the user's default."""
+    group: str | None = None
+    """W&B group."""
     tags: tuple[str, ...] = ()
     """W&B tags."""
+    notes: str | None = None
+    """A longer description of the run."""
+    x_axis: Literal["step", "tokens", "epoch"] = "step"
+    """What W&B draws its charts against, unless a chart says otherwise."""
+    rewind: bool = True
+    """Whether an online run is rewound to its checkpoint's step by a resume; for a server that cannot, set false."""
+    checkpoints: Literal["none", "reference", "upload"] = "none"
+    """Whether checkpoints are W&B artifacts: not at all, by the place where they lie, or with their files."""
 
 
 class Config(Section):
@@ -389,7 +423,10 @@ class Config(Section):
     sample: SampleConfig = SampleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    health: HealthConfig = HealthConfig()
     wandb: WandbConfig = WandbConfig()
+    tensorboard: bool = False
+    """Whether the record is also written for TensorBoard, into the run folder."""
 
     @property
     def stride(self) -> int:

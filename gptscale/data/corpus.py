@@ -34,6 +34,11 @@ class Corpus:
         """The tokenizer's name, as `load_tokenizer` takes it."""
         return str(self.manifest.settings.tokenizer["name"])
 
+    @property
+    def evaluated_split(self) -> Split:
+        """What an evaluation on this corpus reads: val, or train where it was prepared without validation."""
+        return "val" if len(self.val) else "train"
+
 
 def open_corpus(folder: Path) -> Corpus:
     """Open the shards of data.dir; checks their headers and lengths, and a small corpus' hashes.

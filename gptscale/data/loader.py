@@ -5,7 +5,7 @@ Position p counts the samples handed out in a whole run. It lies in epoch p // n
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +17,7 @@ import torch
 
 from gptscale.data.order import block_order, order
 from gptscale.data.shard import Tokens
+from gptscale.data.skip import positions_of
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
@@ -89,7 +90,7 @@ class StepLoader:
 
     A step is cut into micro-batches, the last one filled up. They go round the ranks, and a rank that would
     have one less than others gets one of filling only. position_shift counts the samples that were handed out
-    beyond steps of this size, by earlier ones of another. Close it, or use it in a `with` statement.
+    beyond steps of this size, by earlier ones of another; skipped positions are left out. Close it, or use `with`.
     """
 
     def __init__(
@@ -105,12 +106,14 @@ class StepLoader:
         total_steps: int,
         first_step: int = 0,
         position_shift: int = 0,
+        skipped: Sequence[int] = (),
         pin: bool = False,
         steps_ahead: int = 2,
     ) -> None:
         self.sampler = sampler
         self.sequences_per_step = sequences_per_step
         self._position_shift = position_shift
+        self._skipped = tuple(skipped)
         self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
         self._windows = _Windows(stream, context_length, micro_batch_sequences, pin)
         self._rank, self._world = rank, world
@@ -151,7 +154,8 @@ class StepLoader:
 
     def _read_step(self, step: int) -> list[MicroBatch]:
         first = step * self.sequences_per_step + self._position_shift
-        starts = self.sampler.starts(np.arange(first, first + self.sequences_per_step))
+        handed_out = np.arange(first, first + self.sequences_per_step)
+        starts = self.sampler.starts(positions_of(handed_out, self._skipped))
         mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
         buffers = self._windows.buffers(len(mine))
         return [

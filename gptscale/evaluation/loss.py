@@ -1,4 +1,4 @@
-"""Cross-entropy over fixed windows, weighted by token."""
+"""Cross-entropy over windows, weighted by token."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,6 +12,9 @@ from torch import Tensor
 from gptscale.data.loader import MicroBatch
 from gptscale.model.loss import IGNORE
 
+FIXED_POINT = 2.0**24
+"""Nats are summed as whole numbers of this fraction: such sums do not depend on their order, nor on who adds."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,6 +25,8 @@ class Evaluation:
     tokens: int
     bytes: int
     """UTF-8 bytes that the predicted tokens stand for."""
+    by_position: tuple[float, ...] = ()
+    """Mean cross-entropy of the first, second, ... prediction of a window; nan where none counted."""
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
         """The loss over both sets of windows."""
@@ -30,12 +35,12 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats per token."""
-        return self.nats / self.tokens
+        return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that is beyond float's range."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.exp(self.loss) if not self.loss >= 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -44,7 +49,7 @@ class Evaluation:
 
 
 def evaluate_loss(
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    losses_of: Callable[[Tensor, Tensor], Tensor],
     batches: Iterable[MicroBatch],
     token_bytes: npt.NDArray[np.int64],
     device: torch.device,
@@ -52,16 +57,32 @@ def evaluate_loss(
 ) -> Evaluation:
     """Evaluate over batches; `total` sums over ranks, and then all ranks call this together.
 
-    loss_of maps inputs and targets (B, T) to their summed cross-entropy, a scalar. Sums are kept
-    in float64, so that the result is the same however the batches are spread over ranks.
+    losses_of maps inputs and targets (B, T) to the cross-entropy of each token (B, T). If they are the same
+    however the batches are spread over ranks, so is the result, to the last bit.
     """
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    nats = torch.zeros((), dtype=wide, device=device)
-    counts = torch.zeros(2, dtype=torch.int64)
+    sums = torch.zeros(0, dtype=torch.int64, device=device)  # by position: nats, tokens; and bytes at the end
     lengths = torch.from_numpy(token_bytes)
+    unsound = torch.zeros((), dtype=torch.int64, device=device)
     for batch in batches:
-        counted = batch.targets[batch.targets != IGNORE]
-        counts += torch.stack([torch.tensor(counted.numel()), lengths[counted].sum()])
-        nats += loss_of(batch.inputs.to(device), batch.targets.to(device))
-    tokens, text_bytes = total(counts.to(device)).tolist()
-    return Evaluation(float(total(nats)), tokens, text_bytes)
+        counted = batch.targets != IGNORE
+        losses = losses_of(batch.inputs.to(device), batch.targets.to(device)) * counted.to(device)
+        unsound += (~losses.isfinite()).sum()
+        nats = (_wide(losses) * FIXED_POINT).round().nan_to_num().long().sum(0)  # (T,)
+        text_bytes = lengths[batch.targets[counted]].sum().view(1)
+        found = torch.cat([nats, counted.sum(0).to(device), text_bytes.to(device)])
+        sums = sums + found if len(sums) else found
+    *summed, bad = total(torch.cat([sums, unsound.view(1)])).tolist()
+    return _evaluation(summed, sound=not bad)
+
+
+def _wide(losses: Tensor) -> Tensor:
+    return losses.float() if losses.device.type == "mps" else losses.double()
+
+
+def _evaluation(sums: list[int], sound: bool) -> Evaluation:
+    """Sums by position as an evaluation; one loss that is not finite leaves no number to report."""
+    length = len(sums) // 2
+    unit = FIXED_POINT if sound else math.nan
+    nats, tokens = sums[:length], sums[length : 2 * length]
+    means = tuple(n / unit / t if t else math.nan for n, t in zip(nats, tokens, strict=True))
+    return Evaluation(sum(nats) / unit, sum(tokens), sums[-1] if sums else 0, means)

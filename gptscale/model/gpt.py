@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.cache import KVCache, LayerCache
-from gptscale.model.loss import summed_cross_entropy
+from gptscale.model.loss import cross_entropy_by_token, summed_cross_entropy
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this inside, which matrix units like; no user sees the padding."""
@@ -82,10 +82,13 @@ class Head(nn.Module):
         self.vocab_size = cfg.vocab_size
         self.weight = nn.Parameter(torch.empty(padded_vocab_size(cfg.vocab_size), cfg.emb_dim))
 
-    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Map (B, T, C) to logits (B, T, V), or with targets (B, T) to their summed loss."""
+    def forward(self, x: Tensor, targets: Tensor | None = None, by_token: bool = False) -> Tensor:
+        """Map (B, T, C) to logits (B, T, V), or with targets (B, T) to their summed loss, or to each one's."""
         if targets is None:
             return F.linear(x, self.weight)[..., : self.vocab_size]
+        if by_token:
+            losses = cross_entropy_by_token(x.flatten(0, 1), self.weight, targets.flatten(), self.vocab_size)
+            return losses.view_as(targets)
         return summed_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.vocab_size)
 
 
@@ -118,17 +121,19 @@ class GPTModel(nn.Module):
         targets: Tensor | None = None,
         at: Tensor | None = None,
         cache: KVCache | None = None,
+        by_token: bool = False,
     ) -> Tensor:
         """Map token ids (B, T) to logits (B, T, V); T is at most context_length.
 
         With targets (B, T), gives the summed cross-entropy in nats instead, a float32 scalar;
-        targets of -100 do not count. With at (B,), gives the logits (B, V) at one position of each row.
-        With a cache, reads what it is ready for and leaves it with these tokens.
+        targets of -100 do not count. With by_token, gives it for each target, (B, T), without gradients.
+        With at (B,), gives the logits (B, V) at one position of each row. With a cache, reads what it is ready
+        for and leaves it with these tokens.
         """
         x = self.hidden(tokens, cache)
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
-        return self.out_head(x, targets)  # type: ignore[no-any-return]
+        return self.out_head(x, targets, by_token)  # type: ignore[no-any-return]
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Map token ids (B, T) to the normed residual stream (B, T, C) that the head reads."""

@@ -25,6 +25,24 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_
     return _ChunkedLoss.apply(hidden, weight, targets, vocab_size)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@torch.no_grad()
+def cross_entropy_by_token(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    """The cross-entropies in nats of `hidden @ weight.T` against targets, float32 (N,); 0 for targets of -100.
+
+    Shapes as in `summed_cross_entropy`; for evaluation only, without gradients.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    table = weight.to(hidden.dtype)
+    rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+    losses = [
+        F.cross_entropy(F.linear(x, table).float()[:, :vocab_size], wanted, ignore_index=IGNORE, reduction="none")
+        for x, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(losses)
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Computes the gradients with the loss, chunk by chunk, so nothing is kept but them.
 

@@ -1,7 +1,10 @@
 """What a device can do."""
 
 import os
+import resource
+import sys
 import time
+from functools import cache
 
 import torch
 
@@ -24,6 +27,7 @@ PEAK_HALF_FLOPS = {
 }
 
 
+@cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """The FLOP/s that model FLOP/s utilisation (MFU) is measured against.
 
@@ -82,6 +86,16 @@ def local_device() -> torch.device:
     if says_yes("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
     return torch.device("cuda", launched_local_rank()) if device.type == "cuda" else device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process held: tensors on CUDA since the last call, else all of the process so far."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def free_bytes(device: torch.device) -> int:

@@ -8,19 +8,19 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from gptscale.tracking.lines import checkpoint_line, evaluation_line, sample_line, train_line
+from gptscale.tracking.lines import checkpoint_line, evaluation_line, health_line, sample_line, train_line
 from gptscale.tracking.tracker import Record
 
 
 class Pace:
     """Seconds per step, smoothed so that the last few records count most."""
 
-    def __init__(self, first_step: int) -> None:
-        self._step, self._time_s = float(first_step), 0.0
+    def __init__(self, first_step: int, first_time_s: float = 0.0) -> None:
+        self._step, self._time_s = float(first_step), first_time_s
         self._s_per_step: float | None = None
 
     def update(self, step: float, time_s: float) -> None:
-        """Take the time of training in this process until the step was finished."""
+        """Take the time of training until the step was finished."""
         if step <= self._step:
             return
         newest = (time_s - self._time_s) / (step - self._step)
@@ -37,10 +37,12 @@ class Console:
 
     required = False
 
-    def __init__(self, total_steps: int, first_step: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total_steps: int, first_step: int = 0, stream: TextIO | None = None, first_time_s: float = 0.0
+    ) -> None:
         self._total_steps, self._first_step = total_steps, first_step
         self._stream = sys.stdout if stream is None else stream
-        self._pace = Pace(first_step)
+        self._pace = Pace(first_step, first_time_s)
         self._bar = _bar(self._stream) if _is_terminal(self._stream) else None
 
     def log(self, record: Record) -> None:
@@ -51,6 +53,8 @@ class Console:
             self._progress(record["step"], line)
         if "val/loss" in record or "eval_train/loss" in record:
             self.say(evaluation_line(record, self._total_steps))
+        if "health/spike_step" in record or record.get("health/skipped_steps"):
+            self.say(health_line(record, self._total_steps))
         if "checkpoint/step" in record:
             self.say(checkpoint_line(record, self._total_steps))
 

@@ -58,6 +58,11 @@ def read_log(path: Path) -> list[dict[str, float]]:
     ]
 
 
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read samples.jsonl as step, prompt and text, none if there is no file; a torn last line is left out."""
+    return [record for _, record in _records(path)]
+
+
 def cut_back(run_dir: Path, step: int | None) -> None:
     """Drop what was recorded after the step, and a torn last line; null drops everything.
 

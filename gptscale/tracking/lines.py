@@ -26,9 +26,16 @@ def evaluation_line(record: Record, total_steps: int) -> str:
         parts += ["validation", *_loss_parts(record, "val")]
     if "val/bits_per_byte" in record:
         parts.append(f"bits/byte {record['val/bits_per_byte']:.3f}")
+    for name in evaluated_sets(record):
+        parts += [name, *_loss_parts(record, f"val/{name}")]
     if "eval_train/loss" in record:
         parts += ["training windows", *_loss_parts(record, "eval_train")]
     return "  ".join(parts)
+
+
+def evaluated_sets(record: Record) -> list[str]:
+    """The names in eval.sets that a record has a loss for."""
+    return [key[4:-5] for key in record if key.startswith("val/") and key.endswith("/loss") and key != "val/loss"]
 
 
 def checkpoint_line(record: Record, total_steps: int) -> str:
@@ -37,6 +44,21 @@ def checkpoint_line(record: Record, total_steps: int) -> str:
         f"step {record['checkpoint/step']:.0f}/{total_steps}  checkpoint  {compact(record['checkpoint/bytes'])}B  "
         f"stalled {record['checkpoint/stall_s']:.2g} s, safe after {record['checkpoint/durable_s']:.2g} s"
     )
+
+
+def health_line(record: Record, total_steps: int) -> str:
+    """Say in one line what went wrong since the last record."""
+    parts = [f"step {record['step']:.0f}/{total_steps}"]
+    if record.get("health/skipped_steps"):
+        parts.append(f"{record['health/skipped_steps']:.0f} steps skipped, whose gradients were not finite")
+    if "health/spike_step" in record:
+        parts.append(
+            f"loss spike {record['health/spike_loss']:.3f} at step {record['health/spike_step']:.0f}, "
+            f"{record['health/spike_z']:.1f} deviations above the median"
+        )
+    if "health/skipped_samples" in record:
+        parts.append(f"rolled back, {record['health/skipped_samples']:.0f} samples left out")
+    return "  ".join(parts)
 
 
 def sample_line(step: int, prompt: str, text: str) -> str:

@@ -1,17 +1,20 @@
-"""Weights & Biases as a view of log.jsonl.
+"""Weights & Biases as a view of log.jsonl: a step of training is a step of W&B, and there once.
 
-Every point carries its own `step`, `tokens` and `epoch`; `step` is the axis W&B draws against. So a resume
-that goes back to an earlier checkpoint needs no rewinding: the repeated steps lie over the old ones.
+Online, a resume rewinds the W&B run to the checkpoint's step. Offline, where nobody can rewind what was written, a
+resume writes the whole history anew from log.jsonl; so the newest file always holds all of it, for `wandb sync`.
 """
 
-import html
+import json
 import logging
 import secrets
+import shutil
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
+from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
 from gptscale.tracking.tracker import Record
 
 LOG = logging.getLogger(__name__)
@@ -20,45 +23,101 @@ PATIENCE_S = 60.0
 """How long W&B may hold up the start or the end of a run; what it could not send stays on disk."""
 
 
-def open_wandb(cfg: Config, run_dir: Path) -> "WandbSink | None":
-    """Start W&B as the config says; None when wandb.mode is disabled. Raises what WandbSink raises."""
-    return None if cfg.wandb.mode == "disabled" else WandbSink(cfg, run_dir)
+def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "WandbSink | None":
+    """Start W&B as the config says, for a run that goes on from a step, after its log was cut back to it.
+
+    facts join the W&B run's config. None when wandb.mode is disabled, or with one line when W&B cannot start.
+    Raises TrainingError if the package is missing.
+    """
+    if cfg.wandb.mode == "disabled":
+        return None
+    wandb = _package()
+    try:
+        return WandbSink(wandb, cfg, run_dir, step, facts)
+    except Exception as error:  # W&B raises more kinds of errors than its own
+        LOG.warning("W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", _line(error))
+        return None
 
 
 class WandbSink:
     """One W&B run for the life of a run folder, however often it is resumed.
 
-    Raises TrainingError if the package is missing or cannot start, or if mode is online and nobody is logged
-    in. An online run that cannot reach its server is recorded offline, for `wandb sync`.
+    An online run that finds no key or no server is recorded offline, for `wandb sync`, and says so in one line.
     """
 
     required = False
 
-    def __init__(self, cfg: Config, run_dir: Path) -> None:
-        self._wandb = _package()
-        if cfg.wandb.mode == "online":
-            _require_login(self._wandb)
-        self._run = _start(self._wandb, cfg, run_dir)
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        self._prompts: dict[str, int] = {}
+    def __init__(self, wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str, Any]) -> None:
+        self._wandb = wandb
+        self._cfg = cfg
+        self._run_dir = run_dir
+        self._samples: list[tuple[int, str, str]] = []
+        self._errands: list[Thread] = []
+        (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
+        older = list((run_dir / "wandb").glob("offline-run-*"))
+        self._run, offline = _start(wandb, _options(wandb, cfg, run_dir, facts), cfg, step)
+        for progress in ("step", "tokens", "epoch", "time_s"):
+            self._run.define_metric(progress)
+        self._run.define_metric("*", step_metric=cfg.wandb.x_axis)
+        if offline:
+            self._replay()
+            for folder in older:  # what they held is in the new one
+                shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, record: Record) -> None:
-        """Add a point to every curve of the record."""
-        self._run.log(dict(record))
+        """Add the record to the row of its step."""
+        self._tell_samples()
+        self._run.log(dict(record), step=int(record["step"]))
+        if "checkpoint/step" in record and self._cfg.wandb.checkpoints != "none":
+            errand = Thread(target=self._tell_checkpoint, args=(int(record["checkpoint/step"]),), daemon=True)
+            errand.start()  # hashing and copying a checkpoint takes minutes
+            self._errands.append(errand)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Add the text to the panel of its prompt; prompts are numbered as they come."""
-        number = self._prompts.setdefault(prompt, len(self._prompts))
-        page = f"<pre style='white-space: pre-wrap'><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>"
-        self._run.log({"step": step, f"sample/{number}": self._wandb.Html(page, inject=False)})
+        """Keep the text for the table of its step."""
+        self._samples.append((step, prompt, text))
 
     def flush(self) -> None:
         """Nothing: this is a view."""
 
     def close(self, failed: bool = False) -> None:
         """Send the rest and mark the W&B run as finished, or as failed."""
+        self._tell_samples()
+        for errand in self._errands:
+            errand.join(PATIENCE_S)
         self._run.finish(exit_code=int(failed))
+
+    def _tell_samples(self) -> None:
+        """Log the samples of the last evaluation as one table, in the row of their step."""
+        if self._samples:
+            table = self._wandb.Table(columns=["step", "prompt", "text"], data=[list(row) for row in self._samples])
+            self._run.log({"samples": table}, step=self._samples[0][0])
+            self._samples = []
+
+    def _tell_checkpoint(self, step: int) -> None:
+        """Name the checkpoint in W&B as a version of the run's model, with its files or where they lie."""
+        folder = (self._run_dir / "checkpoints" / f"step-{step:08d}").resolve()
+        try:
+            artifact = self._wandb.Artifact(f"{self._run.id}-checkpoint", type="model", metadata={"step": step})
+            if self._cfg.wandb.checkpoints == "upload":
+                artifact.add_dir(str(folder))
+            else:
+                artifact.add_reference(folder.as_uri(), checksum=False)
+            self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+        except Exception as error:
+            LOG.warning("W&B did not take checkpoint %s: %s", folder, _line(error))
+
+    def _replay(self) -> None:
+        """Write the history so far, as log.jsonl and samples.jsonl have it."""
+        samples = read_samples(self._run_dir / SAMPLES_FILE)
+        for record in read_log(self._run_dir / LOG_FILE):
+            while samples and samples[0]["step"] < record["step"]:
+                self.sample(**samples.pop(0))
+            self._tell_samples()
+            self._run.log(record, step=int(record["step"]))
+        for sample in samples:
+            self.sample(**sample)
+        self._tell_samples()
 
 
 def _package() -> Any:
@@ -71,45 +130,51 @@ def _package() -> Any:
     return wandb
 
 
-def _require_login(wandb: Any) -> None:
-    """Look for credentials without asking anybody and without the network."""
-    if not wandb.login(prompt=False, verify=False):
-        raise TrainingError("wandb.mode=online needs a login: run wandb login, or set wandb.mode=offline or disabled")
-
-
-def _start(wandb: Any, cfg: Config, run_dir: Path) -> Any:
-    """Begin or continue the folder's W&B run. W&B raises more kinds of errors than its own."""
-    options = _options(wandb, cfg, run_dir)
+def _start(wandb: Any, options: dict[str, Any], cfg: Config, step: int) -> tuple[Any, bool]:
+    """Begin or continue the folder's W&B run, and say whether it is offline."""
     if cfg.wandb.mode == "online":
         try:
-            return wandb.init(mode="online", **options)
+            if not wandb.login(prompt=False, verify=False):  # asks nobody, and not the network
+                raise TrainingError("no key: run wandb login")
+            return wandb.init(mode="online", **options, **_place(options["id"], step, cfg.wandb.rewind)), False
         except Exception as error:
             LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _line(error))
             wandb.teardown()  # its service still holds the run id
-    try:
-        return wandb.init(mode="offline", **options)
-    except Exception as error:
-        raise TrainingError(f"W&B cannot start ({_line(error)}); set wandb.mode=disabled") from error
+    return wandb.init(mode="offline", **options), True
 
 
-def _options(wandb: Any, cfg: Config, run_dir: Path) -> dict[str, Any]:
-    (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
+def _place(run_id: str, step: int, rewind: bool) -> dict[str, str]:
+    """Where in the W&B run to go on; it cannot be both resumed by its id and rewound."""
+    return {"resume_from": f"{run_id}?_step={step}"} if step and rewind else {"resume": "allow"}
+
+
+def _options(wandb: Any, cfg: Config, run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "project": cfg.wandb.project,
         "entity": cfg.wandb.entity,
+        "group": cfg.wandb.group,
         "tags": cfg.wandb.tags,
+        "notes": cfg.wandb.notes,
         "dir": run_dir,
         "id": _run_id(run_dir / "wandb" / "run-id"),
         "name": run_dir.resolve().name,
-        "config": cfg.model_dump(mode="json"),
+        "config": {**cfg.model_dump(mode="json"), "facts": facts, "provenance": _provenance(run_dir)},
         "allow_val_change": True,  # a resume may extend the run
-        "resume": "allow",
         "settings": wandb.Settings(console="off", init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S),
     }
 
 
+def _provenance(run_dir: Path) -> dict[str, Any]:
+    """What provenance.json says of this start."""
+    try:
+        return dict(json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"][-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return {}
+
+
 def _run_id(path: Path) -> str:
     """The id kept in the run folder, made on the first start."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and (kept := path.read_text().strip()):
         return kept
     path.write_text(made := secrets.token_hex(4))

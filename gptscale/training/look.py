@@ -6,6 +6,7 @@ from operator import add
 
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora
+from gptscale.data.corpus import check_split, open_corpus
 from gptscale.data.loader import eval_batches, evenly_spaced_windows
 from gptscale.data.manifest import Split
 from gptscale.data.stream import TokenStream
@@ -25,20 +26,18 @@ class Look:
         self._engine = engine
         self._model = model
         self._corpora = corpora
+        self._sets = engine.agree(lambda: _open_sets(cfg))
         self._tokenizer = tokenizer
         self._token_bytes = tokenizer.token_bytes
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on validation and training windows as a record's measurements. All ranks call this together."""
+        """Loss on validation sets and training windows as a record's measurements. All ranks call this together."""
         each = self._over("val", self._cfg.eval.sequences)
-        val = reduce(add, each)
-        measured = {
-            "val/loss": val.loss,
-            "val/perplexity": val.perplexity,
-            "val/bits_per_byte": val.bits_per_byte,
-        }
+        measured = _figures("val", reduce(add, each))
         if len(each) > 1:
             measured |= {f"val/loss/{name}": its.loss for name, its in zip(self._corpora.names, each, strict=True)}
+        for place, stream in self._sets.items():
+            measured |= _figures(place, self._over_one(stream, self._cfg.eval.sequences))
         if self._cfg.eval.train_sequences:
             seen = reduce(add, self._over("train", self._cfg.eval.train_sequences))
             measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
@@ -75,4 +74,28 @@ class Look:
         assert micro_batch is not None
         batches = eval_batches(stream, starts, context_length, micro_batch, engine.rank, engine.world)
         with engine.evaluating():
-            return evaluate_loss(engine.model, batches, self._token_bytes, engine.device, engine.total)
+            return evaluate_loss(
+                lambda inputs, targets: engine.model(inputs, targets, by_token=True),
+                batches,
+                self._token_bytes,
+                engine.device,
+                engine.total,
+            )
+
+
+def _figures(place: str, found: Evaluation) -> dict[str, float]:
+    return {
+        f"{place}/loss": found.loss,
+        f"{place}/perplexity": found.perplexity,
+        f"{place}/bits_per_byte": found.bits_per_byte,
+    }
+
+
+def _open_sets(cfg: Config) -> dict[str, TokenStream]:
+    """The streams of eval.sets, by the place of their figures in a record; raises what their corpora raise."""
+    streams = {}
+    for name, folder in cfg.eval.sets.items():
+        corpus = open_corpus(folder)
+        check_split(corpus, cfg, corpus.evaluated_split, folder)
+        streams[f"val/{name}"] = corpus.val if corpus.evaluated_split == "val" else corpus.train
+    return streams

@@ -12,6 +12,7 @@ from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
 from gptscale.training.deadline import Deadline
+from gptscale.training.health import Health, Rollback, Spike
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
@@ -30,6 +31,7 @@ class Run:
     engine: Engine
     loader: StepLoader
     look: Look
+    health: Health
     meter: Meter
     store: Store
     save_cost: SaveCost
@@ -43,7 +45,7 @@ def fit(run: Run, state: TrainState) -> bool:
     """Train to the last step or until a stop signal; says whether it got to the last. All ranks call this together."""
     try:
         finished = _fit(run, state)
-    except GptscaleError:  # all ranks raise these together; a checkpoint on its way is from before
+    except (GptscaleError, Rollback):  # all ranks raise these together; a checkpoint on its way is from before
         run.store.finish()
         raise
     _settle_save(run, state, wait=True)
@@ -61,7 +63,7 @@ def _fit(run: Run, state: TrainState) -> bool:
                 _save(run, state)
             return False
         lr = lr_at(state.step, cfg.optim, total_steps)
-        with run.save_cost.step(run.store.writing):
+        with run.save_cost.step(run.store.writing), run.meter.computing():
             result = train_step(
                 run.engine,
                 run.plan,
@@ -76,11 +78,11 @@ def _fit(run: Run, state: TrainState) -> bool:
         last = state.step == total_steps
 
         if last or _every(state.step, cfg.train.log_every_steps):
-            _log(run, state, run.meter.read(state.step, lr))
+            _measure(run, state, lr)
         if last or _every(state.step, cfg.eval.every_steps):
             _look(run, state)
         if last or _every(state.step, cfg.checkpoint.every_steps):
-            _save(run, state)
+            _save(run, state, sound=not last)
     return True
 
 
@@ -92,7 +94,8 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     batches: list[MicroBatch] = []
     failure = None
     try:
-        batches = run.loader.next_step()
+        with run.meter.waiting():
+            batches = run.loader.next_step()
         if run.engine.is_first:
             run.fence.check()
     except Exception as error:
@@ -125,6 +128,42 @@ def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
     run.tracker.log(record)
 
 
+def _measure(run: Run, state: TrainState, lr: float) -> None:
+    """Record the interval that ends here."""
+    skipped = _judge(run, state)
+    _log(run, state, {**run.meter.read(lr), "health/skipped_steps": skipped})
+
+
+def _judge(run: Run, state: TrainState) -> int:
+    """Look at the steps of the interval so far; says how many were skipped. A spike is recorded or ends this life.
+
+    Raises Rollback, and TrainingError if the run is past help; all ranks together.
+    """
+    losses, finite = run.meter.fetch()
+    skipped, spikes = run.health.judge(state.step - len(losses) + 1, losses, finite)
+    rollback = run.health.rollback(spikes, run.plan)
+    if rollback is not None and run.store.has_checkpoint():
+        raise rollback
+    if spikes:
+        _log(run, state, _spike_record(max(spikes, key=lambda spike: spike.z), len(spikes)))
+    return skipped
+
+
+def _spike_record(spike: Spike, count: int) -> dict[str, float]:
+    """Spikes as measurements of a record: how many, and the worst of them."""
+    return {
+        "health/spikes": count,
+        "health/spike_step": spike.step,
+        "health/spike_loss": spike.loss,
+        "health/spike_z": spike.z,
+    }
+
+
+def record_rollback(run: Run, state: TrainState, rollback: Rollback) -> None:
+    """Note at the checkpoint's step what sent the run back to it; a later resume cuts off only what comes after."""
+    _log(run, state, {**_spike_record(rollback.spike, 1), "health/skipped_samples": len(rollback.positions)})
+
+
 def _look(run: Run, state: TrainState) -> None:
     """Evaluate, and write a sample of text."""
     with run.meter.paused():
@@ -135,11 +174,14 @@ def _look(run: Run, state: TrainState) -> None:
             run.tracker.sample(state.step, prompt, text)
 
 
-def _save(run: Run, state: TrainState) -> None:
-    """Begin a checkpoint, after the one before is safe."""
+def _save(run: Run, state: TrainState, *, sound: bool = False) -> None:
+    """Begin a checkpoint, after the one before is safe; a sound one is left out in a row of skipped steps."""
+    _judge(run, state)
+    if sound and run.health.ailing:
+        return
     _settle_save(run, state, wait=True)
     with run.meter.paused():
-        run.meter.check(state.step)
+        state.time_s = run.meter.total_s
         run.tracker.flush()  # the record is never behind the checkpoint
         state.note_save()
         ledger = state.ledger(

@@ -1,4 +1,4 @@
-"""What happened since the last record: loss, gradient norm, speed."""
+"""What happened since the last record: loss, gradient norm, speed, time, memory."""
 
 import math
 import time
@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gptscale.errors import TrainingError
-from gptscale.runtime.device import synchronize
+from gptscale.runtime.device import peak_memory_bytes, synchronize
 from gptscale.runtime.engine import Engine
 from gptscale.training.plan import Plan
 from gptscale.training.step import StepResult
@@ -17,50 +16,83 @@ from gptscale.training.step import StepResult
 class Meter:
     """Collects steps on the device; `read` fetches them and is the training loop's only wait for the device."""
 
-    def __init__(self, engine: Engine, plan: Plan, flops_per_token: int, peak_flops: float) -> None:
+    def __init__(
+        self, engine: Engine, plan: Plan, flops_per_token: int, peak_flops: float, clip_norm: float | None = None
+    ) -> None:
         self._engine = engine
         self._plan = plan
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops * plan.world
-        self._loss = torch.zeros((), device=engine.device)
-        self._grad_norm = torch.zeros((), device=engine.device)
-        self._bad_updates = torch.zeros((), device=engine.device)
-        self._steps = 0
+        self._clip_norm = clip_norm
+        self._losses: list[float] = []
+        """Of the interval's steps that were fetched already, the mean over all ranks."""
+        self._norms: list[float] = []
+        self._new: list[StepResult] = []
         self._timed_steps = 0
-        self._elapsed_s = 0.0
+        self._elapsed_s = self._data_s = self._compute_s = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._since = time.perf_counter()
         self.total_s = 0.0
-        """Training time of this process so far, without evaluations and checkpoints."""
+        """Training time so far, without evaluations and checkpoints; resumes add up."""
 
     def add(self, result: StepResult) -> None:
         """Count one step."""
-        self._loss += result.loss
-        self._grad_norm = result.grad_norm
-        if self._engine.dtype != torch.float16:  # fp16's loss scaling overflows now and then, and skips by itself
-            self._bad_updates += ~torch.isfinite(result.grad_norm)
-        self._steps += 1
+        self._new.append(result)
         self._timed_steps += 1
 
-    def read(self, step: int, lr: float) -> dict[str, float]:
-        """The interval that ends with `step` as a training record, and start the next. All ranks call this.
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the loop waits for data in."""
+        start = time.perf_counter()
+        yield
+        self._data_s += time.perf_counter() - start
 
-        Raises TrainingError if a loss or an unscaled gradient was not finite.
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Around a step. On CUDA the device notes when it came to it, so that nobody has to wait."""
+        if self._engine.device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self._compute_s += time.perf_counter() - start
+            return
+        marks = _mark(), _mark()
+        marks[0].record()
+        yield
+        marks[1].record()
+        self._marks.append(marks)
+
+    def fetch(self) -> tuple[list[float], list[bool]]:
+        """The loss of every step of the interval so far, and whether its gradient was finite. All ranks call this."""
+        if self._new:
+            losses = self._engine.total(torch.stack([result.loss for result in self._new]))
+            norms = torch.stack([result.grad_norm.to(losses) for result in self._new])
+            fetched = torch.stack([losses, norms]).tolist()
+            self._losses += fetched[0]
+            self._norms += fetched[1]
+            self._new.clear()
+        return self._losses, [math.isfinite(norm) for norm in self._norms]
+
+    def read(self, lr: float) -> dict[str, float]:
+        """The interval as a training record, and start the next. All ranks call this.
+
+        Means are over the steps whose gradient was finite; the others changed nothing.
         """
-        loss = float(self._engine.total(self._loss)) / self._steps
-        self._check(loss, step)
-        elapsed_s = self._stop_clock()
-        rate = self._timed_steps * self._plan.tokens_per_step / elapsed_s
+        losses, finite = self.fetch()
+        loss = _mean([x for x, sound in zip(losses, finite, strict=True) if sound])
+        norms = [norm for norm, sound in zip(self._norms, finite, strict=True) if sound]
         record = {
             "train/loss": loss,
             "train/perplexity": math.exp(min(loss, 700.0)),
             "train/lr": lr,
-            "train/grad_norm": float(self._grad_norm),
-            "train/tokens_per_s": rate,
-            "train/mfu": rate * self._flops_per_token / self._peak_flops,
+            "train/grad_norm": self._norms[-1],
+            "train/grad_norm_mean": _mean(norms),
+            **self._speed(),
         }
-        self._loss.zero_()
-        self._steps = self._timed_steps = 0
-        self._elapsed_s = 0.0
+        if self._clip_norm is not None:
+            record["train/clipped_share"] = _mean([float(norm > self._clip_norm) for norm in norms])
+        if scaler := self._engine.scaler_state():
+            record["train/loss_scale"] = scaler["scale"]
+        self._losses, self._norms = [], []
         return record
 
     @contextmanager
@@ -70,20 +102,34 @@ class Meter:
         yield
         self._since = time.perf_counter()
 
-    def check(self, step: int) -> None:
-        """Raise TrainingError if something since the last record was not finite. All ranks call this."""
-        if self._steps:
-            self._check(float(self._engine.total(self._loss)) / self._steps, step)
-
-    def interval(self) -> dict[str, float]:
+    def interval(self) -> dict[str, list[float]]:
         """The unfinished interval, for the checkpoint's ledger. All ranks call this."""
-        return {"steps": self._steps, "loss": float(self._engine.total(self._loss))}
+        self.fetch()
+        return {"losses": self._losses, "norms": self._norms}
 
-    def restore(self, interval: dict[str, float]) -> None:
+    def restore(self, interval: dict[str, list[float]], total_s: float) -> None:
         """Go on with an unfinished interval, so that a resumed run's record has the same means."""
-        self._steps = int(interval["steps"])
-        if self._engine.is_first:
-            self._loss += interval["loss"]
+        self._losses, self._norms = list(interval.get("losses", ())), list(interval.get("norms", ()))
+        self.total_s = total_s
+
+    def _speed(self) -> dict[str, float]:
+        """Rates, seconds a step and memory since the last record."""
+        elapsed_s, steps = self._stop_clock(), self._timed_steps
+        rate = steps * self._plan.tokens_per_step / elapsed_s
+        compute_s = self._compute_s + sum(start.elapsed_time(end) / 1000 for start, end in self._marks)
+        data_s = min(self._data_s, max(0.0, elapsed_s - compute_s))  # what the device was idle for
+        self._timed_steps = 0
+        self._elapsed_s = self._data_s = self._compute_s = 0.0
+        self._marks.clear()
+        return {
+            "train/tokens_per_s": rate,
+            "train/tokens_per_s_per_gpu": rate / self._plan.world,
+            "train/mfu": rate * self._flops_per_token / self._peak_flops,
+            "time/data_s": data_s / steps,
+            "time/compute_s": compute_s / steps,
+            "time/rest_s": max(0.0, elapsed_s - compute_s - data_s) / steps,
+            "memory/peak_bytes": float(peak_memory_bytes(self._engine.device)),
+        }
 
     def _stop_clock(self) -> float:
         synchronize(self._engine.device)
@@ -93,12 +139,11 @@ class Meter:
         self._since = now
         return self._elapsed_s
 
-    def _check(self, loss: float, step: int) -> None:
-        if math.isfinite(loss) and not float(self._bad_updates):
-            return
-        what = f"loss is {loss}" if not math.isfinite(loss) else "a gradient was not finite"
-        raise TrainingError(
-            f"{what} within the {self._steps} steps up to step {step}; no such update reached the weights, "
-            "and the last checkpoint is from before. Lower optim.lr_peak, lengthen optim.warmup_steps, or set "
-            "optim.clip_norm; then start again to go on from it"
-        )
+
+def _mean(values: list[float]) -> float:
+    """nan of nothing, so that an interval without a sound step is a gap in the curves."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _mark() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -7,12 +7,13 @@ from contextlib import ExitStack, closing
 import torch
 
 from gptscale.checkpoint.fence import Fence
+from gptscale.checkpoint.find import newest_good
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, check_corpora, open_corpora
 from gptscale.data.loader import StepLoader
-from gptscale.data.tokenizer import load_tokenizer
+from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
@@ -24,12 +25,14 @@ from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.console import Console
 from gptscale.tracking.fenced import Fenced
 from gptscale.tracking.jsonl import JsonlSink
+from gptscale.tracking.tensorboard import TensorboardSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import open_wandb
 from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.folder import mark_done, open_folder, take_over
+from gptscale.training.health import Health, Rollback
 from gptscale.training.look import Look
-from gptscale.training.loop import Run, fit
+from gptscale.training.loop import Run, fit, record_rollback
 from gptscale.training.meter import Meter
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
@@ -94,22 +97,49 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     with ExitStack() as stack:
         fence = take_over(cfg.run.dir, engine)
         store = stack.enter_context(closing(_open_store(cfg, engine, corpora, fence)))
-        state, plan = resume(cfg, corpora.fingerprint, engine, plan)
-        if state.step >= plan.total_steps:
-            engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
-            engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
-            return True
-        engine.agree(lambda: _begin(cfg, fence, store, engine, corpora, model, state) if engine.is_first else None)
-        meter = Meter(engine, plan, flops_per_token(cfg.model), peak_flops(engine.device, engine.dtype))
-        meter.restore(state.interval)
-        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, state, fence)))
-        loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
-        look = Look(cfg, engine, model, corpora, tokenizer)
         deadline = open_deadline(cfg, model.num_parameters(), started) if engine.is_first else Deadline()
-        run = Run(cfg, plan, engine, loader, look, meter, store, SaveCost(), tracker, stop, deadline, fence)
+        cause: Rollback | None = None
+        while True:
+            try:
+                return _live(cfg, corpora, plan, engine, stop, deadline, fence, store, model, tokenizer, cause)
+            except Rollback as spike:
+                _leave_out(store, engine, cause := spike)
+
+
+def _live(
+    cfg: Config,
+    corpora: Corpora,
+    plan: Plan,
+    engine: Engine,
+    stop: StopRequest,
+    deadline: Deadline,
+    fence: Fence,
+    store: Store,
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    cause: Rollback | None,
+) -> bool:
+    """Train from the newest checkpoint on; cause is the spike that sent the run back to it, if one did."""
+    state, plan = resume(cfg, corpora.fingerprint, engine, plan)
+    if state.step >= plan.total_steps:
+        engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+        engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
+        return True
+    engine.agree(lambda: _begin(cfg, fence, store, engine, corpora, model, state) if engine.is_first else None)
+    peak = peak_flops(engine.device, engine.dtype)
+    meter = Meter(engine, plan, flops_per_token(cfg.model), peak, cfg.optim.clip_norm)
+    meter.restore(state.interval, state.time_s)
+    with ExitStack() as stack:
+        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, model, state, fence)))
+        loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
+        look, health = Look(cfg, engine, model, corpora, tokenizer), Health(cfg.health, state)
+        cost = SaveCost()
+        run = Run(cfg, plan, engine, loader, look, health, meter, store, cost, tracker, stop, deadline, fence)
+        if cause is not None:
+            record_rollback(run, state, cause)
         finished = fit(run, state)
-        if finished:
-            engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
+    if finished:
+        engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
     if not finished:
         kept = " with a checkpoint" if state.step else ""
         why = "" if stop.received else f"{deadline.reason}: "
@@ -123,6 +153,16 @@ def _new_model(cfg: Config, engine: Engine) -> GPTModel:
         return GPTModel(cfg.model, cfg.run.seed).to(engine.device)
     with torch.device("meta"):
         return GPTModel(cfg.model, seed=None)
+
+
+def _leave_out(store: Store, engine: Engine, spike: Rollback) -> None:
+    """Write into the last checkpoint which samples are left out from now on. All ranks call this together."""
+    found = newest_good(store.run_dir, engine, engine.say)
+    assert found is not None, "the loop has looked for one"
+    path, manifest = found
+    skipped = sorted({*manifest.ledger["skipped_windows"], *spike.positions})
+    store.amend(path, skipped_windows=skipped, rollbacks=manifest.ledger.get("rollbacks", 0) + 1)
+    engine.say(f"{spike}: going back to {path} and leaving out {len(spike.positions)} samples")
 
 
 def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> Store:
@@ -156,11 +196,17 @@ def _begin(
     )
 
 
-def _open_tracker(cfg: Config, plan: Plan, engine: Engine, state: TrainState, fence: Fence) -> Tracker:
+def _open_tracker(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, state: TrainState, fence: Fence) -> Tracker:
     if not engine.is_first:
         return Tracker()
-    kept = [sink for sink in (JsonlSink(cfg.run.dir), open_wandb(cfg, cfg.run.dir)) if sink is not None]
-    return Tracker(*(Fenced(sink, fence.holds) for sink in kept), Console(plan.total_steps, state.step))
+    facts = {"parameters": model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
+    kept = (
+        JsonlSink(cfg.run.dir),
+        open_wandb(cfg, cfg.run.dir, state.step, **facts),
+        TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
+    )
+    fenced = [Fenced(sink, fence.holds) for sink in kept if sink is not None]
+    return Tracker(*fenced, Console(plan.total_steps, state.step, first_time_s=state.time_s))
 
 
 def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, state: TrainState) -> StepLoader:
@@ -175,6 +221,7 @@ def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stat
         total_steps=plan.total_steps,
         first_step=state.step,
         position_shift=plan.position_shift,
+        skipped=state.skipped_windows,
         pin=engine.device.type == "cuda",
     )
 

@@ -23,8 +23,16 @@ class TrainState:
     samples: int = 0
     """Samples handed out."""
     skipped_windows: list[int] = field(default_factory=list)
-    """Sample positions that were left out; none yet."""
-    interval: dict[str, float] = field(default_factory=lambda: {"steps": 0, "loss": 0.0})
+    """Sample positions that are left out of the order."""
+    rollbacks: int = 0
+    """How often a spike sent the run back."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The losses that the next one is compared with."""
+    skips_in_a_row: int = 0
+    """Steps up to this one whose update was not finite."""
+    time_s: float = 0.0
+    """Training time of all starts up to here."""
+    interval: dict[str, list[float]] = field(default_factory=dict)
     """The log interval that the checkpoint cut in two."""
     segments: list[Segment] = field(default_factory=list)
     """The stretches of the run with one batch size each, the present one last."""
@@ -44,7 +52,7 @@ class TrainState:
             self.best = Best(self.step, self.val_loss)
 
     def ledger(
-        self, *, lr: float, total_steps: int, loss_scaler: dict[str, Any], interval: dict[str, float]
+        self, *, lr: float, total_steps: int, loss_scaler: dict[str, Any], interval: dict[str, list[float]]
     ) -> dict[str, Any]:
         """As the checkpoint keeps it.
 
@@ -57,6 +65,10 @@ class TrainState:
             "step": self.step,
             "samples": self.samples,
             "skipped_windows": self.skipped_windows,
+            "rollbacks": self.rollbacks,
+            "recent_losses": self.recent_losses,
+            "skips_in_a_row": self.skips_in_a_row,
+            "time_s": self.time_s,
             "loss_scaler": loss_scaler,
             "interval": interval,
             "segments": [asdict(segment) for segment in self.segments],
@@ -71,6 +83,10 @@ class TrainState:
             step=ledger["step"],
             samples=ledger["samples"],
             skipped_windows=list(ledger["skipped_windows"]),
+            rollbacks=ledger.get("rollbacks", 0),  # older ledgers lack these four
+            recent_losses=list(ledger.get("recent_losses", ())),
+            skips_in_a_row=ledger.get("skips_in_a_row", 0),
+            time_s=ledger.get("time_s", 0.0),
             interval=ledger["interval"],
             segments=[Segment(**segment) for segment in ledger["segments"]],
             best=Best(**ledger["best"]) if ledger["best"] else None,

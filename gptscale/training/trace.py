@@ -10,6 +10,7 @@ from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.data.corpora import check_corpora, open_corpora
+from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
@@ -47,7 +48,13 @@ def _positions(run_dir: Path, cfg: Config, step: int) -> npt.NDArray[np.int64]:
     segment = [s for s in _segments(run_dir, cfg) if s.step < step][-1]
     sequences = segment.tokens_per_step // cfg.model.context_length
     first = segment.samples + (step - 1 - segment.step) * sequences
-    return np.arange(first, first + sequences)
+    return positions_of(np.arange(first, first + sequences), _skipped(run_dir))
+
+
+def _skipped(run_dir: Path) -> list[int]:
+    """The positions that the run leaves out, as its newest checkpoint says."""
+    checkpoints = list_checkpoints(run_dir)
+    return TrainState.from_ledger(read_manifest(checkpoints[0]).ledger).skipped_windows if checkpoints else []
 
 
 def _segments(run_dir: Path, cfg: Config) -> list[Segment]:

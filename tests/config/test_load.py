@@ -146,6 +146,14 @@ def test_an_override_that_cannot_be_read_is_told(tmp_path: Path, override: str, 
         load_config(write(tmp_path, LEAST), [override])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("val", "sets cannot be named val, which mean"), ("a/b", "eval.sets.a/b")]
+)
+def test_a_validation_set_has_a_name_of_its_own(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, LEAST), [f"eval.sets={{{name}: corpora/x}}"])
+
+
 def test_no_config_field_lacks_a_line_that_explains_it() -> None:
     import ast
 

@@ -17,9 +17,6 @@ pytestmark = pytest.mark.dist
         ("oom:0", "ddp", "gptscale: rank 0 ran out of memory: tried to allocate 3 GiB; lower train.micro_batch"),
         ("oom:1", "zero2", "gptscale: rank 1 ran out of memory: tried to allocate 3 GiB; lower train.micro_batch"),
         ("hang:1", "ddp", "raise GPTSCALE_COLLECTIVE_TIMEOUT_S=5, the seconds that a rank waits"),
-        ("nan:1", "ddp", "gptscale: a gradient was not finite within the 1 steps up to step 2"),
-        ("nan:0", "zero2", "gptscale: a gradient was not finite within the 1 steps up to step 2"),
-        ("nan:1", "zero3", "gptscale: a gradient was not finite within the 1 steps up to step 2"),
     ],
 )
 def test_a_fault_of_one_rank_is_told_once_and_ends_the_job(
@@ -30,6 +27,3 @@ def test_a_fault_of_one_rank_is_told_once_and_ends_the_job(
     assert done.returncode != 0
     assert message in done.output, done.output
     assert done.output.count("gptscale: ") == 1, done.output
-    if fault.startswith("nan"):
-        for rank in range(2):
-            assert (tmp_path / f"before-nan-{rank}").read_text() == (tmp_path / f"after-nan-{rank}").read_text()

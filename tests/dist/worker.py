@@ -1,7 +1,8 @@
 """One rank of a test: the `gptscale` command with eyes and faults, both set by environment variables.
 
 WATCH names a folder for what a rank saw: the rates that the optimizer was run with, the state at the start of
-training, the weights after the first update. FAULT=kind:rank lets a rank fail at its fourth step. FP16_ON_CPU lets
+training, the weights after the first update. FAULT=kind:rank lets a rank fail at its fourth step, or at the one that
+FAULTY_CALL says. FP16_ON_CPU lets
 fp16 pass, which the command wants a GPU for.
 """
 
@@ -10,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from gptscale.runtime import distributed
 from gptscale.runtime.engine import Engine
 from gptscale.training import loop, run
 
-FAULTY_CALL = 4
+FAULTY_CALL = int(os.environ.get("FAULTY_CALL", "4"))
 RANK = int(os.environ.get("RANK", "0"))
 
 
@@ -97,6 +99,8 @@ def fail(kind: str) -> None:
             StepLoader.next_step = wrapped(_die)  # type: ignore[method-assign]
     elif kind in ("SIGTERM", "SIGINT"):
         StepLoader.next_step = wrapped(lambda batches: _signal(kind, batches))  # type: ignore[method-assign]
+    elif kind == "spike":
+        _spike()
     elif kind == "hang":
         StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
     else:
@@ -114,6 +118,19 @@ def fail(kind: str) -> None:
         for cls in (Engine, ZeroEngine):
             cls._sound_backward = cls.backward  # type: ignore[attr-defined]
             cls.backward = faulty  # type: ignore[method-assign]
+
+
+def _spike() -> None:
+    """Let this rank report a high loss once."""
+    train_step, calls = loop.train_step, 0
+
+    def spiking(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = train_step(*args, **kwargs)
+        return replace(result, loss=result.loss + 9) if calls == FAULTY_CALL else result
+
+    loop.train_step = spiking
 
 
 def _broken_disk(batches: list[MicroBatch]) -> list[MicroBatch]:

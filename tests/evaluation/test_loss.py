@@ -11,28 +11,61 @@ from gptscale.evaluation.loss import Evaluation, evaluate_loss
 CPU = torch.device("cpu")
 
 
-def batch(*targets: int) -> MicroBatch:
-    row = torch.tensor([targets])
-    return MicroBatch(torch.zeros_like(row), row, 0)
+def batch(*rows: list[int]) -> MicroBatch:
+    targets = torch.tensor(rows)
+    return MicroBatch(torch.zeros_like(targets), targets, 0)
 
 
 def nats_by_token(inputs: Tensor, targets: Tensor) -> Tensor:
     """A model that pays as many nats for a token as its id says."""
-    return targets[targets >= 0].sum().float()
+    return targets.float()
 
 
 def test_the_mean_is_over_tokens_and_filler_does_not_count() -> None:
     token_bytes = np.array([0, 1, 2, 4])
-    found = evaluate_loss(nats_by_token, [batch(1, 2, 3), batch(3, -100, -100)], token_bytes, CPU)
+    found = evaluate_loss(nats_by_token, [batch([1, 2, 3]), batch([3, -100, -100])], token_bytes, CPU)
     assert (found.nats, found.tokens, found.bytes) == (9.0, 4, 11)
     assert found.loss == 2.25
     assert found.perplexity == pytest.approx(math.exp(2.25))
     assert found.bits_per_byte == pytest.approx(9 / math.log(2) / 11)
 
 
+def test_the_loss_at_a_position_is_the_mean_over_the_windows_that_count_it() -> None:
+    found = evaluate_loss(nats_by_token, [batch([1, 2, -100], [3, 3, -100])], np.ones(4, int), CPU)
+    assert found.by_position[:2] == (2.0, 2.5)
+    assert math.isnan(found.by_position[2])
+
+
 def test_other_ranks_sums_are_added() -> None:
-    found = evaluate_loss(nats_by_token, [batch(1, 2)], np.ones(4, int), CPU, total=lambda value: value * 3)
+    found = evaluate_loss(nats_by_token, [batch([1, 2])], np.ones(4, int), CPU, total=lambda value: value * 3)
     assert (found.nats, found.tokens, found.bytes) == (9.0, 6, 6)
+
+
+def test_no_order_and_no_division_of_the_batches_changes_a_bit() -> None:
+    losses = torch.rand(40, 8, generator=torch.Generator().manual_seed(0)) * 10
+    batches = [MicroBatch(losses[i : i + 2], torch.ones(2, 8, dtype=torch.int64), 0) for i in range(0, 40, 2)]
+
+    def pays(inputs: Tensor, targets: Tensor) -> Tensor:
+        return inputs
+
+    whole = evaluate_loss(pays, batches, np.ones(4, int), CPU)
+    assert evaluate_loss(pays, batches[::-1], np.ones(4, int), CPU) == whole
+
+    shares: list[Tensor] = []
+    evaluate_loss(pays, batches[1::2], np.ones(4, int), CPU, total=lambda sums: shares.append(sums) or sums)
+    two_ranks = evaluate_loss(pays, batches[::2], np.ones(4, int), CPU, total=lambda sums: sums + shares[0])
+    assert two_ranks == whole
+    assert whole.loss == pytest.approx(float(losses.double().mean()), abs=1e-7)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_not_hidden(bad: float) -> None:
+    def pays(inputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.tensor([[1.0, bad]])
+
+    found = evaluate_loss(pays, [batch([1, 2])], np.ones(4, int), CPU)
+    assert math.isnan(found.loss)
+    assert math.isnan(found.perplexity)
 
 
 def test_extreme_losses_have_a_perplexity() -> None:

@@ -1,0 +1,161 @@
+"""Cloze accuracy in the HellaSwag style: which of several endings does the model find likeliest?
+
+The formulas are those of the lm-evaluation-harness, so the figures can be laid beside published ones.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptscale.data.tokenizer import Tokenizer
+from gptscale.errors import DataError
+from gptscale.model.loss import IGNORE
+
+
+@dataclass(frozen=True)
+class Question:
+    """A context and its possible endings, each of which follows after a space."""
+
+    context: str
+    endings: tuple[str, ...]
+    label: int
+    """The number of the right ending, from 0."""
+
+
+@dataclass(frozen=True)
+class ClozeScore:
+    """Shares of the questions that were answered rightly."""
+
+    acc: float
+    """By the sum of the ending's log-probabilities."""
+    acc_norm: float
+    """By the sum divided by the ending's characters."""
+    acc_bytes: float
+    """By the sum divided by the ending's UTF-8 bytes."""
+    questions: int
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of acc_norm."""
+        return math.sqrt(self.acc_norm * (1 - self.acc_norm) / max(self.questions - 1, 1))
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Read a JSONL file, a question a line: context, endings and label, or HellaSwag's own fields.
+
+    Raises DataError that names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}; give a JSONL file of questions") from None
+    questions = [_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not questions:
+        raise DataError(f"{path} holds no question; write one JSON object a line")
+    return questions
+
+
+def log_likelihoods(
+    losses_of: Callable[[Tensor, Tensor], Tensor],
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    context_length: int,
+    device: torch.device,
+) -> list[list[float]]:
+    """For each question the log-probability of every ending, summed over its tokens.
+
+    losses_of maps inputs and targets (B, T) to the cross-entropy of each token (B, T). An ending that does
+    not fit behind its context loses the context's beginning.
+    """
+    found = []
+    for question in questions:
+        pairs = [_tokens(question.context, " " + ending, tokenizer) for ending in question.endings]
+        inputs, targets = _rows(pairs, context_length)
+        nats = losses_of(inputs.to(device), targets.to(device)).double().sum(1)
+        found.append((-nats).tolist())
+    return found
+
+
+def score(questions: Sequence[Question], likelihoods: Sequence[Sequence[float]]) -> ClozeScore:
+    """The shares of questions whose right ending has the highest log-probability; a tie goes to the first."""
+    by_sum = by_characters = by_bytes = 0
+    for question, sums in zip(questions, likelihoods, strict=True):
+        characters = [s / max(len(e), 1) for s, e in zip(sums, question.endings, strict=True)]
+        utf8 = [s / max(len(e.encode()), 1) for s, e in zip(sums, question.endings, strict=True)]
+        by_sum += _likeliest(sums) == question.label
+        by_characters += _likeliest(characters) == question.label
+        by_bytes += _likeliest(utf8) == question.label
+    n = len(questions)
+    return ClozeScore(by_sum / n, by_characters / n, by_bytes / n, n)
+
+
+def _likeliest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def _question(path: Path, number: int, line: str) -> Question:
+    try:
+        fields = json.loads(line)
+        if "ctx_a" in fields:
+            question = _hellaswag(fields)
+        else:
+            question = Question(str(fields["context"]), tuple(map(str, fields["endings"])), int(fields["label"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} line {number} is no question ({type(error).__name__}: {error}); it needs context, endings and "
+            "label, or HellaSwag's activity_label, ctx_a, ctx_b, endings and label"
+        ) from None
+    if not 0 <= question.label < len(question.endings):
+        raise DataError(
+            f"{path} line {number}: label={question.label} names none of its {len(question.endings)} endings; "
+            "count them from 0"
+        )
+    return question
+
+
+def _hellaswag(fields: dict[str, Any]) -> Question:
+    """A line of HellaSwag as the harness asks it."""
+    context = f"{fields['activity_label']}: {fields['ctx_a']} {str(fields['ctx_b']).capitalize()}"
+    endings = tuple(_plain(str(ending)) for ending in fields["endings"])
+    return Question(_plain(context), endings, int(fields["label"]))
+
+
+def _plain(text: str) -> str:
+    """Text without the marks that WikiHow left in HellaSwag."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _tokens(context: str, ending: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+    """Context and ending as one text's tokens, and how many of them are the ending's.
+
+    They are encoded together, since a border inside a word may merge; spaces at the context's end go to the ending.
+    """
+    bare = context.rstrip()
+    ending = context[len(bare) :] + ending
+    whole = tokenizer.encode(bare + ending)
+    before = len(tokenizer.encode(bare))
+    if not before:
+        return [tokenizer.end_of_text, *whole], len(whole)
+    return whole, len(whole) - before
+
+
+def _rows(pairs: Sequence[tuple[list[int], int]], context_length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T), in which only the endings count; filled up on the right."""
+    kept = [(tokens[-(context_length + 1) :], count) for tokens, count in pairs]
+    width = max(len(tokens) for tokens, _ in kept) - 1
+    inputs = torch.zeros(len(kept), width, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE)
+    for row, (tokens, count) in enumerate(kept):
+        last = len(tokens) - 1
+        inputs[row, :last] = torch.tensor(tokens[:-1])
+        first = max(0, last - count)
+        targets[row, first:last] = torch.tensor(tokens[first + 1 :])
+    return inputs, targets

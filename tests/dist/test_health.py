@@ -1,0 +1,71 @@
+"""Steps that go wrong on one rank of two: what is skipped, what is recorded, what is rolled back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.checkpoint.model import load_model
+from tests.dist.conftest import ENGINES, changed, launch, torchrun
+
+pytestmark = pytest.mark.dist
+QUICK = {"sample": {"prompts": []}, "eval": {"sequences": 1, "train_sequences": None}}
+
+
+@pytest.mark.parametrize(("rank", "engine"), [(1, "ddp"), (0, "zero2"), (1, "zero3"), (0, "fsdp2")])
+def test_a_nan_at_step_20_on_one_rank_is_skipped_by_all_and_recorded(
+    plain_values: dict[str, Any], tmp_path: Path, rank: int, engine: str
+) -> None:
+    cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 24}, checkpoint={"every_steps": 20})
+    # two micro-batches a step on a rank: the 40th backward is the last of step 20
+    env = {**ENGINES[engine], "FAULT": f"nan:{rank}", "FAULTY_CALL": "40"}
+    done = launch(cfg, torchrun(2), env)
+    assert done.returncode == 0, done.output
+    assert done.log("health/skipped_steps") == [0] * 19 + [1] + [0] * 4
+    assert done.log("train/loss")[19] is None
+    assert "step 20/24  1 steps skipped, whose gradients were not finite" in done.output
+    model, _ = load_model(cfg.run.dir)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    steps = [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)]
+    assert steps == [24]  # step 20 was no time for a checkpoint
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+def test_a_skipped_step_leaves_weights_and_moments_alone(
+    plain_values: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 6})
+    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "nan:1"})
+    assert done.returncode == 0, done.output
+    assert done.log("health/skipped_steps") == [0, 1, 0, 0, 0, 0]
+    for rank in range(2):
+        assert (tmp_path / f"before-nan-{rank}").read_text() == (tmp_path / f"after-nan-{rank}").read_text()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3", "fsdp2"])
+def test_a_spike_on_one_rank_sends_both_back_and_leaves_its_samples_out(
+    plain_values: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    values = {**plain_values, "health": {}}
+    cfg = changed(
+        values,
+        tmp_path,
+        **QUICK,
+        train={"steps": 16},
+        checkpoint={"every_steps": 5},
+        health={"rollback": True, "spike_window": 16},
+    )
+    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "spike:1", "FAULTY_CALL": "13"})
+    assert done.returncode == 0, done.output
+    assert "going back to" in done.output
+    assert len(done.log("train/loss")) == 16
+    assert done.log("health/spike_step") == [13]
+    assert done.log("health/skipped_samples") == [16]
+    newest = read_manifest(list_checkpoints(cfg.run.dir)[0])
+    # steps of 8 samples: step 12 began at 88, and step 13 ended at 103
+    assert newest.ledger["skipped_windows"] == list(range(88, 104))
+    assert newest.ledger["samples"] == 16 * 8
+    model, _ = load_model(cfg.run.dir)
+    assert all(torch.isfinite(p).all() for p in model.parameters())

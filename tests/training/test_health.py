@@ -1,0 +1,158 @@
+"""Spikes and skipped steps, judged from numbers alone; and a run that rolls back."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
+from gptscale.config.load import parse_config
+from gptscale.config.schema import HealthConfig
+from gptscale.data.corpus import open_corpus
+from gptscale.data.loader import Sampler, count_samples
+from gptscale.data.prepare import prepare
+from gptscale.data.skip import positions_of
+from gptscale.errors import TrainingError
+from gptscale.tracking.jsonl import read_log
+from gptscale.training import loop
+from gptscale.training.health import Health
+from gptscale.training.run import train
+from gptscale.training.state import TrainState
+from gptscale.training.trace import trace_step
+
+
+def test_a_loss_is_judged_by_median_and_median_deviation() -> None:
+    state = TrainState(recent_losses=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    # median 4.5, deviations 0.5, 0.5, 1.5, 1.5, 2.5, 2.5, 3.5, 3.5, their median 2: z = (x - 4.5) / 2.9652
+    skipped, spikes = Health(HealthConfig(spike_window=8), state).judge(1, [4.5 + 8.1 * 2.9652], [True])
+    assert skipped == 0
+    assert [(s.step, round(s.z, 6)) for s in spikes] == [(1, 8.1)]
+    assert state.recent_losses[:2] == [2.0, 3.0]
+
+
+def test_nothing_is_a_spike_before_there_is_something_to_compare_with() -> None:
+    health = Health(HealthConfig(spike_window=16), TrainState())
+    assert health.judge(1, [1.0, 1.0, 1.0, 50.0, 1.0, 50.0], [True] * 6)[1][0].step == 6
+
+
+def test_a_loss_that_stands_still_has_no_spikes_in_its_noise() -> None:
+    health = Health(HealthConfig(spike_window=8), TrainState(recent_losses=[3.0] * 8))
+    assert health.judge(1, [3.2], [True])[1] == []  # 0.2 is below 8 times one hundredth of 3
+
+
+def test_a_step_is_judged_once() -> None:
+    health = Health(HealthConfig(spike_window=8), TrainState(recent_losses=[3.0] * 8))
+    assert len(health.judge(1, [9.0], [True])[1]) == 1
+    skipped, spikes = health.judge(1, [9.0, math.nan], [True, False])
+    assert (skipped, spikes) == (1, [])
+
+
+def test_too_many_skips_in_a_row_end_the_run_and_others_do_not() -> None:
+    health = Health(HealthConfig(stop_after_skips=3), TrainState())
+    health.judge(1, [math.nan] * 5, [False, False, True, False, False])
+    assert health.ailing
+    with pytest.raises(
+        TrainingError, match=r"the updates of 3 steps in a row, up to step 6, were not finite; none rea"
+    ):
+        health.judge(6, [math.nan], [False])
+
+
+@pytest.mark.parametrize("skipped", [[], [0], [3], [2, 3, 4], [9, 0, 5], [4, 4, 20]])
+def test_skipped_positions_are_never_handed_out_and_all_others_are_in_order(skipped: list[int]) -> None:
+    expected = [p for p in range(40) if p not in skipped][:20]
+    assert positions_of(np.arange(20), skipped).tolist() == expected
+    assert positions_of(np.arange(7, 12), skipped).tolist() == expected[7:12]
+
+
+@pytest.fixture
+def spiking(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Makes the samples of step 13 bad ones, whenever they come; gives all that training read."""
+    read: list[torch.Tensor] = []
+    bad: list[torch.Tensor] = []
+    train_step = loop.train_step
+
+    def step(engine: Any, plan: Any, batches: Any, *, step: int, **rest: Any) -> Any:
+        rows = torch.cat([batch.inputs for batch in batches])
+        read.append(rows)
+        if step == 12 and not bad:
+            bad.append(rows)
+        result = train_step(engine, plan, batches, step=step, **rest)
+        poisoned = bool(bad) and any(torch.equal(row, other) for row in rows for other in bad[0])
+        return replace(result, loss=result.loss * 3) if poisoned else result
+
+    monkeypatch.setattr(loop, "train_step", step)
+    return read
+
+
+def run_values(values: dict[str, Any], **health: Any) -> dict[str, Any]:
+    """A run on text in which no two samples are the same."""
+    folder = Path(values["data"]["dir"]).parent
+    letters = np.random.default_rng(0).choice(list("abcdefgh "), 20_000)
+    (folder / "random.txt").write_text("".join(letters))
+    values["data"] |= {"dir": str(folder / "random"), "source": {"path": str(folder / "random.txt")}}
+    prepare(parse_config(values), say=lambda line: None)
+    values["sample"]["prompts"] = []
+    values["checkpoint"] = {"every_steps": 5, "keep": None}
+    values["health"] = {"spike_window": 8, **health}
+    return values
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 4, 20])
+def test_a_spike_rolls_back_and_its_samples_never_come_again(
+    values: dict[str, Any], spiking: list[torch.Tensor], log_every_steps: int
+) -> None:
+    run_values(values, rollback=True)["train"]["log_every_steps"] = log_every_steps
+    cfg = parse_config(values)
+    assert train(cfg)
+    records = read_log(cfg.run.dir / "log.jsonl")
+    steps = [r["step"] for r in records if "train/loss" in r]
+    assert steps == sorted(set(steps))
+    (told,) = [r for r in records if "health/spike_step" in r]
+    assert (told["step"], told["health/spike_step"], told["health/skipped_samples"]) == (10, 13, 16)
+    # steps of 8 samples: step 12 began at position 88, step 13 ended at 103
+    for step in (10, 15, 20):
+        assert read_manifest(step_dir(cfg.run.dir, step)).ledger["skipped_windows"] == list(range(88, 104))
+    assert read_manifest(step_dir(cfg.run.dir, 5)).ledger["skipped_windows"] == []
+
+    spiking.clear()
+    assert train(parse_config({**values, "train": {**values["train"], "steps": 22}}))  # goes on from step 20
+    stream = open_corpus(cfg.data.dir).train
+    sampler = Sampler(count_samples(len(stream), 32, 32), 32, 11)
+    expected = stream.windows(sampler.starts(np.arange(20 * 8 + 16, 22 * 8 + 16)), 32)
+    assert torch.equal(torch.cat(spiking), torch.from_numpy(expected))
+    assert [s.position for s in trace_step(cfg.run.dir, 12)] == list(range(104, 112))
+    assert [s.position for s in trace_step(cfg.run.dir, 11)] == list(range(80, 88))
+
+
+def test_a_spike_is_only_recorded_if_nothing_else_is_asked(values: dict[str, Any], spiking: list[torch.Tensor]) -> None:
+    cfg = parse_config(run_values(values))
+    assert train(cfg)
+    told = [r for r in read_log(cfg.run.dir / "log.jsonl") if "health/spike_step" in r]
+    assert [(r["step"], r["health/spike_step"], r["health/spikes"]) for r in told] == [(13, 13, 1)]
+    assert read_manifest(list_checkpoints(cfg.run.dir)[0]).ledger["skipped_windows"] == []
+    assert len(spiking) == 20
+
+
+def test_a_run_of_bad_steps_stops_with_a_checkpoint_from_before(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptscale.runtime.engine import Engine
+
+    calls, backward = 0, Engine.backward
+
+    def faulty(engine: Engine, loss: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        backward(engine, loss * (math.nan if calls > 24 else 1))  # two a step: bad from step 13 on
+
+    monkeypatch.setattr(Engine, "backward", faulty)
+    cfg = parse_config(run_values(values, stop_after_skips=5))
+    with pytest.raises(TrainingError, match=r"the updates of 5 steps in a row, up to step 17, were not finite"):
+        train(cfg)
+    assert [read_manifest(p).step for p in list_checkpoints(cfg.run.dir)] == [10, 5]  # none at 15
+    told = [r["health/skipped_steps"] for r in read_log(Path(cfg.run.dir) / "log.jsonl") if "train/lr" in r]
+    assert told == [0] * 12 + [1] * 4
