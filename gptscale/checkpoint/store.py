@@ -158,6 +158,7 @@ class Store:
         """Change what a checkpoint's ledger says; its tensors stay. All ranks call this together."""
 
         def work() -> None:
+            self._fence.check(fresh=True)
             manifest = read_manifest(folder)
             write_manifest(folder, replace(manifest, ledger={**manifest.ledger, **changes}))
 

@@ -98,7 +98,7 @@ def test_the_run_is_started_with_the_config_in_its_folder(fake: FakeWandb, tmp_p
     run_id = (tmp_path / "wandb" / "run-id").read_text()
     assert (kind, len(run_id)) == ("init", 8)
     assert options["config"]["train"]["tokens_per_step"] == 524288
-    assert options["config"]["run"] == {"dir": str(tmp_path), "seed": 1337}
+    assert options["config"]["run"] == {"dir": str(tmp_path), "seed": 1337, "stop_after": None}
     assert options["config"]["facts"] == {"parameters": 7}
     del options["config"]
     assert options == {
