@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class Unfilled:
-    """Gives a model's meta parameters memory, module by module; tied ones stay tied. They hold zeros."""
+    """Gives a model's meta parameters memory, module by module; tied ones stay tied. What they hold is undefined."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
         self._device, self._dtype = device, dtype
@@ -25,7 +25,7 @@ class Unfilled:
 
     def _allocated(self, p: nn.Parameter) -> nn.Parameter:
         if p not in self._made:
-            self._made[p] = nn.Parameter(torch.zeros_like(p, device=self._device, dtype=self._dtype))
+            self._made[p] = nn.Parameter(torch.empty_like(p, device=self._device, dtype=self._dtype))
         return self._made[p]
 
 

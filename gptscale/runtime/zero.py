@@ -84,7 +84,8 @@ class ZeroEngine(Engine):
         if has_muon(optimizer):
             optimizer = ZeroMuon(optimizer.param_groups, self.device)
         initial = None
-        if is_unfilled(model):
+        unfilled = is_unfilled(model)
+        if unfilled:
             self._fill(model, optimizer)
         elif self.settings.precision == "bf16-sharded":
             initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
@@ -107,7 +108,11 @@ class ZeroEngine(Engine):
                 f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
             put_back(fragments, model, self._zero, self._stage)
             publish_weights(model, self._zero, self._stage)
-        self.agree(lambda: check_deepspeed(model, self._zero, self._stage))
+        if not unfilled:  # else what is compared is no number yet, and `loaded` does it
+            self._check_deepspeed()
+
+    def _check_deepspeed(self) -> None:
+        self.agree(lambda: check_deepspeed(self.bare_model, self._zero, self._stage))
 
     def _fill(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Give a model on the meta device weights; under ZeRO-3 module by module, so that no rank holds them all."""
@@ -170,6 +175,7 @@ class ZeroEngine(Engine):
         put_back(self._wanted, self.bare_model, self._zero, self._stage)
         self._wanted = []
         publish_weights(self.bare_model, self._zero, self._stage)
+        self._check_deepspeed()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

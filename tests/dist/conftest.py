@@ -40,9 +40,10 @@ class Done:
     output: str
 
     def log(self, measurement: str) -> list[float]:
-        """A measurement of all records that have it."""
+        """A measurement of all records that have it; those that tell of a checkpoint come when it is safe."""
         records = map(json.loads, (self.cfg.run.dir / "log.jsonl").read_text().splitlines())
-        return [record[measurement] for record in records if measurement in record]
+        timeless = (record for record in records if "checkpoint/step" not in record)
+        return [record[measurement] for record in timeless if measurement in record]
 
     @property
     def watched(self) -> dict[str, Any]:
