@@ -89,7 +89,7 @@ def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_momentum(
     plain_values: dict[str, Any], tmp_path: Path
 ) -> None:
     done = six_steps(plain_values, tmp_path, "zero3", env={"FAULT": "nan:1"}, **MUON)
-    assert "gptscale: a gradient was not finite within the 1 steps up to step 2" in done.output
+    assert done.log("health/skipped_steps") == [0, 1, 0, 0, 0, 0]
     for rank in range(2):
         folder = done.cfg.run.dir.parent
         assert (folder / f"before-nan-{rank}").read_text() == (folder / f"after-nan-{rank}").read_text()
