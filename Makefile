@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-gpu test-slurm test-tensorflow lint env clean
+.PHONY: demo test test-long test-gpu test-slurm test-tensorflow lint env clean
 
 env: $(STAMP)
 
@@ -25,7 +25,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --ignore tests/slurm
+	$(BIN)/python -m pytest --ignore tests/slurm -m 'not long'
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 # Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.
 test-gpu: $(STAMP)

@@ -32,7 +32,12 @@ def test_recomputed_activations_give_the_same_run(plain_values: dict[str, Any], 
     assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "engine", ["ddp", pytest.param("zero1", marks=LONG), pytest.param("zero2", marks=LONG), "zero3", "fsdp2"]
+)
 def test_a_compiled_run_gives_the_same_numbers(plain_values: dict[str, Any], tmp_path: Path, engine: str) -> None:
     still = {"model": {"drop_rate": 0.0, "n_layers": 1}}  # compiled masks are drawn in another order
     plain = six_steps(plain_values, tmp_path, "none", **still)

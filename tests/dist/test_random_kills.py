@@ -15,7 +15,7 @@ from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from tests.dist.conftest import ROOT, Done, changed, launch, torchrun
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.long]
 
 KILLS, STEPS = 20, 400
 ENDS_S = 400.0
