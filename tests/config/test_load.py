@@ -73,7 +73,7 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
     [
         ("train", {"stepz": 3}, r"config: unknown key train.stepz; did you mean steps\?"),
         ("data", {"source": {"path": "p", "txt_column": "t"}}, r"unknown key data.source.txt_column; did you mean text_column\?"),
-        ("wandb", {"zzz": 1}, "unknown key wandb.zzz; known here: mode, project, entity, tags"),
+        ("wandb", {"zzz": 1}, "unknown key wandb.zzz; known here: mode, project, entity, group, tags"),
         ("model", {"emb_dim": "wide"}, "model.emb_dim='wide': input should be a valid integer"),
         ("model", {"n_layers": 0}, "model.n_layers=0: input should be greater than 0"),
         ("model", {"emb_dim": 100, "n_heads": 12}, "model: n_heads=12 does not divide emb_dim=100; choose an emb_dim"),

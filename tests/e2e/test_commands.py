@@ -1,6 +1,5 @@
 """The commands as a user types them, with their mistakes: one line that names the fix, and exit code 2."""
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -262,7 +261,7 @@ def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, 
     flip_bit(corpus / "train-00000.bin")
     code, _, err = command("verify", corpus)
     assert code == 2
-    assert "train-00000.bin is damaged: its SHA-256 is" in err
+    assert "train-00000.bin is damaged" in err
     assert len(err.splitlines()) == 1
 
 
@@ -416,23 +415,11 @@ def test_a_run_does_not_go_on_as_another_run(command: Any, config: Path, setting
     assert f"was started with {setting.split('=')[0]}=" in err
 
 
-def test_a_run_folder_in_use_is_refused(command: Any, config: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with open(tmp_path / "run" / ".lock", "w+") as lock:
-        lock.write("process 7 on node3")
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code, _, err = command("train", config)
-    assert code == 2
-    assert "is in use by process 7 on node3; stop that training, or choose another run.dir" in err
-    assert command("train", config, "train.steps=2")[0] == 0
-
-
 def test_a_run_folder_that_cannot_be_written_is_refused(command: Any, config: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     code, _, err = command("train", config)
     assert code == 2
-    assert "cannot be written: File exists" in err
+    assert "cannot be written: Not a directory; free space, mend its permissions, or choose another" in err
 
 
 def test_a_damaged_provenance_stops_no_run(command: Any, config: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ def test_a_known_gpu_is_measured_against_its_data_sheet(monkeypatch: pytest.Monk
         ("NVIDIA A100-SXM4-80GB", 312e12),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        peak_flops.cache_clear()
         assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+    peak_flops.cache_clear()
 
 
 def test_a_cpu_is_measured_against_its_own_matrix_product() -> None:
