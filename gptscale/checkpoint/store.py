@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -240,7 +241,8 @@ class Store:
             try:
                 return work()
             except OSError as error:
-                self._fence.check(fresh=True)  # a later start takes away what this one was writing
+                with suppress(OSError):  # a disk that cannot be written cannot tell of a later start either
+                    self._fence.check(fresh=True)  # which takes away what this one was writing
                 raise _in_words(error, save.final) from error
 
         try:

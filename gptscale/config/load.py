@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gptscale.config.presets import GPT2_SIZES
-from gptscale.config.schema import Config, Section
+from gptscale.config.schema import Config
+from gptscale.config.section import Section
 from gptscale.errors import ConfigError
 
 

@@ -6,45 +6,22 @@ Where a run lives (devices, ranks, engine) is not part of it: that is said by th
 
 import re
 from pathlib import Path
-from string import Formatter
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from gptscale.config.data import DataConfig
 from gptscale.config.presets import GPT2_SIZES
+from gptscale.config.section import Count, Fraction, Section, Seed
+from gptscale.config.watching import EvalConfig, HealthConfig, SampleConfig, WandbConfig
 
-Count = PositiveInt
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
-class Section(BaseModel):
-    """A frozen part of the config that refuses fields it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), validate_default=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Keep YAML's true and false from passing as the numbers 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is no switch; give a value, not true or false")
-        return value
 
 
 class RunConfig(Section):
@@ -114,125 +91,6 @@ class ModelConfig(Section):
                 f"n_heads={self.n_heads} does not divide emb_dim={self.emb_dim}; "
                 f"choose an emb_dim that is a multiple of {self.n_heads}, or other heads"
             )
-        return self
-
-
-class SourceConfig(Section):
-    """The text a corpus is made from, read by `datasets.load_dataset`."""
-
-    path: str
-    """A file, a glob, a folder, a Hub dataset's name, or python-library for the text inside Python."""
-    format: Literal["auto", "text", "json", "parquet", "arrow", "hub", "embedded"] = "auto"
-    """How to read it; auto goes by the file's ending, and takes what is no file for a Hub name."""
-    name: str | None = None
-    """The Hub dataset's configuration, such as sample-10BT; null takes its default."""
-    revision: str | None = None
-    """The Hub dataset's commit; null takes today's newest and records it."""
-    split: str = "train"
-    """The Hub dataset's split."""
-    data_files: tuple[str, ...] = ()
-    """Files of the Hub dataset, by name or pattern; an empty list takes those of name and split."""
-    streaming: bool = False
-    """Whether files are read from where they are, never kept: one unit for each file, whatever its length."""
-    text_column: str = "text"
-    """The column that holds a document's text."""
-    template: str | None = None
-    """Joins columns to a document's text, such as "{title}: {body}"; null takes text_column alone."""
-    min_characters: Count | None = None
-    """Documents with fewer characters (Unicode code points) are left out; null keeps them."""
-    max_characters: Count | None = None
-    """Documents with more characters are left out; null keeps them."""
-    documents: Literal["file", "paragraph", "line"] = "file"
-    """What one document of a plain text file is."""
-
-    @field_validator("template")
-    @classmethod
-    def _template_names_columns(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            fields = [name for _, name, spec, conversion in Formatter().parse(value) if name is not None]
-            plain = all(not spec and not conversion for _, _, spec, conversion in Formatter().parse(value))
-        except ValueError as error:
-            raise ValueError(f"{value!r} is no template ({error}); write it like {{title}}: {{body}}") from None
-        if not fields or not all(fields) or not plain:
-            raise ValueError(f"{value!r} names no columns; write it like {{title}}: {{body}}")
-        return value
-
-    @model_validator(mode="after")
-    def _some_lengths(self) -> Self:
-        if (self.min_characters or 0) > (self.max_characters or self.min_characters or 0):
-            raise ValueError(
-                f"min_characters={self.min_characters} is above max_characters={self.max_characters}; lower it"
-            )
-        return self
-
-
-class MixedCorpus(Section):
-    """A prepared corpus in a mixture."""
-
-    dir: Path
-    """Its folder."""
-    weight: PositiveFloat
-    """Its share of the samples, against the weights of the others."""
-    name: str | None = None
-    """What it is called in the log; null takes the folder's name."""
-
-    @property
-    def label(self) -> str:
-        """What it is called."""
-        return self.name or self.dir.name
-
-
-class DataConfig(Section):
-    """A corpus: where it is, what it is made from, and how it is cut. Or several prepared ones, mixed."""
-
-    dir: Path | None = None
-    """The corpus folder that `prepare` writes and `train` reads; null with a mixture."""
-    source: SourceConfig | None = None
-    """What `prepare` reads; null for a corpus that is there already."""
-    mixture: tuple[MixedCorpus, ...] = ()
-    """Corpora to train on by weight, in place of dir; each was prepared by a config of its own, or adopted."""
-    tokenizer: str = "gpt2"
-    """gpt2, bytes, or any encoding that tiktoken knows."""
-    tokenizer_engine: Literal["gigatoken", "tiktoken"] = "gigatoken"
-    """Who encodes gpt2: gigatoken with tiktoken as its judge, or tiktoken alone. The ids are the same."""
-    end_of_text: bool = True
-    """Whether an end-of-text token stands before every document."""
-    split: Literal["hash", "tail"] = "hash"
-    """hash: whole documents, chosen by their text; tail: the last characters of every document."""
-    validation_fraction: Fraction = 0.005
-    """Share of the documents (hash) or of the characters (tail) kept for validation."""
-    split_seed: Seed = 0
-    """Another number chooses other validation documents (hash)."""
-    documents_per_shard: Count = 100_000
-    """Source documents in one work unit, which becomes one training and one validation shard."""
-    stride: Count | None = None
-    """Tokens between the starts of two samples; null means context_length, so nothing overlaps."""
-    shuffle_block_samples: Count | None = None
-    """Shuffles blocks of so many neighbouring samples, and within them, for disks that read in sequence; null: all."""
-
-    @property
-    def folder(self) -> Path:
-        """The one corpus' folder."""
-        assert self.dir is not None, "this config mixes corpora"
-        return self.dir
-
-    @property
-    def given_source(self) -> SourceConfig:
-        """What the one corpus is made from."""
-        assert self.source is not None, "open_job comes first"
-        return self.source
-
-    @model_validator(mode="after")
-    def _one_corpus_or_a_mixture(self) -> Self:
-        if (self.dir is None) != bool(self.mixture):
-            raise ValueError("give either dir, the folder of one corpus, or mixture, a list of corpora with weights")
-        if self.mixture and self.source is not None:
-            raise ValueError("source belongs to the one corpus of dir; prepare each corpus of a mixture on its own")
-        labels = [corpus.label for corpus in self.mixture]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"two corpora of the mixture are called the same ({', '.join(labels)}); give them names")
         return self
 
 
@@ -310,40 +168,6 @@ class OptimizerConfig(Section):
         return self
 
 
-class EvalConfig(Section):
-    """The evaluations during training. One runs before the first step and one after the last."""
-
-    every_steps: Count | None = 250
-    """Steps between two evaluations; null evaluates before and after training only."""
-    sequences: Count | None = 1024
-    """Validation windows, spread evenly over the split; null takes all of it."""
-    train_sequences: Count | None = 256
-    """Training windows evaluated in the same way; null evaluates none."""
-    sets: dict[SetName, Path] = {}
-    """More validation sets: name -> corpus folder; its validation split counts, or all of it if it has none."""
-
-    @model_validator(mode="after")
-    def _names_are_free(self) -> Self:
-        if taken := {"val", "train", "all", "cloze", "loss"} & self.sets.keys():
-            raise ValueError(f"sets cannot be named {' or '.join(sorted(taken))}, which mean something else; rename")
-        return self
-
-
-class SampleConfig(Section):
-    """The text written at every evaluation."""
-
-    prompts: tuple[str, ...] = ("\n",)
-    """One continuation is written for each; an empty list writes none."""
-    max_new_tokens: Count = 64
-    """Tokens to write after the prompt."""
-    temperature: NonNegativeFloat = 0.8
-    """0 always takes the likeliest token."""
-    top_k: Count | None = 50
-    """Only the k likeliest tokens can be drawn; null allows all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Only the likeliest tokens that together reach this probability can be drawn; null allows all."""
-
-
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many stay."""
 
@@ -371,44 +195,6 @@ class ResumeConfig(Section):
     @classmethod
     def _short_form(cls, values: Any) -> Any:
         return {"strict": True} if values == "strict" else values
-
-
-class HealthConfig(Section):
-    """What is done about steps that go wrong. An update that is not finite never reaches the weights."""
-
-    stop_after_skips: Count | None = 20
-    """Steps in a row whose update is not finite, after which the run stops; null never stops for that."""
-    spike_window: Annotated[int, Field(ge=8)] = 128
-    """Steps whose losses a step's loss is compared with; nothing is judged before a quarter of them."""
-    spike_z: PositiveFloat = 8.0
-    """Deviations above the median at which a loss is a spike; a deviation is 1.4826 times the median one."""
-    rollback: bool = False
-    """Whether a spike sends the run back to its last checkpoint, and leaves out the samples around it."""
-    max_rollbacks: Count = 10
-    """Rollbacks in the life of a run; later spikes are only recorded."""
-
-
-class WandbConfig(Section):
-    """Weights & Biases, a view of log.jsonl."""
-
-    mode: Literal["disabled", "offline", "online"] = "disabled"
-    """offline writes into the run folder for `wandb sync`."""
-    project: str = "gptscale"
-    """W&B project."""
-    entity: str | None = None
-    """W&B team; null is the user's default."""
-    group: str | None = None
-    """W&B group."""
-    tags: tuple[str, ...] = ()
-    """W&B tags."""
-    notes: str | None = None
-    """A longer description of the run."""
-    x_axis: Literal["step", "tokens", "epoch"] = "step"
-    """What W&B draws its charts against, unless a chart says otherwise."""
-    rewind: bool = True
-    """Whether an online run is rewound to its checkpoint's step by a resume; for a server that cannot, set false."""
-    checkpoints: Literal["none", "reference", "upload"] = "none"
-    """Whether checkpoints are W&B artifacts: not at all, by the place where they lie, or with their files."""
 
 
 class Config(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.data.texts import Texts, as_texts
 from gptscale.errors import DataError
 

@@ -3,7 +3,7 @@
 import os
 import re
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.errors import DataError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from gptscale.config.schema import DataConfig, SourceConfig
+from gptscale.config.data import DataConfig, SourceConfig
 from gptscale.data.files import remove_leftovers
 from gptscale.data.manifest import (
     FILE_NAME,

@@ -1,7 +1,6 @@
 """JSON Lines, read where they are: a row is a line, and an index of every thousandth line finds any range of them."""
 
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from gptscale.data.columns import Columns, arrow_types
+from gptscale.data.source_files import rows_by_file
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 
@@ -48,12 +48,9 @@ class JsonLines:
 
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of lines start to stop - 1, in batches."""
-        number = bisect_right(self.first_rows, start) - 1
-        while start < stop:
-            first, last = self.first_rows[number], self.first_rows[number + 1]
+        for number, first, last in rows_by_file(self.first_rows, start, stop):
             parse = partial(self._parse, file=self.files[number].path)
-            yield from map(parse, _read_lines(self.files[number], start - first, min(stop, last) - first))
-            start, number = last, number + 1
+            yield from map(parse, _read_lines(self.files[number], first, last))
 
     def _parse(self, lines: bytes, file: Path) -> Texts:
         table = _parse_fast(lines, self.columns.names)

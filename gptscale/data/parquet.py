@@ -1,6 +1,5 @@
 """Parquet files, read where they are: no copy in a cache, and any range of rows without those before its row group."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptscale.data.columns import Columns, arrow_types
+from gptscale.data.source_files import rows_by_file
 from gptscale.data.texts import Texts
 from gptscale.errors import DataError
 
@@ -35,13 +35,10 @@ class ParquetFiles:
 
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of rows start to stop - 1, in batches."""
-        number = bisect_right(self.first_rows, start) - 1
-        while start < stop:
-            first, last = self.first_rows[number], self.first_rows[number + 1]
+        for number, first, last in rows_by_file(self.first_rows, start, stop):
             with pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file:
-                for batch in _read_rows(file, self.columns.names, start - first, min(stop, last) - first):
+                for batch in _read_rows(file, self.columns.names, first, last):
                     yield self.columns.texts(batch)
-            start, number = last, number + 1
 
 
 def open_parquet(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> ParquetFiles:

@@ -7,7 +7,8 @@ On one machine `prepare` does it all. On many, each runs `prepare_task` for its 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from gptscale.config.schema import Config, DataConfig
+from gptscale.config.data import DataConfig
+from gptscale.config.schema import Config
 from gptscale.data.estimate import check_need
 from gptscale.data.job import Job, earlier_manifest, open_job, remove_all
 from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest

@@ -4,11 +4,12 @@ import difflib
 import glob
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
@@ -86,6 +87,18 @@ def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | in
     """Name, size and identity of each file; names are relative to root, so the folder may move."""
     small = sum(path.stat().st_size for path in files) <= HASHED_BYTES
     return [{"name": _name(path, root), **_size_and_identity(path, small)} for path in files]
+
+
+def rows_by_file(first_rows: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Where rows start to stop - 1 of several files lie: number of a file, first row in it, and the one after the last.
+
+    first_rows holds the number of each file's first row, and that of all rows at its end.
+    """
+    number = bisect_right(first_rows, start) - 1
+    while start < stop:
+        first, after = first_rows[number], first_rows[number + 1]
+        yield number, start - first, min(stop, after) - first
+        start, number = after, number + 1
 
 
 def hash_texts(texts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import python_library, python_version
 from gptscale.data.hub import find_revision, is_offline

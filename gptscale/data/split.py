@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.config.schema import DataConfig
+from gptscale.config.data import DataConfig
 from gptscale.data.texts import Texts, choose, flat, list_texts, pieces, to_list
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from gptscale.config.schema import DataConfig
+from gptscale.config.data import DataConfig
 from gptscale.data.blocks import hash_blocks
 from gptscale.data.columns import long_enough
 from gptscale.data.files import write_whole

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from gptscale.config.schema import HealthConfig
+from gptscale.config.watching import HealthConfig
 from gptscale.data.skip import positions_of
 from gptscale.errors import TrainingError
 from gptscale.training.plan import Plan

@@ -3,6 +3,7 @@
 import signal
 import time
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import torch
 
@@ -85,6 +86,21 @@ def _open_corpora(cfg: Config) -> Corpora:
     return corpora
 
 
+@dataclass(frozen=True)
+class Start:
+    """What one start of a run works with, from its beginning over all its rollbacks."""
+
+    cfg: Config
+    corpora: Corpora
+    engine: Engine
+    model: GPTModel
+    tokenizer: Tokenizer
+    stop: StopRequest
+    deadline: Deadline
+    fence: Fence
+    store: Store
+
+
 def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
     started = time.time()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
@@ -94,57 +110,64 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
-    with ExitStack() as stack:
-        fence = take_over(cfg.run.dir, engine)
-        store = stack.enter_context(closing(_open_store(cfg, engine, corpora, fence)))
+    fence = take_over(cfg.run.dir, engine)
+    with closing(_open_store(cfg, engine, corpora, fence)) as store:
         deadline = open_deadline(cfg, model.num_parameters(), started) if engine.is_first else Deadline()
+        start = Start(cfg, corpora, engine, model, tokenizer, stop, deadline, fence, store)
         cause: Rollback | None = None
         while True:
             try:
-                return _live(cfg, corpora, plan, engine, stop, deadline, fence, store, model, tokenizer, cause)
+                return _go_on(start, plan, cause)
             except Rollback as spike:
                 _leave_out(store, engine, cause := spike)
 
 
-def _live(
-    cfg: Config,
-    corpora: Corpora,
-    plan: Plan,
-    engine: Engine,
-    stop: StopRequest,
-    deadline: Deadline,
-    fence: Fence,
-    store: Store,
-    model: GPTModel,
-    tokenizer: Tokenizer,
-    cause: Rollback | None,
-) -> bool:
+def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
     """Train from the newest checkpoint on; cause is the spike that sent the run back to it, if one did."""
-    state, plan = resume(cfg, corpora.fingerprint, engine, plan)
+    cfg, engine = start.cfg, start.engine
+    state, plan = resume(cfg, start.corpora.fingerprint, engine, plan)
     if state.step >= plan.total_steps:
         engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
-        engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
-        return True
-    engine.agree(lambda: _begin(cfg, fence, store, engine, corpora, model, state) if engine.is_first else None)
+        finished = True
+    else:
+        finished = _live(start, plan, state, cause)
+    if finished:
+        engine.agree(lambda: mark_done(cfg.run.dir, start.fence, state.step) if engine.is_first else None)
+    else:
+        kept = " with a checkpoint" if state.step else ""
+        why = "" if start.stop.received else f"{start.deadline.reason}: "
+        engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
+    return finished
+
+
+def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -> bool:
+    """Open what watches and feeds the loop, and enter it."""
+    cfg, engine, model = start.cfg, start.engine, start.model
+    engine.agree(lambda: _begin(start, state) if engine.is_first else None)
     peak = peak_flops(engine.device, engine.dtype)
     meter = Meter(engine, plan, flops_per_token(cfg.model), peak, cfg.optim.clip_norm)
     meter.restore(state.interval, state.time_s)
     with ExitStack() as stack:
-        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(cfg, plan, engine, model, state, fence)))
-        loader = stack.enter_context(_open_loader(cfg, corpora, plan, engine, state))
-        look, health = Look(cfg, engine, model, corpora, tokenizer), Health(cfg.health, state)
-        cost = SaveCost()
-        run = Run(cfg, plan, engine, loader, look, health, meter, store, cost, tracker, stop, deadline, fence)
+        tracker = stack.enter_context(engine.agree(lambda: _open_tracker(start, plan, state)))
+        loader = stack.enter_context(_open_loader(cfg, start.corpora, plan, engine, state))
+        run = Run(
+            cfg=cfg,
+            plan=plan,
+            engine=engine,
+            loader=loader,
+            look=Look(cfg, engine, model, start.corpora, start.tokenizer),
+            health=Health(cfg.health, state),
+            meter=meter,
+            store=start.store,
+            save_cost=SaveCost(),
+            tracker=tracker,
+            stop=start.stop,
+            deadline=start.deadline,
+            fence=start.fence,
+        )
         if cause is not None:
             record_rollback(run, state, cause)
-        finished = fit(run, state)
-    if finished:
-        engine.agree(lambda: mark_done(cfg.run.dir, fence, state.step) if engine.is_first else None)
-    if not finished:
-        kept = " with a checkpoint" if state.step else ""
-        why = "" if stop.received else f"{deadline.reason}: "
-        engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
-    return finished
+        return fit(run, state)
 
 
 def _new_model(cfg: Config, engine: Engine) -> GPTModel:
@@ -180,32 +203,31 @@ def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> 
     )
 
 
-def _begin(
-    cfg: Config, fence: Fence, store: Store, engine: Engine, corpora: Corpora, model: GPTModel, state: TrainState
-) -> None:
+def _begin(start: Start, state: TrainState) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
-    store.check_room(model.num_parameters())
+    start.store.check_room(start.model.num_parameters())
     open_folder(
-        cfg,
-        fence,
+        start.cfg,
+        start.fence,
         state.step,
-        device=describe_device(engine.device),
-        engine=engine.name,
-        world=engine.world,
-        data_fingerprint=corpora.fingerprint,
+        device=describe_device(start.engine.device),
+        engine=start.engine.name,
+        world=start.engine.world,
+        data_fingerprint=start.corpora.fingerprint,
     )
 
 
-def _open_tracker(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, state: TrainState, fence: Fence) -> Tracker:
-    if not engine.is_first:
+def _open_tracker(start: Start, plan: Plan, state: TrainState) -> Tracker:
+    cfg = start.cfg
+    if not start.engine.is_first:
         return Tracker()
-    facts = {"parameters": model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
+    facts = {"parameters": start.model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
     kept = (
         JsonlSink(cfg.run.dir),
         open_wandb(cfg, cfg.run.dir, state.step, **facts),
         TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
     )
-    fenced = [Fenced(sink, fence.holds) for sink in kept if sink is not None]
+    fenced = [Fenced(sink, start.fence.holds) for sink in kept if sink is not None]
     return Tracker(*fenced, Console(plan.total_steps, state.step, first_time_s=state.time_s))
 
 

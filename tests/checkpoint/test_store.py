@@ -234,6 +234,29 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
+def test_a_disk_that_became_read_only_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        store = Store(place, Alone(), Retention(None), **ABOUT)
+        save(store, 1)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        with pytest.raises(
+            CheckpointError, match=r"step-00000002 could not be written: .*Read-only file system: .*; older"
+        ):
+            save(store, 2)
+        assert newest(store)[0].name == "step-00000001"
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        save(store, 3)
+        assert newest(store)[0].name == "step-00000003"
+        store.close()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
 def test_another_write_error_is_told_in_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
         raise OSError(errno.EIO, "Input/output error")

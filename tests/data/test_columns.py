@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
+from gptscale.config.data import SourceConfig
 from gptscale.config.load import parse_config
-from gptscale.config.schema import SourceConfig
 from gptscale.data.columns import arrow_types, long_enough, text_columns
 from gptscale.data.texts import list_texts, to_list
 from gptscale.errors import ConfigError, DataError

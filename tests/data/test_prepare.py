@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptscale.config.schema import Config, SourceConfig
+from gptscale.config.data import SourceConfig
+from gptscale.config.schema import Config
 from gptscale.data import job as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.manifest import load_manifest

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.data import jsonlines, parquet
 from gptscale.data.sources import Source, open_source
 from gptscale.data.texts import to_list

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
 from gptscale.data.source_files import describe_files, expand, find_files, hash_texts, is_local, unreadable_is_said
 from gptscale.errors import DataError

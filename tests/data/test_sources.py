@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gptscale.config.schema import SourceConfig
+from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
 from gptscale.data.sources import Source, Streamed, open_source
 from gptscale.data.texts import to_list

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptscale.config.schema import DataConfig
+from gptscale.config.data import DataConfig
 from gptscale.data.split import Documents, is_held_out, split_documents, tail_cut
 from gptscale.data.texts import list_texts, to_list
 

@@ -11,7 +11,7 @@ import torch
 
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
 from gptscale.config.load import parse_config
-from gptscale.config.schema import HealthConfig
+from gptscale.config.watching import HealthConfig
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import Sampler, count_samples
 from gptscale.data.prepare import prepare

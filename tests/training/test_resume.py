@@ -121,6 +121,7 @@ def test_the_best_checkpoint_is_named_and_kept(values: dict[str, Any]) -> None:
     train(cfg)
     losses = {r["step"]: r["val/loss"] for r in read_log(cfg.run.dir / "log.jsonl") if r.get("val/loss") and r["step"]}
     best = min(losses, key=lambda step: losses[step])
+    assert best < 12  # such a rate makes it worse again
     newest, *others = list_checkpoints(cfg.run.dir)
     assert read_manifest(newest).ledger["best"] == {"step": best, "val_loss": losses[best]}
     assert {newest.name, *(p.name for p in others)} == {f"step-{step:08d}" for step in (best, 12)}
