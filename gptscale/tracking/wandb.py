@@ -8,14 +8,17 @@ import json
 import logging
 import secrets
 import shutil
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
-from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
-from gptscale.tracking.tracker import Record
+from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
+from gptscale.tracking.tracker import Histograms, Record
 
 LOG = logging.getLogger(__name__)
 
@@ -77,6 +80,15 @@ class WandbSink:
         """Keep the text for the table of its step."""
         self._samples.append((step, prompt, text))
 
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Add the histograms to the row of their step."""
+        self._tell_samples()
+        made = {
+            name: self._wandb.Histogram(np_histogram=(list(histogram.counts), histogram.edges))
+            for name, histogram in found.items()
+        }
+        self._run.log({**progress, **made}, step=int(progress["step"]))
+
     def flush(self) -> None:
         """Nothing: this is a view."""
 
@@ -88,11 +100,15 @@ class WandbSink:
         self._run.finish(exit_code=int(failed))
 
     def _tell_samples(self) -> None:
-        """Log the samples of the last evaluation as one table, in the row of their step."""
-        if self._samples:
-            table = self._wandb.Table(columns=["step", "prompt", "text"], data=[list(row) for row in self._samples])
-            self._run.log({"samples": table}, step=self._samples[0][0])
-            self._samples = []
+        """Log the samples of the last evaluation."""
+        samples, self._samples = self._samples, []
+        if samples:
+            self._tell_table(samples)
+
+    def _tell_table(self, samples: list[tuple[int, str, str]]) -> None:
+        """Log samples of one step as one table, in the row of their step."""
+        table = self._wandb.Table(columns=["step", "prompt", "text"], data=[list(row) for row in samples])
+        self._run.log({"samples": table}, step=samples[0][0])
 
     def _tell_checkpoint(self, step: int) -> None:
         """Name the checkpoint in W&B as a version of the run's model, with its files or where they lie."""
@@ -108,16 +124,16 @@ class WandbSink:
             LOG.warning("W&B did not take checkpoint %s: %s", folder, _line(error))
 
     def _replay(self) -> None:
-        """Write the history so far, as log.jsonl and samples.jsonl have it."""
-        samples = read_samples(self._run_dir / SAMPLES_FILE)
-        for record in read_log(self._run_dir / LOG_FILE):
-            while samples and samples[0]["step"] < record["step"]:
-                self.sample(**samples.pop(0))
-            self._tell_samples()
-            self._run.log(record, step=int(record["step"]))
-        for sample in samples:
-            self.sample(**sample)
-        self._tell_samples()
+        """Write the history so far, as the files of the run folder have it, in the order of its steps."""
+        logged = read_log(self._run_dir / LOG_FILE)
+        told = [(record["step"], partial(self._run.log, record, step=int(record["step"]))) for record in logged]
+        for progress, found in read_histograms(self._run_dir / HISTOGRAMS_FILE):
+            told.append((progress["step"], partial(self.histograms, progress, found)))
+        samples = [(its["step"], its["prompt"], its["text"]) for its in read_samples(self._run_dir / SAMPLES_FILE)]
+        for step, of_one in groupby(samples, itemgetter(0)):
+            told.append((step, partial(self._tell_table, list(of_one))))
+        for _, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
+            tell()
 
 
 def _package() -> Any:

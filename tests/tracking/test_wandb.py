@@ -8,6 +8,7 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
+from gptscale.tracking.tracker import Histogram
 from gptscale.tracking.wandb import open_wandb
 
 
@@ -53,6 +54,9 @@ class FakeWandb(ModuleType):
 
     def Table(self, columns: list[str], data: list[Any]) -> Any:  # noqa: N802
         return columns, data
+
+    def Histogram(self, np_histogram: Any) -> Any:  # noqa: N802
+        return np_histogram
 
     def Artifact(self, name: str, type: str, metadata: dict[str, Any]) -> "FakeArtifact":  # noqa: N802
         return FakeArtifact(name, type, metadata)
@@ -142,6 +146,19 @@ def test_samples_are_a_table_in_the_row_of_their_step(fake: FakeWandb, tmp_path:
     ]
 
 
+def test_histograms_are_in_the_row_of_their_step_after_the_samples_before_them(fake: FakeWandb, tmp_path: Path) -> None:
+    sink = open_wandb(config("offline", tmp_path), tmp_path)
+    assert sink is not None
+    sink.sample(5, "a", "b")
+    sink.histograms({"step": 6, "tokens": 64}, {"gradients/w": Histogram(-1.0, 1.0, [5, 2])})
+    sink.log({"step": 6, "train/loss": 3.0})
+    assert [data for kind, data in fake.calls if kind == "log"] == [
+        (5, {"samples": (["step", "prompt", "text"], [[5, "a", "b"]])}),
+        (6, {"step": 6, "tokens": 64, "gradients/w": ([5, 2], [-1.0, 0.0, 1.0])}),
+        (6, {"step": 6, "train/loss": 3.0}),
+    ]
+
+
 @pytest.mark.parametrize("how", ["reference", "upload"])
 def test_a_checkpoint_becomes_an_artifact_if_asked(fake: FakeWandb, tmp_path: Path, how: str) -> None:
     cfg = config("offline", tmp_path)
@@ -171,11 +188,15 @@ def test_an_offline_resume_writes_the_history_anew_and_drops_the_older_file(fake
     older.mkdir(parents=True)
     (tmp_path / "log.jsonl").write_text('{"step": 0, "val/loss": 5.0}\n{"step": 1, "train/loss": 4.0}\n')
     (tmp_path / "samples.jsonl").write_text('{"step": 0, "prompt": "a", "text": "b"}\n')
+    (tmp_path / "histograms.jsonl").write_text(
+        '{"step": 1, "histograms": {"parameters/w": {"low": 0, "high": 1, "counts": [3]}}}\n'
+    )
     open_wandb(config("offline", tmp_path), tmp_path, 1)
     assert [data for kind, data in fake.calls if kind == "log"] == [
         (0, {"step": 0, "val/loss": 5.0}),
         (0, {"samples": (["step", "prompt", "text"], [[0, "a", "b"]])}),
         (1, {"step": 1, "train/loss": 4.0}),
+        (1, {"step": 1, "parameters/w": ([3], [0.0, 1.0])}),
     ]
     assert not older.exists()
 
@@ -232,6 +253,7 @@ def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.
     assert sink is not None
     sink.log({"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": float("nan")})
     sink.sample(0, "\n", "text")
+    sink.histograms({"step": 1}, {"parameters/w": Histogram(0.0, 1.0, [3, 4])})
     sink.close(failed=False)
     run_id = (run_dir / "wandb" / "run-id").read_text()
     (record,) = (run_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
