@@ -159,11 +159,17 @@ def test_histograms_are_in_the_row_of_their_step_after_the_samples_before_them(f
     ]
 
 
+def with_checkpoints(run_dir: Path, how: str, *steps: int) -> Config:
+    """A config that asks for artifacts, and checkpoints of some steps."""
+    for step in steps:
+        (run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    cfg = config("offline", run_dir)
+    return cfg.model_copy(update={"wandb": cfg.wandb.model_copy(update={"checkpoints": how})})
+
+
 @pytest.mark.parametrize("how", ["reference", "upload"])
 def test_a_checkpoint_becomes_an_artifact_if_asked(fake: FakeWandb, tmp_path: Path, how: str) -> None:
-    cfg = config("offline", tmp_path)
-    cfg = cfg.model_copy(update={"wandb": cfg.wandb.model_copy(update={"checkpoints": how})})
-    sink = open_wandb(cfg, tmp_path)
+    sink = open_wandb(with_checkpoints(tmp_path, how, 8), tmp_path)
     assert sink is not None
     sink.log({"step": 10, "checkpoint/step": 8.0})
     sink.close()
@@ -171,6 +177,34 @@ def test_a_checkpoint_becomes_an_artifact_if_asked(fake: FakeWandb, tmp_path: Pa
     held = ("reference", f"file://{place}") if how == "reference" else ("files", str(place))
     told = next(data for kind, data in fake.calls if kind == "artifact")
     assert told == ("fake-checkpoint", "model", {"step": 8}, held, ["latest", "step-8"])
+
+
+def test_an_offline_resume_names_the_checkpoints_that_are_still_there(fake: FakeWandb, tmp_path: Path) -> None:
+    cfg = with_checkpoints(tmp_path, "reference", 16, 24)  # that of step 8 was pruned
+    lines = [f'{{"step": {step + 1}, "checkpoint/step": {step}}}\n' for step in (8, 16, 24)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    sink = open_wandb(cfg, tmp_path, 25)
+    assert sink is not None
+    sink.close()
+    assert [data[2]["step"] for kind, data in fake.calls if kind == "artifact"] == [16, 24]
+
+
+def test_a_checkpoint_that_wandb_refuses_stops_nothing(
+    fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("quota exceeded\nmore about it")
+
+    monkeypatch.setattr(fake, "log_artifact", refuse)
+    sink = open_wandb(with_checkpoints(tmp_path, "reference", 8), tmp_path)
+    assert sink is not None
+    with caplog.at_level(logging.WARNING):
+        sink.log({"step": 10, "checkpoint/step": 8.0})
+        sink.log({"step": 11, "train/loss": 3.0})
+        sink.close()
+    assert fake.calls[-2:] == [("log", (11, {"step": 11, "train/loss": 3.0})), ("finish", 0)]
+    place = tmp_path.resolve() / "checkpoints" / "step-00000008"
+    assert caplog.messages == [f"W&B did not take checkpoint {place}: quota exceeded"]
 
 
 def test_an_online_resume_rewinds_the_same_wandb_run(fake: FakeWandb, tmp_path: Path) -> None:
