@@ -278,6 +278,24 @@ def test_a_wandb_that_cannot_start_at_all_leaves_the_run_alone(
     ]
 
 
+@pytest.mark.long
+def test_the_real_package_without_a_server_records_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("gptscale.tracking.wandb.PATIENCE_S", 2.0)
+    with caplog.at_level(logging.WARNING, "gptscale"):
+        sink = open_wandb(config("online", tmp_path / "run"), tmp_path / "run")
+    assert sink is not None
+    sink.log({"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": 1.0})
+    sink.close()
+    (told,) = [message for message in caplog.messages if "W&B" in message]
+    assert told.startswith("W&B records offline, for wandb sync, since it cannot start online: ")
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+
+
 def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
