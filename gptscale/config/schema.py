@@ -120,6 +120,8 @@ class TrainConfig(Section):
     """Whether fp32 matrix products on CUDA may round their inputs to TF32: faster, ten bits of mantissa."""
     log_every_steps: Count = 10
     """Steps between two records of loss, learning rate, gradient norm and speed."""
+    histograms_every_steps: Count | None = None
+    """Steps between two histograms of every parameter and its gradient; null makes none."""
 
     @field_validator("micro_batch_sequences", mode="before")
     @classmethod

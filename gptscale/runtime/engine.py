@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from gptscale.config.schema import Precision
 from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
-from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share, whole_fragments
+from gptscale.runtime.fragments import (
+    Fragment,
+    gradient_fragments,
+    materialize_state,
+    parameter_name,
+    share,
+    whole_fragments,
+)
 from gptscale.runtime.launch import launched_rank, launched_world, says_yes
 from gptscale.runtime.loss_scale import LossScale
 from gptscale.runtime.unfilled import Unfilled
@@ -127,11 +134,35 @@ class Engine:
             self._loss_scale.update(norm)
         return norm
 
+    @contextmanager
+    def observing(self, see: Callable[[list[Fragment]], None]) -> Iterator[None]:
+        """Within it, an update shows `see` this rank's share of the weights and gradients before it changes them.
+
+        Gradients are as the optimizer takes them, clipped. ZeRO updates in pieces, and calls `see` for each; every
+        rank as often as the others.
+        """
+        hook = self.optimizer.register_step_pre_hook(lambda *_: see(self._updated_fragments()))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _updated_fragments(self) -> list[Fragment]:
+        """This rank's share of the weights that are being updated, and of their gradients."""
+        return list(share(gradient_fragments(self.bare_model), self.rank, self.world))
+
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         value = value.clone()
         if self.world > 1:
             dist.all_reduce(value)
+        return value
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest over all ranks, element by element."""
+        value = value.clone()
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
     def any_rank(self, *flags: bool) -> tuple[bool, ...]:

@@ -19,7 +19,7 @@ class Fragment:
     shape: tuple[int, ...]
     start: int
     tensors: dict[str, Tensor]
-    """`weight` and the optimizer's per-element state, each (numel,) in float32."""
+    """`weight` and the optimizer's per-element state, or `gradient`, each (numel,) in float32."""
     scalars: dict[str, Tensor]
     """The optimizer's per-parameter state, such as Adam's step; not cut into ranges."""
 
@@ -48,6 +48,16 @@ def whole_fragments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
         scalars = {kind: t for kind, t in state.items() if t.shape != p.shape}
         tensors = {"weight": p.detach().view(-1), **dense}
         fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, scalars))
+    return fragments
+
+
+def gradient_fragments(model: nn.Module) -> list[Fragment]:
+    """Weight and gradient of every parameter, for engines that keep both whole on every rank."""
+    fragments = []
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        tensors = {"weight": p.detach().view(-1), "gradient": p.grad.view(-1)}
+        fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, {}))
     return fragments
 
 

@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -93,7 +94,7 @@ class Fsdp2Engine(Engine):
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint."""
-        return [f for name, p in self.model.named_parameters() if (f := self._fragment(name, p)).numel]
+        return self._fragments(lambda p: self.optimizer.state[p])
 
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
@@ -116,15 +117,24 @@ class Fsdp2Engine(Engine):
             finally:
                 self.model.reshard()
 
-    def _fragment(self, name: str, p: nn.Parameter) -> Fragment:
-        assert isinstance(p, DTensor)
-        _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-        start = offset[0] * math.prod(p.shape[1:])
-        state = self.optimizer.state[p]
-        dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
-        scalars = {kind: t for kind, t in state.items() if kind not in dense}
-        tensors = {kind: _local(t) for kind, t in {"weight": p, **dense}.items()}
-        return Fragment(parameter_name(name), tuple(p.shape), start, tensors, scalars)
+    def _updated_fragments(self) -> list[Fragment]:
+        """This rank's share of the weights that are being updated, and of their gradients."""
+        return self._fragments(lambda p: {"gradient": p.grad})
+
+    def _fragments(self, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
+        named = self.model.named_parameters()
+        return [f for name, p in named if (f := _fragment(name, p, state_of(p))).numel]
+
+
+def _fragment(name: str, p: nn.Parameter, state: Mapping[str, Any]) -> Fragment:
+    """This rank's rows of a parameter and of its state."""
+    assert isinstance(p, DTensor)
+    _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    start = offset[0] * math.prod(p.shape[1:])
+    dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
+    scalars = {kind: t for kind, t in state.items() if kind not in dense}
+    tensors = {kind: _local(t) for kind, t in {"weight": p, **dense}.items()}
+    return Fragment(parameter_name(name), tuple(p.shape), start, tensors, scalars)
 
 
 def _local(sharded: Tensor) -> Tensor:

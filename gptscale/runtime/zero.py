@@ -25,6 +25,7 @@ from gptscale.runtime.zero_fragments import (
     check_links,
     flat_tensors,
     materialize_zero_state,
+    piece_with_gradient,
     publish_weights,
     put_back,
     zero_fragments,
@@ -98,9 +99,10 @@ class ZeroEngine(Engine):
                 f"DeepSpeed accumulates {self.model.gradient_accumulation_steps()} micro-batches, "
                 f"not {self.settings.accumulation}; leave gradient_accumulation_steps out of the launch"
             )
+        self._flats = flat_tensors(self._zero, self._stage)
+        self._pieces = list(zero_pieces(model, self._zero, self._stage))
         if isinstance(optimizer, ZeroMuon):
-            pieces = list(zero_pieces(model, self._zero, self._stage))
-            optimizer.place(flat_tensors(self._zero, self._stage), pieces)
+            optimizer.place(self._flats, self._pieces)
         self._tell_loss_scale()
         if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
             fragments = list(zero_fragments(model, self._zero, self._stage))
@@ -139,6 +141,14 @@ class ZeroEngine(Engine):
             self._loss_scale.update(norm)
             self._tell_loss_scale()
         return norm
+
+    def _updated_fragments(self) -> list[Fragment]:
+        """This rank's share of the weights that are being updated, and of their gradients.
+
+        DeepSpeed lets the optimizer see one flat tensor after another.
+        """
+        shown = {flat for group in self.optimizer.param_groups for flat in group["params"]}
+        return [piece_with_gradient(p, flat) for p in self._pieces if (flat := self._flats[p.flat]) in shown]
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Continue with a saved loss scale."""

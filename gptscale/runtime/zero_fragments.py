@@ -90,6 +90,12 @@ def put_back(copies: list[Fragment], model: nn.Module, zero: Any, stage: int) ->
                         t.copy_(by_name[piece.name].tensors[kind])
 
 
+def piece_with_gradient(piece: Piece, flat: Tensor) -> Fragment:
+    """A piece and its gradient, out of a flat tensor that is being updated."""
+    assert flat.grad is not None
+    return _fragment(piece, flat, {"gradient": flat.grad})
+
+
 @contextmanager
 def _in_memory(zero: Any, stage: int, number: int, keep: bool = False) -> Iterator[bool]:
     """A flat tensor and its state, read from NVMe if that is where they are, which it tells; written back to keep."""

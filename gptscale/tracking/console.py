@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from gptscale.tracking.lines import checkpoint_line, evaluation_line, health_line, sample_line, train_line
-from gptscale.tracking.tracker import Record
+from gptscale.tracking.tracker import Histograms, Record
 
 
 class Pace:
@@ -68,6 +68,9 @@ class Console:
             self._bar.console.print(self._writable(text))
         else:
             print(self._writable(text), file=self._stream, flush=True)
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Nothing: they do not fit on a line."""
 
     def flush(self) -> None:
         """Nothing: this is a view."""

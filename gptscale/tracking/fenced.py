@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from gptscale.tracking.tracker import Record, Sink
+from gptscale.tracking.tracker import Histograms, Record, Sink
 
 
 class Fenced:
@@ -26,6 +26,11 @@ class Fenced:
         """Pass it on, if this start may."""
         if self._holds():
             self._sink.sample(step, prompt, text)
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Pass them on, if this start may."""
+        if self._holds():
+            self._sink.histograms(progress, found)
 
     def flush(self) -> None:
         """Harmless in any case: what was taken was taken in time."""

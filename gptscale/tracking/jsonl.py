@@ -1,5 +1,6 @@
-"""The record of a run on disk: log.jsonl and samples.jsonl, one JSON object per line.
+"""The record of a run on disk: log.jsonl, samples.jsonl and histograms.jsonl, one JSON object per line.
 
+Histograms have a file of their own, since those of one step can be larger than all other records of a run.
 A number that is not finite is written as null, since JSON has no word for it, and read back as nan.
 """
 
@@ -7,45 +8,54 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gptscale.disk import write_whole
 from gptscale.errors import TrainingError
-from gptscale.tracking.tracker import Record
+from gptscale.tracking.tracker import Histogram, Histograms, Record
 
 LOG_FILE = "log.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+HISTOGRAMS_FILE = "histograms.jsonl"
 
 
 class JsonlSink:
-    """Appends to log.jsonl and samples.jsonl; every line has left the process when the call returns."""
+    """Appends to the files of a run folder; every line has left the process when the call returns."""
 
     required = True
 
     def __init__(self, run_dir: Path) -> None:
-        self._log = _Lines(run_dir / LOG_FILE)
-        self._samples = _Lines(run_dir / SAMPLES_FILE)
+        self._run_dir = run_dir
+        self._files = {name: _Lines(run_dir / name) for name in (LOG_FILE, SAMPLES_FILE)}
 
     def log(self, record: Record) -> None:
         """Append the record; raises TrainingError when the disk refuses it."""
-        self._log.append({key: _finite_or_none(value) for key, value in record.items()})
+        self._files[LOG_FILE].append({key: _finite_or_none(value) for key, value in record.items()})
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append the sample; raises TrainingError when the disk refuses it."""
-        self._samples.append({"step": step, "prompt": prompt, "text": text})
+        self._files[SAMPLES_FILE].append({"step": step, "prompt": prompt, "text": text})
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Append the histograms; raises TrainingError when the disk refuses them."""
+        if HISTOGRAMS_FILE not in self._files:  # which most runs do without
+            self._files[HISTOGRAMS_FILE] = _Lines(self._run_dir / HISTOGRAMS_FILE)
+        plain = {name: asdict(histogram) for name, histogram in found.items()}
+        self._files[HISTOGRAMS_FILE].append({**progress, "histograms": plain})
 
     def flush(self) -> None:
         """Wait until every line is on disk; raises TrainingError when the disk refuses it."""
-        self._log.sync()
-        self._samples.sync()
+        for lines in self._files.values():
+            lines.sync()
 
     def close(self, failed: bool = False) -> None:
-        """Close both files; raises TrainingError when the disk refuses a last line."""
-        try:
-            self._log.close()
-        finally:
-            self._samples.close()
+        """Close all files; raises TrainingError when the disk refuses a last line."""
+        with ExitStack() as stack:
+            for lines in self._files.values():
+                stack.callback(lines.close)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -63,12 +73,18 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _records(path)]
 
 
+def read_histograms(path: Path) -> list[tuple[Record, Histograms]]:
+    """Read histograms.jsonl as progress and histograms, none if there is no file; a torn last line is left out."""
+    records = [(record, record.pop("histograms")) for _, record in _records(path)]
+    return [(record, {name: Histogram(**its) for name, its in found.items()}) for record, found in records]
+
+
 def cut_back(run_dir: Path, step: int | None) -> None:
     """Drop what was recorded after the step, and a torn last line; null drops everything.
 
     Call it before a resume, so that a run has one history however often it was stopped.
     """
-    for name in (LOG_FILE, SAMPLES_FILE):
+    for name in (LOG_FILE, SAMPLES_FILE, HISTOGRAMS_FILE):
         path = run_dir / name
         if path.exists():
             kept = [line for line, record in _records(path) if step is not None and record["step"] <= step]

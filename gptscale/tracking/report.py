@@ -41,7 +41,10 @@ class Chart:
     scale: Literal["linear", "from zero", "log when wide"] = "linear"
 
 
-AXES = {"step": "steps", "tokens": "tokens", "epoch": "epochs"}
+AXES = {"step": ("steps", 1), "tokens": ("tokens", 1), "epoch": ("epochs", 1), "time_s": ("hours", 3600)}
+"""What a chart can be drawn against, and how much of the record's unit is one there."""
+
+PANELS_IN_A_ROW = 2
 
 
 def _losses(metric: str) -> tuple[Curve, ...]:
@@ -52,11 +55,18 @@ def _losses(metric: str) -> tuple[Curve, ...]:
     )
 
 
+_SPLIT = (
+    Curve("time/compute_s", BLUE, "computing"),
+    Curve("time/data_s", ORANGE, "waiting for data"),
+    Curve("time/rest_s", GREEN, "the rest"),
+)
+
 CHARTS = (
     Chart("loss", "loss (nats per token)", _losses("loss"), against=tuple(AXES)),
     Chart("perplexity", "perplexity", _losses("perplexity"), against=tuple(AXES), scale="log when wide"),
     Chart("learning_rate", "learning rate", (Curve("train/lr", BLUE, width=1.6),), scale="from zero"),
     Chart("gradient_norm", "gradient norm", (Curve("train/grad_norm", BLUE),), scale="log when wide"),
+    Chart("step_time", "seconds a step", _SPLIT, scale="from zero"),
     Chart("throughput", "tokens per second", (Curve("train/tokens_per_s", BLUE),), scale="from zero"),
     Chart("mfu", "share of the peak FLOP/s", (Curve("train/mfu", BLUE),), scale="from zero"),
 )
@@ -88,15 +98,17 @@ def _write(chart: Chart, records: Sequence[Record], folder: Path, title: str) ->
 def _figure(chart: Chart, records: Sequence[Record], title: str) -> "Figure":
     from matplotlib.figure import Figure  # no pyplot: nothing global is touched
 
-    panels = len(chart.against)
-    figure = Figure(figsize=(2.6 + 4.4 * panels, 4.4), layout="constrained")
+    columns = min(len(chart.against), PANELS_IN_A_ROW)
+    rows = math.ceil(len(chart.against) / columns)
+    figure = Figure(figsize=(2.6 + 4.4 * columns, 4.4 * rows), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    row = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    for axes, progress in zip(row, chart.against, strict=True):
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, progress in zip(panels.flat, chart.against, strict=True):
         _draw(axes, chart, records, progress)
-    row[0].set_ylabel(chart.unit)
-    if row[-1].get_legend_handles_labels()[1]:
-        row[-1].legend(loc="upper right", frameon=False, fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(chart.unit)
+    if panels[0, -1].get_legend_handles_labels()[1]:
+        panels[0, -1].legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
 
@@ -108,7 +120,7 @@ def _draw(axes: "Axes", chart: Chart, records: Sequence[Record], progress: str) 
         _plot(axes, curve, [x for x, _ in points], [y for _, y in points])
         heights += [y for _, y in points if math.isfinite(y)]
     _scale(axes, chart, heights)
-    axes.set_xlabel(AXES[progress])
+    axes.set_xlabel(AXES[progress][0])
     axes.xaxis.set_major_formatter(lambda value, _: compact(value))
     axes.grid(True, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -148,7 +160,8 @@ def _scale(axes: "Axes", chart: Chart, heights: Sequence[float]) -> None:
 
 def _points(records: Sequence[Record], progress: str, metric: str) -> list[tuple[float, float]]:
     """Every (progress, value) at which the metric was measured; nan leaves a gap in its curve."""
-    return [(record[progress], record[metric]) for record in records if metric in record]
+    unit = AXES[progress][1]
+    return [(record[progress] / unit, record[metric]) for record in records if metric in record]
 
 
 def _is_wide(values: Sequence[float]) -> bool:

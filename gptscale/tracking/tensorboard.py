@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gptscale.errors import TrainingError
-from gptscale.tracking.tracker import Record
+from gptscale.tracking.tracker import Histograms, Record
 
 AXES = {"step", "time_s"}
 """What TensorBoard has for itself."""
@@ -36,6 +36,22 @@ class TensorboardSink:
         """Add the text under its prompt."""
         quoted = "\n".join(f"    {line}" for line in (prompt + text).splitlines())  # Markdown's code block
         self._writer.add_text(f"sample/{prompt!r}", quoted, step)
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Add a point to every histogram."""
+        for name, histogram in found.items():
+            edges = histogram.edges
+            self._writer.add_histogram_raw(
+                name,
+                min=histogram.low,
+                max=histogram.high,
+                num=sum(histogram.counts),
+                sum=0.0,  # the sums have fields in the file, but nothing shows them
+                sum_squares=0.0,
+                bucket_limits=edges[1:],
+                bucket_counts=histogram.counts,
+                global_step=int(progress["step"]),
+            )
 
     def flush(self) -> None:
         """Nothing: this is a view."""

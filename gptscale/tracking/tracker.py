@@ -1,14 +1,37 @@
 """Where the records of a run go: to every sink on rank 0, nowhere on the other ranks."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
+
+from numpy import linspace
 
 LOG = logging.getLogger(__name__)
 
 Record = Mapping[str, float]
 """`step`, `tokens`, `epoch` and `time_s`, beside what was measured there."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often a tensor's values fall into bins of one width."""
+
+    low: float
+    """Where the first bin begins."""
+    high: float
+    """Where the last bin ends; it holds this value too."""
+    counts: Sequence[int]
+
+    @property
+    def edges(self) -> list[float]:
+        """The ends of all bins, one more than there are bins."""
+        return linspace(self.low, self.high, len(self.counts) + 1).tolist()  # type: ignore[no-any-return]
+
+
+Histograms = Mapping[str, Histogram]
+"""By the tensor's name, after `parameters/` or `gradients/`."""
 
 
 class Sink(Protocol):
@@ -23,6 +46,9 @@ class Sink(Protocol):
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Take the text that the model wrote after the prompt."""
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Take the histograms of one step; progress is a record without measurements."""
 
     def flush(self) -> None:
         """Return when what was taken would survive a power cut, where that is this sink's business."""
@@ -44,6 +70,10 @@ class Tracker:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record the text that the model wrote after the prompt."""
         self._each(lambda sink: sink.sample(step, prompt, text))
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Record the histograms of one step."""
+        self._each(lambda sink: sink.histograms(progress, found))
 
     def flush(self) -> None:
         """Make what was recorded safe, before a checkpoint that counts on it."""

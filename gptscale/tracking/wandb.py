@@ -1,21 +1,25 @@
 """Weights & Biases as a view of log.jsonl: a step of training is a step of W&B, and there once.
 
 Online, a resume rewinds the W&B run to the checkpoint's step. Offline, where nobody can rewind what was written, a
-resume writes the whole history anew from log.jsonl; so the newest file always holds all of it, for `wandb sync`.
+resume writes the whole history anew from the run folder; so the newest file always holds all of it, for `wandb sync`.
 """
 
 import json
 import logging
 import secrets
 import shutil
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
-from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
-from gptscale.tracking.tracker import Record
+from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
+from gptscale.tracking.tracker import Histograms, Record
 
 LOG = logging.getLogger(__name__)
 
@@ -52,10 +56,12 @@ class WandbSink:
         self._cfg = cfg
         self._run_dir = run_dir
         self._samples: list[tuple[int, str, str]] = []
-        self._errands: list[Thread] = []
+        self._checkpoints: SimpleQueue[int | None] = SimpleQueue()
+        self._errand = Thread(target=self._tell_checkpoints, daemon=True)
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
         older = list((run_dir / "wandb").glob("offline-run-*"))
         self._run, offline = _start(wandb, _options(wandb, cfg, run_dir, facts), cfg, step)
+        self._errand.start()
         for progress in ("step", "tokens", "epoch", "time_s"):
             self._run.define_metric(progress)
         self._run.define_metric("*", step_metric=cfg.wandb.x_axis)
@@ -69,13 +75,20 @@ class WandbSink:
         self._tell_samples()
         self._run.log(dict(record), step=int(record["step"]))
         if "checkpoint/step" in record and self._cfg.wandb.checkpoints != "none":
-            errand = Thread(target=self._tell_checkpoint, args=(int(record["checkpoint/step"]),), daemon=True)
-            errand.start()  # hashing and copying a checkpoint takes minutes
-            self._errands.append(errand)
+            self._checkpoints.put(int(record["checkpoint/step"]))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Keep the text for the table of its step."""
         self._samples.append((step, prompt, text))
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Add the histograms to the row of their step."""
+        self._tell_samples()
+        made = {
+            name: self._wandb.Histogram(np_histogram=(list(histogram.counts), histogram.edges))
+            for name, histogram in found.items()
+        }
+        self._run.log({**progress, **made}, step=int(progress["step"]))
 
     def flush(self) -> None:
         """Nothing: this is a view."""
@@ -83,20 +96,31 @@ class WandbSink:
     def close(self, failed: bool = False) -> None:
         """Send the rest and mark the W&B run as finished, or as failed."""
         self._tell_samples()
-        for errand in self._errands:
-            errand.join(PATIENCE_S)
+        self._checkpoints.put(None)
+        self._errand.join(PATIENCE_S)
         self._run.finish(exit_code=int(failed))
 
     def _tell_samples(self) -> None:
-        """Log the samples of the last evaluation as one table, in the row of their step."""
-        if self._samples:
-            table = self._wandb.Table(columns=["step", "prompt", "text"], data=[list(row) for row in self._samples])
-            self._run.log({"samples": table}, step=self._samples[0][0])
-            self._samples = []
+        """Log the samples of the last evaluation."""
+        samples, self._samples = self._samples, []
+        if samples:
+            self._tell_table(samples)
+
+    def _tell_table(self, samples: list[tuple[int, str, str]]) -> None:
+        """Log samples of one step as one table, in the row of their step."""
+        table = self._wandb.Table(columns=["step", "prompt", "text"], data=[list(row) for row in samples])
+        self._run.log({"samples": table}, step=samples[0][0])
+
+    def _tell_checkpoints(self) -> None:
+        """Name checkpoints in their order, beside training: hashing and copying one takes minutes."""
+        for step in iter(self._checkpoints.get, None):
+            self._tell_checkpoint(step)
 
     def _tell_checkpoint(self, step: int) -> None:
-        """Name the checkpoint in W&B as a version of the run's model, with its files or where they lie."""
+        """Name a checkpoint that is still kept as a version of the W&B run's model, with its files or its place."""
         folder = (self._run_dir / "checkpoints" / f"step-{step:08d}").resolve()
+        if not folder.is_dir():
+            return
         try:
             artifact = self._wandb.Artifact(f"{self._run.id}-checkpoint", type="model", metadata={"step": step})
             if self._cfg.wandb.checkpoints == "upload":
@@ -108,16 +132,16 @@ class WandbSink:
             LOG.warning("W&B did not take checkpoint %s: %s", folder, _line(error))
 
     def _replay(self) -> None:
-        """Write the history so far, as log.jsonl and samples.jsonl have it."""
-        samples = read_samples(self._run_dir / SAMPLES_FILE)
-        for record in read_log(self._run_dir / LOG_FILE):
-            while samples and samples[0]["step"] < record["step"]:
-                self.sample(**samples.pop(0))
-            self._tell_samples()
-            self._run.log(record, step=int(record["step"]))
-        for sample in samples:
-            self.sample(**sample)
-        self._tell_samples()
+        """Write the history so far, as the files of the run folder have it, in the order of its steps."""
+        logged = read_log(self._run_dir / LOG_FILE)
+        told = [(record["step"], partial(self.log, record)) for record in logged]
+        for progress, found in read_histograms(self._run_dir / HISTOGRAMS_FILE):
+            told.append((progress["step"], partial(self.histograms, progress, found)))
+        samples = [(its["step"], its["prompt"], its["text"]) for its in read_samples(self._run_dir / SAMPLES_FILE)]
+        for step, of_one in groupby(samples, itemgetter(0)):
+            told.append((step, partial(self._tell_table, list(of_one))))
+        for _, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
+            tell()
 
 
 def _package() -> Any:

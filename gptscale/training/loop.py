@@ -13,6 +13,7 @@ from gptscale.runtime.ranks import raise_together
 from gptscale.tracking.tracker import Tracker
 from gptscale.training.deadline import Deadline
 from gptscale.training.health import Health, Rollback, Spike
+from gptscale.training.histograms import HistogramTaker
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
@@ -39,6 +40,7 @@ class Run:
     stop: StopRequest
     deadline: Deadline
     fence: Fence
+    histograms: HistogramTaker
 
 
 def fit(run: Run, state: TrainState) -> bool:
@@ -63,7 +65,8 @@ def _fit(run: Run, state: TrainState) -> bool:
                 _save(run, state)
             return False
         lr = lr_at(state.step, cfg.optim, total_steps)
-        with run.save_cost.step(run.store.writing), run.meter.computing():
+        observed = run.histograms.of(state.step + 1)
+        with run.save_cost.step(run.store.writing), run.meter.computing(), observed:
             result = train_step(
                 run.engine,
                 run.plan,
@@ -77,6 +80,8 @@ def _fit(run: Run, state: TrainState) -> bool:
         run.meter.add(result)
         last = state.step == total_steps
 
+        if found := run.histograms.take(result):
+            run.tracker.histograms(_progress(run, state), found)
         if last or _every(state.step, cfg.train.log_every_steps):
             _measure(run, state, lr)
         if last or _every(state.step, cfg.eval.every_steps):
@@ -117,15 +122,18 @@ def _every(step: int, interval: int | None) -> bool:
 
 
 def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:
-    record = {
+    run.tracker.log({**_progress(run, state), **measured})
+
+
+def _progress(run: Run, state: TrainState) -> dict[str, float]:
+    """What every record begins with."""
+    return {
         "step": state.step,
         "tokens": run.plan.tokens_at(state.step),
         "epoch": run.plan.epoch_at(state.step),
         "time_s": run.meter.total_s,
         **run.loader.sampler.epochs(state.samples),
-        **measured,
     }
-    run.tracker.log(record)
 
 
 def _measure(run: Run, state: TrainState, lr: float) -> None:

@@ -32,6 +32,7 @@ from gptscale.tracking.wandb import open_wandb
 from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.folder import mark_done, open_folder, take_over
 from gptscale.training.health import Health, Rollback
+from gptscale.training.histograms import HistogramTaker
 from gptscale.training.look import Look
 from gptscale.training.loop import Run, fit, record_rollback
 from gptscale.training.meter import Meter
@@ -164,6 +165,7 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             stop=start.stop,
             deadline=start.deadline,
             fence=start.fence,
+            histograms=HistogramTaker(engine, cfg.train.histograms_every_steps),
         )
         if cause is not None:
             record_rollback(run, state, cause)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gptscale.tracking.jsonl import read_log
+from gptscale.tracking.jsonl import read_histograms, read_log
 from tests.e2e.test_resume import in_folder, train_until
 
 pytestmark = pytest.mark.e2e
@@ -67,6 +67,7 @@ def test_a_run_killed_and_resumed_twice_has_one_wandb_history_equal_to_the_log(
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     values["wandb"] = {"mode": "offline", "project": "p", "group": "g", "notes": "n", "tags": ["t"]}
+    values["train"]["histograms_every_steps"] = 7
     cfg = in_folder(values, tmp_path / "run", steps=40)
     assert train_until(cfg, 17, signal.SIGKILL).returncode == -signal.SIGKILL
     assert train_until(cfg, 28, signal.SIGKILL).returncode == -signal.SIGKILL
@@ -81,6 +82,12 @@ def test_a_run_killed_and_resumed_twice_has_one_wandb_history_equal_to_the_log(
     log = merged_log(cfg.run.dir)
     assert len(log) == 41
     for row, record in zip(rows, log, strict=True):
-        told = {key: value for key, value in row.items() if not key.startswith("_") and not key.startswith("samples")}
+        told = {key: value for key, value in row.items() if not key.startswith(("_", "samples", "parameters/", "grad"))}
         assert told == record
     assert {row["step"] for row in rows if any(key.startswith("samples") for key in row)} == {0, 10, 20, 30, 40}
+    kept = read_histograms(cfg.run.dir / "histograms.jsonl")
+    assert [progress["step"] for progress, _ in kept] == [7, 14, 21, 28, 35]
+    for progress, found in kept:
+        row = rows[int(progress["step"])]
+        assert {key for key in row if key.startswith(("parameters/", "gradients/"))} == set(found)
+        assert all(row[name]["values"] == histogram.counts for name, histogram in found.items())

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gptscale.tracking.fenced import Fenced
+from gptscale.tracking.tracker import Histogram
 
 
 class Heard:
@@ -17,6 +18,9 @@ class Heard:
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         self.calls.append(text)
+
+    def histograms(self, progress: Any, found: Any) -> None:
+        self.calls.append(found)
 
     def flush(self) -> None:
         self.calls.append("flush")
@@ -31,11 +35,13 @@ def test_a_sink_hears_nothing_after_the_fence_is_lost(required: bool, end: list[
     sink = Fenced(heard, lambda: holds[0])
     sink.log({"step": 1})
     sink.sample(1, "a", "b")
+    sink.histograms({"step": 1}, {})
     holds[0] = False
     sink.log({"step": 2})
     sink.sample(2, "a", "c")
+    sink.histograms({"step": 2}, {"parameters/w": Histogram(0, 1, [3])})
     sink.close(True)  # a view of a run that goes on elsewhere is not marked as failed
-    assert heard.calls == [{"step": 1}, "b", *end]
+    assert heard.calls == [{"step": 1}, "b", {}, *end]
     assert sink.required is required
 
 

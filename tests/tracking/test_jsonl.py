@@ -7,7 +7,8 @@ import pytest
 
 from gptscale import disk
 from gptscale.errors import TrainingError
-from gptscale.tracking.jsonl import JsonlSink, cut_back, read_log
+from gptscale.tracking.jsonl import JsonlSink, cut_back, read_histograms, read_log
+from gptscale.tracking.tracker import Histogram
 
 
 def write_run(run_dir: Path) -> None:
@@ -15,6 +16,7 @@ def write_run(run_dir: Path) -> None:
     for step in (0, 10, 20):
         sink.log({"step": step, "train/loss": 3.5})
         sink.sample(step, "\n", f"text {step}")
+        sink.histograms({"step": step, "tokens": 64 * step}, {"parameters/w": Histogram(0.0, 0.5, [1, 0])})
     sink.close()
 
 
@@ -23,6 +25,15 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     sink.log({"step": 10, "tokens": 640, "train/loss": 3.25})
     # no close: the line must have left the process already
     assert (tmp_path / "new" / "log.jsonl").read_bytes() == b'{"step": 10, "tokens": 640, "train/loss": 3.25}\n'
+    sink.close()
+
+
+def test_histograms_are_one_line_of_json_for_a_step(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.histograms({"step": 3}, {"gradients/w": Histogram(-1.0, 1.0, [5, 0, 2])})
+    assert (tmp_path / "histograms.jsonl").read_bytes() == (
+        b'{"step": 3, "histograms": {"gradients/w": {"low": -1.0, "high": 1.0, "counts": [5, 0, 2]}}}\n'
+    )
     sink.close()
 
 
@@ -71,20 +82,27 @@ def test_a_torn_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_log(path)
 
 
-def test_cutting_back_keeps_the_step_and_all_before_it_in_both_files(tmp_path: Path) -> None:
+def test_cutting_back_keeps_the_step_and_all_before_it_in_every_file(tmp_path: Path) -> None:
     write_run(tmp_path)
     cut_back(tmp_path, 10)
     assert (tmp_path / "log.jsonl").read_text() == ('{"step": 0, "train/loss": 3.5}\n{"step": 10, "train/loss": 3.5}\n')
     assert (tmp_path / "samples.jsonl").read_text() == (
         '{"step": 0, "prompt": "\\n", "text": "text 0"}\n{"step": 10, "prompt": "\\n", "text": "text 10"}\n'
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "samples.jsonl"]
+    assert read_histograms(tmp_path / "histograms.jsonl") == [
+        ({"step": step, "tokens": 64 * step}, {"parameters/w": Histogram(0.0, 0.5, [1, 0])}) for step in (0, 10)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["histograms.jsonl", "log.jsonl", "samples.jsonl"]
 
 
 def test_cutting_back_to_no_step_drops_everything(tmp_path: Path) -> None:
     write_run(tmp_path)
     cut_back(tmp_path, None)
-    assert (tmp_path / "log.jsonl").read_bytes() == (tmp_path / "samples.jsonl").read_bytes() == b""
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "log.jsonl": b"",
+        "samples.jsonl": b"",
+        "histograms.jsonl": b"",
+    }
 
 
 def test_cutting_back_mends_a_torn_end_so_that_the_next_record_is_whole(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def training(step: int, loss: float | None) -> dict[str, float | None]:
         "train/lr": 1e-3,
         "train/grad_norm": 0.5,
         "train/tokens_per_s": 1e4,
+        "time/compute_s": 0.5,
+        "time/data_s": 0.1,
+        "time/rest_s": 0.1,
     }
 
 
@@ -48,11 +51,12 @@ def test_every_measured_quantity_becomes_a_png(tmp_path: Path) -> None:
         "report/perplexity.png",
         "report/learning_rate.png",
         "report/gradient_norm.png",
+        "report/step_time.png",
         "report/throughput.png",
     ]
     sizes = [png_size(path) for path in files]
-    # 130 dots per inch; three panels are 2.6 + 3 * 4.4 = 15.8 inches wide, one is 7.0; all are 4.4 high
-    assert sizes == [(2054, 572)] * 2 + [(910, 572)] * 3
+    # 130 dots per inch; two by two panels are 2.6 + 2 * 4.4 = 11.4 inches wide and 8.8 high, one is 7.0 by 4.4
+    assert sizes == [(1482, 1144)] * 2 + [(910, 572)] * 4
 
 
 def test_a_report_can_be_written_again(tmp_path: Path) -> None:
@@ -62,7 +66,7 @@ def test_a_report_can_be_written_again(tmp_path: Path) -> None:
 
 def test_a_run_that_was_never_finite_has_a_report_too(tmp_path: Path) -> None:
     write_log(tmp_path / "run", [training(10, None), training(20, None)])
-    assert len(write_report(tmp_path / "run")) == 5
+    assert len(write_report(tmp_path / "run")) == 6
 
 
 @pytest.mark.parametrize("records", [None, [], [at(0)]])
@@ -74,29 +78,29 @@ def test_a_run_without_measurements_is_refused(tmp_path: Path, records: list[dic
         write_report(run_dir)
 
 
-def test_a_chart_shows_each_metric_against_steps_tokens_and_epochs() -> None:
+def test_a_chart_shows_each_metric_against_steps_tokens_epochs_and_time() -> None:
     records = [
-        {"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": 11.0},
-        {"step": 10, "tokens": 640, "epoch": 0.1, "train/loss": 5.0},
-        {"step": 20, "tokens": 1280, "epoch": 0.2, "train/loss": 4.0},
-        {"step": 20, "tokens": 1280, "epoch": 0.2, "val/loss": 4.5},
+        {"step": 0, "tokens": 0, "epoch": 0.0, "time_s": 0.0, "val/loss": 11.0},
+        {"step": 10, "tokens": 640, "epoch": 0.1, "time_s": 900.0, "train/loss": 5.0},
+        {"step": 20, "tokens": 1280, "epoch": 0.2, "time_s": 1800.0, "train/loss": 4.0},
+        {"step": 20, "tokens": 1280, "epoch": 0.2, "time_s": 1800.0, "val/loss": 4.5},
     ]
     figure = _figure(CHARTS[0], records, "tiny")
-    steps, tokens, epochs = figure.axes
-    assert [axes.get_xlabel() for axes in figure.axes] == ["steps", "tokens", "epochs"]
+    steps, *others = figure.axes
+    assert [axes.get_xlabel() for axes in figure.axes] == ["steps", "tokens", "epochs", "hours"]
     assert steps.get_ylabel() == "loss (nats per token)"
     assert [line.get_xydata().tolist() for line in steps.lines] == [
         [[10, 5.0], [20, 4.0]],
         [[0, 11.0], [20, 4.5]],
     ]
-    assert [list(axes.lines[0].get_xdata()) for axes in (tokens, epochs)] == [[640, 1280], [0.1, 0.2]]
+    assert [list(axes.lines[0].get_xdata()) for axes in others] == [[640, 1280], [0.1, 0.2], [0.25, 0.5]]
 
 
 @pytest.mark.parametrize(("last", "scale"), [(20.0, "log"), (200.0, "linear")])
 def test_perplexity_is_drawn_in_decades_when_it_falls_by_more_than_ten(last: float, scale: str) -> None:
     records = [
-        {"step": 0, "tokens": 0, "epoch": 0.0, "val/perplexity": 300.0},
-        {"step": 10, "tokens": 640, "epoch": 0.1, "val/perplexity": last},
+        {**at(0), "val/perplexity": 300.0},
+        {**at(10), "val/perplexity": last},
     ]
     figure = _figure(CHARTS[1], records, "tiny")
     assert {axes.get_yscale() for axes in figure.axes} == {scale}

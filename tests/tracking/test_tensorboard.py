@@ -5,6 +5,7 @@ import pytest
 
 from gptscale.errors import TrainingError
 from gptscale.tracking.tensorboard import TensorboardSink
+from gptscale.tracking.tracker import Histogram
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -20,6 +21,20 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     found = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
     assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(n, 10.0 - n) for n in range(1, 9)]
     assert set(found.Tags()["scalars"]) == {"tokens", "train/loss"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_histogram_has_its_bins(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorboardSink(tmp_path)
+    sink.histograms({"step": 3, "tokens": 192}, {"gradients/w": Histogram(-1.0, 1.0, [5, 0, 2, 1])})
+    sink.close()
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Histograms("gradients/w")
+    its = event.histogram_value
+    assert (event.step, its.min, its.max, its.num) == (3, -1.0, 1.0, 8)
+    filled = {limit: count for limit, count in zip(its.bucket_limit, its.bucket, strict=True) if count}
+    assert filled == {-0.5: 5, 0.5: 2, 1.0: 1}  # each by the upper end of its bin
 
 
 def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from gptscale.errors import TrainingError
 from gptscale.tracking.console import Console
 from gptscale.tracking.jsonl import JsonlSink
-from gptscale.tracking.tracker import Record, Tracker
+from gptscale.tracking.tracker import Histogram, Histograms, Record, Tracker
 
 
 class Notebook:
@@ -22,6 +22,12 @@ class Notebook:
     def sample(self, step: int, prompt: str, text: str) -> None:
         self._take("sample", step, prompt, text)
 
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        self._take("histograms", progress, found)
+
+    def flush(self) -> None:
+        self._take("flush")
+
     def close(self, failed: bool) -> None:
         self._take("close", failed)
 
@@ -36,7 +42,16 @@ def test_every_sink_gets_every_call() -> None:
     with Tracker(first, None, second) as tracker:
         tracker.log({"step": 1})
         tracker.sample(1, "a", "b")
-    assert first.calls == second.calls == [("log", {"step": 1}), ("sample", 1, "a", "b"), ("close", False)]
+        tracker.histograms({"step": 1}, {"parameters/w": Histogram(0, 1, [3])})
+        tracker.flush()
+    assert first.calls == second.calls
+    assert first.calls == [
+        ("log", {"step": 1}),
+        ("sample", 1, "a", "b"),
+        ("histograms", {"step": 1}, {"parameters/w": Histogram(0, 1, [3])}),
+        ("flush",),
+        ("close", False),
+    ]
 
 
 def test_a_tracker_without_sinks_does_nothing() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
+from gptscale.tracking.tracker import Histogram
 from gptscale.tracking.wandb import open_wandb
 
 
@@ -53,6 +54,9 @@ class FakeWandb(ModuleType):
 
     def Table(self, columns: list[str], data: list[Any]) -> Any:  # noqa: N802
         return columns, data
+
+    def Histogram(self, np_histogram: Any) -> Any:  # noqa: N802
+        return np_histogram
 
     def Artifact(self, name: str, type: str, metadata: dict[str, Any]) -> "FakeArtifact":  # noqa: N802
         return FakeArtifact(name, type, metadata)
@@ -142,11 +146,30 @@ def test_samples_are_a_table_in_the_row_of_their_step(fake: FakeWandb, tmp_path:
     ]
 
 
+def test_histograms_are_in_the_row_of_their_step_after_the_samples_before_them(fake: FakeWandb, tmp_path: Path) -> None:
+    sink = open_wandb(config("offline", tmp_path), tmp_path)
+    assert sink is not None
+    sink.sample(5, "a", "b")
+    sink.histograms({"step": 6, "tokens": 64}, {"gradients/w": Histogram(-1.0, 1.0, [5, 2])})
+    sink.log({"step": 6, "train/loss": 3.0})
+    assert [data for kind, data in fake.calls if kind == "log"] == [
+        (5, {"samples": (["step", "prompt", "text"], [[5, "a", "b"]])}),
+        (6, {"step": 6, "tokens": 64, "gradients/w": ([5, 2], [-1.0, 0.0, 1.0])}),
+        (6, {"step": 6, "train/loss": 3.0}),
+    ]
+
+
+def with_checkpoints(run_dir: Path, how: str, *steps: int) -> Config:
+    """A config that asks for artifacts, and checkpoints of some steps."""
+    for step in steps:
+        (run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    cfg = config("offline", run_dir)
+    return cfg.model_copy(update={"wandb": cfg.wandb.model_copy(update={"checkpoints": how})})
+
+
 @pytest.mark.parametrize("how", ["reference", "upload"])
 def test_a_checkpoint_becomes_an_artifact_if_asked(fake: FakeWandb, tmp_path: Path, how: str) -> None:
-    cfg = config("offline", tmp_path)
-    cfg = cfg.model_copy(update={"wandb": cfg.wandb.model_copy(update={"checkpoints": how})})
-    sink = open_wandb(cfg, tmp_path)
+    sink = open_wandb(with_checkpoints(tmp_path, how, 8), tmp_path)
     assert sink is not None
     sink.log({"step": 10, "checkpoint/step": 8.0})
     sink.close()
@@ -154,6 +177,34 @@ def test_a_checkpoint_becomes_an_artifact_if_asked(fake: FakeWandb, tmp_path: Pa
     held = ("reference", f"file://{place}") if how == "reference" else ("files", str(place))
     told = next(data for kind, data in fake.calls if kind == "artifact")
     assert told == ("fake-checkpoint", "model", {"step": 8}, held, ["latest", "step-8"])
+
+
+def test_an_offline_resume_names_the_checkpoints_that_are_still_there(fake: FakeWandb, tmp_path: Path) -> None:
+    cfg = with_checkpoints(tmp_path, "reference", 16, 24)  # that of step 8 was pruned
+    lines = [f'{{"step": {step + 1}, "checkpoint/step": {step}}}\n' for step in (8, 16, 24)]
+    (tmp_path / "log.jsonl").write_text("".join(lines))
+    sink = open_wandb(cfg, tmp_path, 25)
+    assert sink is not None
+    sink.close()
+    assert [data[2]["step"] for kind, data in fake.calls if kind == "artifact"] == [16, 24]
+
+
+def test_a_checkpoint_that_wandb_refuses_stops_nothing(
+    fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("quota exceeded\nmore about it")
+
+    monkeypatch.setattr(fake, "log_artifact", refuse)
+    sink = open_wandb(with_checkpoints(tmp_path, "reference", 8), tmp_path)
+    assert sink is not None
+    with caplog.at_level(logging.WARNING):
+        sink.log({"step": 10, "checkpoint/step": 8.0})
+        sink.log({"step": 11, "train/loss": 3.0})
+        sink.close()
+    assert fake.calls[-2:] == [("log", (11, {"step": 11, "train/loss": 3.0})), ("finish", 0)]
+    place = tmp_path.resolve() / "checkpoints" / "step-00000008"
+    assert caplog.messages == [f"W&B did not take checkpoint {place}: quota exceeded"]
 
 
 def test_an_online_resume_rewinds_the_same_wandb_run(fake: FakeWandb, tmp_path: Path) -> None:
@@ -171,11 +222,15 @@ def test_an_offline_resume_writes_the_history_anew_and_drops_the_older_file(fake
     older.mkdir(parents=True)
     (tmp_path / "log.jsonl").write_text('{"step": 0, "val/loss": 5.0}\n{"step": 1, "train/loss": 4.0}\n')
     (tmp_path / "samples.jsonl").write_text('{"step": 0, "prompt": "a", "text": "b"}\n')
+    (tmp_path / "histograms.jsonl").write_text(
+        '{"step": 1, "histograms": {"parameters/w": {"low": 0, "high": 1, "counts": [3]}}}\n'
+    )
     open_wandb(config("offline", tmp_path), tmp_path, 1)
     assert [data for kind, data in fake.calls if kind == "log"] == [
         (0, {"step": 0, "val/loss": 5.0}),
         (0, {"samples": (["step", "prompt", "text"], [[0, "a", "b"]])}),
         (1, {"step": 1, "train/loss": 4.0}),
+        (1, {"step": 1, "parameters/w": ([3], [0.0, 1.0])}),
     ]
     assert not older.exists()
 
@@ -223,6 +278,24 @@ def test_a_wandb_that_cannot_start_at_all_leaves_the_run_alone(
     ]
 
 
+@pytest.mark.long
+def test_the_real_package_without_a_server_records_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("gptscale.tracking.wandb.PATIENCE_S", 2.0)
+    with caplog.at_level(logging.WARNING, "gptscale"):
+        sink = open_wandb(config("online", tmp_path / "run"), tmp_path / "run")
+    assert sink is not None
+    sink.log({"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": 1.0})
+    sink.close()
+    (told,) = [message for message in caplog.messages if "W&B" in message]
+    assert told.startswith("W&B records offline, for wandb sync, since it cannot start online: ")
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+
+
 def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
@@ -232,6 +305,7 @@ def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.
     assert sink is not None
     sink.log({"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": float("nan")})
     sink.sample(0, "\n", "text")
+    sink.histograms({"step": 1}, {"parameters/w": Histogram(0.0, 1.0, [3, 4])})
     sink.close(failed=False)
     run_id = (run_dir / "wandb" / "run-id").read_text()
     (record,) = (run_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
