@@ -39,10 +39,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for known, flops in PEAK_HALF_FLOPS.items():
             if known in name:
                 return flops
-    return _measured_matmul_flops(device, dtype)
+    return matmul_flops(device, dtype)
 
 
-def _measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The FLOP/s of a large matrix product, the best of those that fit into a second."""
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, device=device, dtype=dtype)
     best_s = float("inf")
