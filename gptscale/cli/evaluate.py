@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptscale.config.schema import Config
     from gptscale.data.manifest import Split
     from gptscale.data.stream import TokenStream
-    from gptscale.evaluation.cloze import ClozeScore
+    from gptscale.evaluation.cloze import ClozeScore, Question
     from gptscale.evaluation.loss import Evaluation
     from gptscale.model.gpt import GPTModel
 
@@ -42,9 +42,11 @@ def run_evaluate(
 ) -> None:
     """Loss in nats per token, perplexity and bits per byte over fixed or sliding windows."""
     from gptscale.errors import ConfigError
+    from gptscale.evaluation.cloze import read_questions
 
     if split not in ("val", "train"):
         raise ConfigError(f"--split={split} is neither val nor train")
+    questions = read_questions(cloze) if cloze is not None else []
     subject = Subject(checkpoint, best=best)
     results: dict[str, Any] = {}
     for name, stream in subject.streams("train" if split == "train" else "val", data_dir, sets or ()):
@@ -52,7 +54,7 @@ def run_evaluate(
         results[name] = _as_dict(found)
         subject.say("" if as_json else _line(name, found))
     if cloze is not None:
-        score = subject.cloze(cloze)
+        score = subject.cloze(questions)
         results["cloze"] = {"file": str(cloze), **asdict(score), "acc_norm_stderr": score.stderr}
         subject.say("" if as_json else _cloze_line(cloze, score))
     about = {"checkpoint": str(subject.folder), "step": subject.step, "stride": stride}
@@ -152,15 +154,15 @@ class Subject:
                 total=lambda sums: torch.stack(ranks.gather(sums.cpu())).sum(0),
             )
 
-    def cloze(self, path: Path) -> "ClozeScore":
-        """Answers to the questions of a file. All ranks call this together."""
+    def cloze(self, questions: "Sequence[Question]") -> "ClozeScore":
+        """How many answers are right. All ranks call this together."""
         import torch
 
-        from gptscale.evaluation.cloze import log_likelihoods, read_questions, score
+        from gptscale.evaluation.cloze import log_likelihoods, score
         from gptscale.runtime import ranks
         from gptscale.runtime.launch import launched_rank, launched_world
 
-        questions, world = read_questions(path), launched_world()
+        world = launched_world()
         with torch.no_grad():
             mine = log_likelihoods(
                 lambda inputs, targets: self.model(inputs, targets, by_token=True),

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from gptscale.cli.arguments import Checkpoint
 if TYPE_CHECKING:
     from gptscale.data.tokenizer import Tokenizer
     from gptscale.generation.text import Piece
+    from gptscale.model.gpt import GPTModel
 
     Stream = Callable[[Sequence[str]], Iterator[Piece]]
     Search = Callable[[str], list[tuple[str, float]]]
@@ -41,48 +43,27 @@ def run_generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")] = 0,
     beams: Annotated[int | None, typer.Option(min=1, help="Search the likeliest text with so many beams.")] = None,
-    length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer beams.")] = 1.0,
+    length_penalty: Annotated[float, typer.Option(min=-10, max=10, help="Above 0 favours longer beams.")] = 1.0,
     n_best: Annotated[int, typer.Option(min=1, help="Beams to show.")] = 1,
     log_probabilities: Annotated[
         bool, typer.Option("--log-probabilities", help="Show each token with its log-probability.")
     ] = False,
 ) -> None:
     """Continue prompts, by sampling or by beam search, as the tokens come."""
-    from gptscale.checkpoint.model import load_model
-    from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.generation.layout import by_columns
     from gptscale.generation.sampling import Sampling
     from gptscale.generation.text import search_text, stream_text
-    from gptscale.runtime.device import default_device
 
-    prompts = prompt or []
-    _check_ways(prompts, interactive, beams, log_probabilities)
-    model, cfg = load_model(checkpoint, default_device())
-    tokenizer = load_tokenizer(cfg.data.tokenizer)
-    by_columns(model)
+    prompts, stops = prompt or [], stop or []
+    _check_ways(prompts, interactive, beams, n_best, log_probabilities, stops)
+    model, tokenizer = _load(checkpoint)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
     if beams is not None:
-        search = partial(
-            search_text,
-            model,
-            tokenizer,
-            beams=beams,
-            n_best=n_best,
-            length_penalty=length_penalty,
-            max_new_tokens=max_new_tokens,
-            stop=stop or (),
-        )
-        _search(search, prompts)
+        options |= {"beams": beams, "n_best": n_best, "length_penalty": length_penalty}
+        _search(partial(search_text, model, tokenizer, **options), prompts)
         return
-    stream = partial(
-        stream_text,
-        model,
-        tokenizer,
-        sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
-        max_new_tokens=max_new_tokens,
-        stop=stop or (),
-        seed=seed,
-        log_probabilities=log_probabilities,
-    )
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    options |= {"sampling": sampling, "seed": seed, "log_probabilities": log_probabilities}
+    stream = partial(stream_text, model, tokenizer, **options)
     if interactive:
         _converse(stream, tokenizer)
     elif len(prompts) == 1:
@@ -91,13 +72,29 @@ def run_generate(
         _write_all(stream, tokenizer, prompts)
 
 
-def _check_ways(prompts: list[str], interactive: bool, beams: int | None, log_probabilities: bool) -> None:
+def _check_ways(
+    prompts: list[str], interactive: bool, beams: int | None, n_best: int, log_probabilities: bool, stops: list[str]
+) -> None:
     from gptscale.errors import ConfigError
 
     if bool(prompts) == interactive:
         raise ConfigError("generate needs --prompt TEXT, once or several times, or else --interactive")
     if beams is not None and (interactive or log_probabilities):
         raise ConfigError("--beams searches whole texts; leave out --interactive and --log-probabilities")
+    if n_best > (beams or 1):
+        raise ConfigError(f"--n-best={n_best} shows what --beams finds; give --beams {n_best} or more")
+    if "" in stops:
+        raise ConfigError("--stop is empty; give at least one character, or leave it out")
+
+
+def _load(checkpoint: Path) -> "tuple[GPTModel, Tokenizer]":
+    from gptscale.checkpoint.model import load_model
+    from gptscale.data.tokenizer import load_tokenizer
+    from gptscale.generation.layout import by_columns
+    from gptscale.runtime.device import default_device
+
+    model, cfg = load_model(checkpoint, default_device())
+    return by_columns(model), load_tokenizer(cfg.data.tokenizer)
 
 
 def _search(search: "Search", prompts: list[str]) -> None:

@@ -17,7 +17,7 @@ def run_report(
     ],
     to: Annotated[Path | None, typer.Option(help="The page's file; null is report/ in the first run's folder.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Serve the page on this machine; it refreshes itself.")] = False,
-    port: Annotated[int, typer.Option(help="The port for --live; 0 takes a free one.")] = 8265,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port for --live; 0 takes a free one.")] = 8265,
 ) -> None:
     """Write one HTML page with everything on record, and the curves of each run as PNG."""
     from gptscale.tracking.live import live_server

@@ -103,6 +103,8 @@ def _likeliest(values: Sequence[float]) -> int:
 def _question(path: Path, number: int, line: str) -> Question:
     try:
         fields = json.loads(line)
+        if not isinstance(fields["endings"], list):
+            raise TypeError(f"its endings are a {type(fields['endings']).__name__}, not a list")
         if "ctx_a" in fields:
             question = _hellaswag(fields)
         else:

@@ -32,7 +32,8 @@ def filtered(logits: Tensor, rows: Sequence[Sequence[int]], sampling: Sampling) 
     logits = penalized(logits, rows, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # the largest is 0, however small it is
+    temperature = max(sampling.temperature, torch.finfo(logits.dtype).tiny)  # smaller ones would be 0 there
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest is 0, however small it is
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:

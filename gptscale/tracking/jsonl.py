@@ -61,11 +61,17 @@ class JsonlSink:
 def read_log(path: Path) -> list[dict[str, float]]:
     """Read the records of log.jsonl, none if there is no file; a torn last line is left out.
 
-    Raises TrainingError for a torn line with others after it.
+    Raises TrainingError for a torn line with others after it, and for a value that is no number.
     """
-    return [
-        {key: math.nan if value is None else value for key, value in record.items()} for _, record in _records(path)
-    ]
+    records = [record for _, record in _records(path)]
+    for record in records:
+        for key, value in record.items():
+            if value is not None and not isinstance(value, int | float):
+                raise TrainingError(
+                    f"{path} says {key}={value!r} at step {record['step']}, which is no number; "
+                    "the file was changed from outside: remove that line"
+                )
+    return [{key: math.nan if value is None else value for key, value in record.items()} for record in records]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -136,7 +142,10 @@ def _finite_or_none(value: float) -> float | None:
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Yield each line with what it says; only the last line may be torn."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}; mend that file's permissions or move it") from None
     if lines and not lines[-1]:
         lines.pop()  # what follows the last newline
     for number, line in enumerate(lines, start=1):

@@ -20,9 +20,16 @@ REFRESH_S = 10
 
 
 def write_page(run_dirs: Sequence[Path], path: Path) -> Path:
-    """Write the page of one or several runs. Raises TrainingError for a folder without measurements."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(page_data(run_dirs)).encode())
+    """Write the page of one or several runs.
+
+    Raises TrainingError for a folder without measurements, and for a place that cannot be written.
+    """
+    page = render(page_data(run_dirs)).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, page)
+    except OSError as error:
+        raise TrainingError(f"cannot write {path}: {error.strerror}; name another file with --to") from None
     return path
 
 
@@ -69,7 +76,7 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
         "records": [{key: _json(value) for key, value in record.items()} for record in records],
         "events": sorted(_events(run_dir, records), key=lambda event: float(event["step"])),
         "samples": read_samples(run_dir / SAMPLES_FILE),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
 
 

@@ -75,7 +75,7 @@ CHARTS = (
 def write_report(run_dir: Path) -> list[Path]:
     """Draw every chart the log has numbers for into run_dir/report and return the files.
 
-    Raises TrainingError when there is nothing to draw.
+    Raises TrainingError when there is nothing to draw, or the folder cannot be written.
     """
     records = read_log(run_dir / LOG_FILE)
     charts = [chart for chart in CHARTS if any(_points(records, "step", c.metric) for c in chart.curves)]
@@ -85,8 +85,11 @@ def write_report(run_dir: Path) -> list[Path]:
             f"run.dir={run_dir}), or name another run folder"
         )
     folder = run_dir / "report"
-    folder.mkdir(exist_ok=True)
-    return [_write(chart, records, folder, title=run_dir.resolve().name) for chart in charts]
+    try:
+        folder.mkdir(exist_ok=True)
+        return [_write(chart, records, folder, title=run_dir.resolve().name) for chart in charts]
+    except OSError as error:
+        raise TrainingError(f"cannot write into {folder}: {error.strerror}; mend its permissions or move it") from None
 
 
 def _write(chart: Chart, records: Sequence[Record], folder: Path, title: str) -> Path:
@@ -161,7 +164,7 @@ def _scale(axes: "Axes", chart: Chart, heights: Sequence[float]) -> None:
 def _points(records: Sequence[Record], progress: str, metric: str) -> list[tuple[float, float]]:
     """Every (progress, value) at which the metric was measured; nan leaves a gap in its curve."""
     unit = AXES[progress][1]
-    return [(record[progress] / unit, record[metric]) for record in records if metric in record]
+    return [(record[progress] / unit, record[metric]) for record in records if metric in record and progress in record]
 
 
 def _is_wide(values: Sequence[float]) -> bool:

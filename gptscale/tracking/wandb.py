@@ -133,10 +133,9 @@ class WandbSink:
 
     def _replay(self) -> None:
         """Write the history so far, as the files of the run folder have it, in the order of its steps."""
-        logged = read_log(self._run_dir / LOG_FILE)
-        told = [(record["step"], partial(self.log, record)) for record in logged]
-        for progress, found in read_histograms(self._run_dir / HISTOGRAMS_FILE):
-            told.append((progress["step"], partial(self.histograms, progress, found)))
+        counted = read_histograms(self._run_dir / HISTOGRAMS_FILE)
+        told = [(progress["step"], partial(self.histograms, progress, found)) for progress, found in counted]
+        told += [(record["step"], partial(self.log, record)) for record in read_log(self._run_dir / LOG_FILE)]
         samples = [(its["step"], its["prompt"], its["text"]) for its in read_samples(self._run_dir / SAMPLES_FILE)]
         for step, of_one in groupby(samples, itemgetter(0)):
             told.append((step, partial(self._tell_table, list(of_one))))

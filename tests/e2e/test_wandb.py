@@ -89,5 +89,6 @@ def test_a_run_killed_and_resumed_twice_has_one_wandb_history_equal_to_the_log(
     assert [progress["step"] for progress, _ in kept] == [7, 14, 21, 28, 35]
     for progress, found in kept:
         row = rows[int(progress["step"])]
-        assert {key for key in row if key.startswith(("parameters/", "gradients/"))} == set(found)
-        assert all(row[name]["values"] == histogram.counts for name, histogram in found.items())
+        assert {key.removesuffix("/values") for key in row if key.endswith("/values")} == set(found)
+        assert all(row[f"{name}/values"] == histogram.counts for name, histogram in found.items())
+        assert all(row[f"{name}/bins"] == histogram.edges for name, histogram in found.items())

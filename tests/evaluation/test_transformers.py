@@ -159,6 +159,10 @@ def test_hellaswags_own_lines_are_asked_as_the_harness_asks_them(tmp_path: Path)
         ("", r"q\.jsonl holds no question; write one JSON object a line"),
         ('{"context": "a"}', r"q\.jsonl line 1 is no question \(KeyError: 'endings'\); it needs context, endings and"),
         ('{"context": "a", "endings": ["b"], "label": 1}', r"line 1: label=1 names none of its 1 endings; count them"),
+        (
+            '{"context": "a", "endings": "bc", "label": 0}',
+            r"line 1 is no question \(TypeError: its endings are a str, not",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_asked_is_refused(tmp_path: Path, content: str, message: str) -> None:

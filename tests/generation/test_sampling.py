@@ -77,6 +77,7 @@ def test_a_repetition_penalty_divides_positive_logits_and_multiplies_negative_on
 
 def test_extreme_settings_take_the_likeliest() -> None:
     assert chosen(Sampling(temperature=1e-45), [0.999]) == [0]
+    assert chosen(Sampling(temperature=1e-320), [0.999]) == [0]  # which is 0 in single precision
     assert kept(keep_top_p(LOGITS, 0.0)) == [True, False, False, False]
 
 

@@ -82,6 +82,21 @@ def test_a_torn_line_in_the_middle_is_named(tmp_path: Path) -> None:
         read_log(path)
 
 
+def test_what_is_no_number_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 10, "train/loss": "low"}\n')
+    with pytest.raises(
+        TrainingError, match=r"log.jsonl says train/loss='low' at step 10, which is no number; the file"
+    ):
+        read_log(path)
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"cannot read .*log.jsonl: Is a directory; mend that file's permissions"):
+        read_log(tmp_path / "log.jsonl")
+
+
 def test_cutting_back_keeps_the_step_and_all_before_it_in_every_file(tmp_path: Path) -> None:
     write_run(tmp_path)
     cut_back(tmp_path, 10)

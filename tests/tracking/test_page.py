@@ -125,6 +125,18 @@ def test_a_damaged_provenance_costs_only_its_events(tmp_path: Path) -> None:
     assert "resume" not in {e["kind"] for e in page_data([run])["runs"][0]["events"]}
 
 
+def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    with pytest.raises(TrainingError, match=r"cannot write .*tiny: Is a directory; name another file with --to"):
+        write_page([run], run)
+
+
+def test_a_damaged_config_costs_only_its_text(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    (run / "config.yaml").write_bytes(b"\xff")
+    assert page_data([run])["runs"][0]["config"] == "\ufffd"
+
+
 def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"log\.jsonl holds no measurements; train first, or name another run"):
         page_data([tmp_path])

@@ -69,6 +69,13 @@ def test_a_run_that_was_never_finite_has_a_report_too(tmp_path: Path) -> None:
     assert len(write_report(tmp_path / "run")) == 6
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    write_log(tmp_path / "run", [training(10, 5.0)])
+    (tmp_path / "run" / "report").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot write into .*report: File exists; mend its permissions or move"):
+        write_report(tmp_path / "run")
+
+
 @pytest.mark.parametrize("records", [None, [], [at(0)]])
 def test_a_run_without_measurements_is_refused(tmp_path: Path, records: list[dict[str, float | None]] | None) -> None:
     run_dir = tmp_path / "run"

@@ -229,8 +229,8 @@ def test_an_offline_resume_writes_the_history_anew_and_drops_the_older_file(fake
     assert [data for kind, data in fake.calls if kind == "log"] == [
         (0, {"step": 0, "val/loss": 5.0}),
         (0, {"samples": (["step", "prompt", "text"], [[0, "a", "b"]])}),
-        (1, {"step": 1, "train/loss": 4.0}),
         (1, {"step": 1, "parameters/w": ([3], [0.0, 1.0])}),
+        (1, {"step": 1, "train/loss": 4.0}),
     ]
     assert not older.exists()
 
