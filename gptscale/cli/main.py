@@ -17,6 +17,7 @@ from gptscale.cli import (
     import_state,
     import_weights,
     inspect,
+    plan,
     prepare,
     prove_resume,
     report,
@@ -38,6 +39,7 @@ app = typer.Typer(
 VERBS = (
     prepare,
     adopt,
+    plan,
     train,
     evaluate,
     generate,
