@@ -16,6 +16,7 @@ from gptscale.cli import (
     generate,
     import_weights,
     inspect,
+    plan,
     prepare,
     prove_resume,
     report,
@@ -37,6 +38,7 @@ app = typer.Typer(
 VERBS = (
     prepare,
     adopt,
+    plan,
     train,
     evaluate,
     generate,

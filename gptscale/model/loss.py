@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptscale.model.size import LOGITS_PER_CHUNK
+
 IGNORE = -100
 """A target that does not count, as in torch's own cross-entropy."""
-
-LOGITS_PER_CHUNK = 2**27
-"""Logits that exist at one time: 512 MiB in float32."""
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:

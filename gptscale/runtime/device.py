@@ -8,23 +8,8 @@ from functools import cache
 
 import torch
 
+from gptscale.runtime.gpus import gpu_of_product
 from gptscale.runtime.launch import launched_local_rank, says_yes
-
-# Dense peak of the matrix units in FLOP/s for bf16 and fp16, from the vendors' data sheets.
-PEAK_HALF_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
 
 
 @cache
@@ -35,10 +20,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     large matrix product, timed now for a second, which is the most this device gives in practice.
     """
     if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for known, flops in PEAK_HALF_FLOPS.items():
-            if known in name:
-                return flops
+        gpu = gpu_of_product(torch.cuda.get_device_name(device))
+        if gpu is not None:
+            return gpu.half_flops
     return matmul_flops(device, dtype)
 
 

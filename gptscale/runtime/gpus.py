@@ -1,86 +1,54 @@
-"""Doctor's rows of the GPUs: what torch sees of them, what the driver says, and how they reach each other."""
+"""What the vendors' data sheets say about GPUs. Imports no torch."""
 
-import re
-import shutil
-from collections.abc import Iterator
-from itertools import permutations
+from dataclasses import dataclass
 
-import torch
-
-from gptscale.runtime.rows import Row, output_of
-
-THROUGH_THE_HOST = {"PHB", "NODE", "SYS"}
-"""Words of `nvidia-smi topo` for a way between two GPUs that leads through the CPU."""
+from gptscale.config.schema import TrainConfig
 
 
-def gpu_rows() -> Iterator[Row]:
-    """CUDA, driver, GPUs, their links, NCCL."""
-    yield _cuda()
-    yield _driver()
-    yield _gpus()
-    yield _links()
-    yield _nccl()
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; rates are dense peaks, without sparsity."""
+
+    name: str
+    """What `gptscale plan --gpu` calls it."""
+    words: tuple[str, ...]
+    """What its product name holds, as torch tells it."""
+    half_flops: float
+    """FLOP/s of the matrix units in bf16 and fp16."""
+    tf32_flops: float
+    """FLOP/s of fp32 matrix products that may round their inputs to TF32."""
+    fp32_flops: float
+    memory_gib: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float
+    """To the other GPUs of its machine, one way: half of what data sheets call NVLink's or PCIe's bandwidth."""
+
+    def peak_flops(self, train: TrainConfig) -> float:
+        """The peak for the arithmetic of a run."""
+        if train.precision != "fp32":
+            return self.half_flops
+        return self.tf32_flops if train.tf32 else self.fp32_flops
 
 
-def link_kinds(topology: str) -> set[str]:
-    """How the GPUs are joined, from the table of `nvidia-smi topo -m`: NV18 for 18 NVLinks, PIX, PHB, SYS and so on."""
-    rows = [line.split() for line in topology.splitlines() if re.match(r"GPU\d+\s", line)]
-    return {kind for row in rows for kind in row[1 : 1 + len(rows)]} - {"X"}
+# The first whose words are all in a product name is meant, so the more special stands first. Cards without matrix units
+# for TF32 have its column from fp32.
+GPUS = (
+    Gpu("b200", ("B200",), 2250e12, 1125e12, 75e12, 180, 7700e9, 900e9),
+    Gpu("h200", ("H200",), 989e12, 494e12, 67e12, 141, 4800e9, 450e9),
+    Gpu("h100-pcie", ("H100", "PCIe"), 756e12, 378e12, 51e12, 80, 2000e9, 64e9),
+    Gpu("h100", ("H100",), 989e12, 494e12, 67e12, 80, 3350e9, 450e9),
+    Gpu("a100-40", ("A100", "40GB"), 312e12, 156e12, 19.5e12, 40, 1555e9, 300e9),
+    Gpu("a100-80", ("A100",), 312e12, 156e12, 19.5e12, 80, 2039e9, 300e9),
+    Gpu("l40s", ("L40S",), 362e12, 183e12, 91.6e12, 48, 864e9, 32e9),
+    Gpu("l4", ("L4",), 121e12, 60e12, 30.3e12, 24, 300e9, 32e9),
+    Gpu("a10g", ("A10G",), 70e12, 35e12, 35e12, 24, 600e9, 32e9),
+    Gpu("rtx4090", ("RTX 4090",), 165e12, 82.6e12, 82.6e12, 24, 1008e9, 32e9),
+    Gpu("rtx3090", ("RTX 3090",), 71e12, 35.6e12, 35.6e12, 24, 936e9, 32e9),
+    Gpu("v100", ("V100",), 125e12, 15.7e12, 15.7e12, 32, 900e9, 150e9),
+    Gpu("t4", ("T4",), 65e12, 8.1e12, 8.1e12, 16, 320e9, 16e9),
+)
 
 
-def _cuda() -> Row:
-    if torch.cuda.is_available():
-        return Row("CUDA", str(torch.version.cuda))
-    driver = shutil.which("nvidia-smi") is not None
-    if torch.version.cuda is None and driver:
-        return Row(
-            "CUDA", "not in this torch", "bad", "install a torch with CUDA, which is what its index gives for Linux"
-        )
-    if driver:
-        advice = "update the driver, or install a torch for the CUDA that nvidia-smi shows"
-        return Row("CUDA", f"{torch.version.cuda}, which finds no GPU that it can use", "bad", advice)
-    return Row("CUDA", "not used: there is no NVIDIA driver")
-
-
-def _driver() -> Row:
-    said = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
-    if said:
-        return Row("driver", said[0])
-    if torch.cuda.is_available():
-        return Row("driver", "not told", "look", "nvidia-smi is missing or fails; a container gets it from --gpus all")
-    return Row("driver", "none")
-
-
-def _gpus() -> Row:
-    if not torch.cuda.is_available():
-        return Row("GPUs", "none", "look", "training runs on the CPU, which is for trying things out")
-    names = sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
-    found = f"{torch.cuda.device_count()} x {' and '.join(names)}"
-    if len(names) > 1:
-        return Row(
-            "GPUs", found, "look", "a step takes as long as the slowest; choose alike ones by CUDA_VISIBLE_DEVICES"
-        )
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Row("GPUs", found, "look", "they have no bf16; set train.precision=fp16")
-    return Row("GPUs", found)
-
-
-def _links() -> Row:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < 2:
-        return Row("GPU links", "fewer than two GPUs, nothing to join")
-    kinds = link_kinds(output_of("nvidia-smi", "topo", "-m"))
-    found = ", ".join(sorted(kinds)) or "not told by nvidia-smi"
-    peers = all(torch.cuda.can_device_access_peer(a, b) for a, b in permutations(range(count), 2))
-    if not peers or kinds & THROUGH_THE_HOST:
-        advice = (
-            "some reach each other through the host only; expect slow ZeRO-3 and FSDP2, or use GPUs joined by NVLink"
-        )
-        return Row("GPU links", found, "look", advice)
-    return Row("GPU links", found)
-
-
-def _nccl() -> Row:
-    if not torch.cuda.is_available():
-        return Row("NCCL", "not used without GPUs; the ranks talk over Gloo")
-    return Row("NCCL", ".".join(str(part) for part in torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+def gpu_of_product(product: str) -> Gpu | None:
+    """The GPU with a product name such as NVIDIA H100 80GB HBM3; None for one that is not in the table."""
+    return next((gpu for gpu in GPUS if all(word in product for word in gpu.words)), None)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from gptscale.runtime import ranks
 from gptscale.runtime.device import local_device, matmul_flops, peak_flops, synchronize
-from gptscale.runtime.gpus import gpu_rows
+from gptscale.runtime.gpu_probe import gpu_rows
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.rows import Row
 

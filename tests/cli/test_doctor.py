@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptscale.cli import doctor
-from gptscale.runtime import gpus, probe
+from gptscale.runtime import gpu_probe, probe
 from gptscale.runtime.rows import Row, told
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -189,11 +189,11 @@ Legend:
 def test_gpus_that_reach_each_other_through_the_host_are_worth_a_look(
     monkeypatch: pytest.MonkeyPatch, far: str, peers: bool, found: str, verdict: str
 ) -> None:
-    monkeypatch.setattr(gpus, "output_of", lambda *command: TOPOLOGY.format(far, far))
+    monkeypatch.setattr(gpu_probe, "output_of", lambda *command: TOPOLOGY.format(far, far))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: peers)
-    row = gpus._links()
+    row = gpu_probe._links()
     assert (row.found, row.verdict, bool(row.advice)) == (found, verdict, verdict == "look")
 
 
@@ -207,7 +207,7 @@ def test_gpus_that_torch_does_not_see_stop_a_run(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built)
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if driver else None)
-    row = gpus._cuda()
+    row = gpu_probe._cuda()
     assert (row.verdict, bool(row.advice)) == (verdict, verdict == "bad")
 
 
@@ -226,7 +226,7 @@ def test_gpus_of_several_kinds_or_without_bf16_are_worth_a_look(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: names[number])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    row = gpus._gpus()
+    row = gpu_probe._gpus()
     assert row.verdict == verdict
     assert advice in row.advice
 

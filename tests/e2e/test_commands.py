@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 VERBS = [
     "prepare",
+    "plan",
     "train",
     "evaluate",
     "generate",
@@ -217,6 +218,15 @@ def flip_bit(path: Path) -> None:
         (["import", ".", "--into", "CONFIG"], ". is no folder of Accelerate's save_state"),
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
+        (["plan", "CONFIG", "--gpus", "0"], "Invalid value for '--gpus'"),
+        (["plan", "CONFIG", "--gpus", "9"], "--gpus=9 is more than the 8 sequences of a step; use 8 GPUs or fewer"),
+        (["plan", "CONFIG", "--gpus", "2", "--engine", "zero4"], "--engine=zero4 is unknown; choose one of none, ddp, zero1"),
+        (["plan", "CONFIG", "--gpus", "2", "--engine", "none"], "--engine=none is one process, not 2; choose ddp"),
+        (["plan", "CONFIG", "--gpu", "h1000"], "--gpu=h1000 is unknown; choose one of b200, h200, h100"),
+        (["plan", "CONFIG", "--mfu", "40"], "Invalid value for '--mfu'"),
+        (["plan", "CONFIG", "--from", "nowhere"], "--from=nowhere is no run; give a run folder that `gptscale train` has"),
+        (["plan", "CONFIG", "train.precision=bf16-sharded"], "bf16-sharded needs an engine that shards, and --engine=none"),
+        (["plan", "CONFIG", "optim.warmup_steps=20"], "optim.warmup_steps=20 leaves nothing of the run's 20 steps"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
         (["generate", "."], "generate needs --prompt TEXT, once or several times, or else --interactive"),
         (["generate", ".", "--prompt", "a", "--interactive"], "generate needs --prompt TEXT, once or several times"),
