@@ -30,7 +30,10 @@ def main() -> int:
         batches = Path(folder, "batches.npy")
         write_batches(batches, 50, SEQUENCES[asked.shape], ModelConfig(**model).context_length)
         bare = Setup("bare", model, str(batches))
-        with Contestant("bare", bare) as bare_step, Contestant("loop", replace(bare, peer="gptscale_loop")) as loop:
+        with (
+            Contestant("bare", bare) as bare_step,
+            Contestant("loop", replace(bare, peer="gptscale_loop"), env={"WANDB_SILENT": "true"}) as loop,
+        ):
             bare_step.wait()
             loop.wait()
             interleaved([bare_step, loop], 1, asked.steps)  # to warm up
