@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gptscale.config.load import dump_config
-from tests.dist.conftest import ROOT, accelerate, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, ROOT, accelerate, changed, forked, launch, torchrun
 
 pytestmark = pytest.mark.dist
 MODULE = ["-m", "gptscale"]
@@ -31,6 +31,16 @@ def test_a_launch_file_starts_two_processes(
     again = launch(short(plain_values, tmp_path, steps=9), accelerate(file), {}, MODULE)
     assert again.returncode == 0, again.output
     assert again.log("step") == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9]
+
+
+def test_zero_on_cpus_compiles_nothing_that_a_killed_rank_could_leave_locked(
+    plain_values: dict[str, Any], tmp_path: Path
+) -> None:
+    extensions = tmp_path / "extensions"
+    environment = {**ENGINES["zero2"], "TORCH_EXTENSIONS_DIR": str(extensions)}
+    done = launch(short(plain_values, tmp_path), forked(2), environment, MODULE)
+    assert done.returncode == 0, done.output
+    assert not extensions.exists()
 
 
 def test_every_launch_file_leaves_the_run_to_its_config() -> None:
