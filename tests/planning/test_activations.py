@@ -61,6 +61,7 @@ def test_the_formula_counts_what_autograd_keeps(shape: str, precision: str, reco
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-sharded"])
 def test_a_compiled_model_keeps_as_much(precision: str) -> None:
     cfg = config("deep", precision, recompute=False)
