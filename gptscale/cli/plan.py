@@ -48,7 +48,9 @@ def run_plan(
     from_run: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="A run folder, to go by its measured speed.")
     ] = None,
-    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for beside the run's own.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(min=1, max=1e18, help="Tokens to plan for beside the run's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """What CONFIG takes on so many GPUs: memory for every engine, step time, hours, disk. Needs no GPU and no corpus.
@@ -64,7 +66,7 @@ def run_plan(
 
     cfg = load_config(config, overrides or ())
     run = None if from_run is None else _measured(from_run)
-    card = _card(gpu, run)
+    card = _card(gpu, run, gpus)
     launch = Launch(engine or ("none" if gpus == 1 else "ddp"), gpus)
     micro_batch = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
     launch = replace(launch, micro_batch_sequences=micro_batch)
@@ -93,8 +95,8 @@ def _bytes(gigabytes: float | None) -> float | None:
     return None if gigabytes is None else gigabytes * 1e9
 
 
-def _card(name: str | None, run: "Measured | None") -> "Gpu":
-    """The GPU that is named, or the one that a run was measured on."""
+def _card(name: str | None, run: "Measured | None", ranks: int) -> "Gpu":
+    """The GPU that is named, or the one that a run was measured on; ranks on a CPU share this machine's memory."""
     from gptscale.errors import ConfigError
     from gptscale.planning.rates import find_gpu, processor
     from gptscale.runtime.gpus import gpu_of_product
@@ -106,7 +108,7 @@ def _card(name: str | None, run: "Measured | None") -> "Gpu":
             raise ConfigError(
                 f"--from was measured on {run.device}, which says nothing about --gpu={name}; give one of them"
             )
-        return processor(run, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return processor(run, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks)
     known = gpu_of_product(run.device)
     if name is None and known is None:
         raise ConfigError(

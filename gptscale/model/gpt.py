@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gptscale.config.schema import ModelConfig
 from gptscale.model.cache import KVCache, LayerCache
 from gptscale.model.loss import cross_entropy_by_token, summed_cross_entropy
-from gptscale.model.size import padded_vocab_size
+from gptscale.model.size import model_size, padded_vocab_size
 
 
 class Attention(nn.Module):
@@ -104,7 +104,6 @@ class GPTModel(nn.Module):
         self.out_head = Head(cfg)
         if cfg.tie_embeddings:
             self.tok_emb.weight = self.out_head.weight
-        self._num_parameters = self._count_parameters()  # now, since engines shrink parameters to a rank's share
         if seed is not None:
             self.init_weights(seed)
 
@@ -152,12 +151,7 @@ class GPTModel(nn.Module):
 
     def num_parameters(self) -> int:
         """Parameters without vocabulary padding, of all ranks together; a tied head counts once."""
-        return self._num_parameters
-
-    def _count_parameters(self) -> int:
-        padding = padded_vocab_size(self.cfg.vocab_size) - self.cfg.vocab_size
-        tables = 1 if self.cfg.tie_embeddings else 2
-        return sum(p.numel() for p in self.parameters()) - tables * padding * self.cfg.emb_dim
+        return model_size(self.cfg).parameters
 
 
 def initial_weights(name: str, shape: torch.Size, cfg: ModelConfig, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ together C (2 s + 14 c) + 16 + 4 H and the masks: 64 C in fp32, 36 C in bf16, 32
 keeps the last norm's input, the gradient of its output, which the loss computes in the forward pass (model/loss.py),
 the token's id, and the mask of the embeddings. Under autocast the linear layers also keep 16-bit copies of their
 weights, 2 bytes for each, however small the micro-batch is. A block that is computed again keeps its input only, s C.
+torch.compile keeps as much (seen on a CPU).
 
 Two moments are fuller than that. While the loss is computed there are also the last norm's output (twice under
 autocast), the chunks of logits, the gradient of the head's weight in fp32 and, under autocast, that weight in 16 bits.

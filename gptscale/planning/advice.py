@@ -27,7 +27,8 @@ def _candidates(cfg: Config, launch: Launch, gpu: Gpu) -> Iterator[tuple[list[st
     """Ways to change a launch, with the words for each."""
     engines = [launch.engine, *(e for e in ENGINES if e not in ("none", "ddp", launch.engine))]
     more = [n for n in legal_gpu_counts(cfg) if n > launch.gpus]
-    larger = sorted((g for g in GPUS if g.memory_gib > gpu.memory_gib), key=lambda g: g.memory_gib)
+    able = [g for g in GPUS if g.memory_gib > gpu.memory_gib and g.computes(cfg.train)]
+    larger = sorted(able, key=lambda g: g.memory_gib)
     places = [*((gpu, n) for n in (launch.gpus, *more)), *((g, launch.gpus) for g in larger)]
     for (card, gpus), engine, (changed, setting) in product(places, engines, _recomputing(cfg)):
         if engine == "none" and gpus > 1:

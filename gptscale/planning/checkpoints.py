@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gptscale.config.schema import CheckpointConfig, Config
 from gptscale.model.size import model_size
+from gptscale.planning.state import moment_bytes
 
 
 @dataclass(frozen=True)
@@ -12,27 +13,22 @@ class Checkpoints:
 
     bytes_each: int
     kept: int
-    """How many are there at the end."""
+    """How many are there at the end, at most."""
+    disk_bytes: int
+    """The most that is on disk: a new one is whole before an old one goes."""
     save_s: float
     """Until one is safe on disk; training goes on beside it, if checkpoint.background says so."""
-
-    @property
-    def disk_bytes(self) -> int:
-        """The most that is on disk: a new one is whole before an old one goes."""
-        return (self.kept + 1) * self.bytes_each
 
 
 def plan_checkpoints(cfg: Config, total_steps: int | None, disk_bytes_per_s: float) -> Checkpoints:
     """Work out a run's checkpoints; total_steps is null where its length is not known."""
-    size = checkpoint_bytes(cfg)
-    return Checkpoints(size, kept_checkpoints(cfg.checkpoint, total_steps), size / disk_bytes_per_s)
+    size, kept = checkpoint_bytes(cfg), kept_checkpoints(cfg.checkpoint, total_steps)
+    return Checkpoints(size, kept, (kept + 1) * size, size / disk_bytes_per_s)
 
 
 def checkpoint_bytes(cfg: Config) -> int:
-    """Weights and the optimizer's state in fp32: two moments, or one of Muon's for the matrices of the blocks."""
-    size = model_size(cfg.model)
-    muon = size.layers * size.block_matrices if cfg.optim.name == "muon" else 0
-    return 4 * (3 * size.total - muon)
+    """Weights and the optimizer's state, in fp32."""
+    return 4 * model_size(cfg.model).total + moment_bytes(cfg)
 
 
 def kept_checkpoints(rules: CheckpointConfig, total_steps: int | None) -> int:

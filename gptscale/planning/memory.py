@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 from gptscale.config.schema import Config
 from gptscale.planning.activations import activations
+from gptscale.planning.checkpoints import checkpoint_bytes
 from gptscale.planning.launch import Launch
 from gptscale.planning.state import model_state
 from gptscale.runtime.gpus import Gpu
@@ -41,9 +42,13 @@ class Memory:
 
 
 def memory_of(cfg: Config, launch: Launch) -> Memory:
-    """Add up one GPU's memory. Gradients and activations count in full at once, as they are from a step's second
-    micro-batch on."""
+    """Add up one GPU's memory.
+
+    Gradients and activations count in full at once, as they are from a step's second micro-batch on. The machine's
+    memory holds the copy that a checkpoint is written from.
+    """
     state = model_state(cfg, launch)
+    copy = -(-checkpoint_bytes(cfg) // launch.gpus) if cfg.checkpoint.background else 0
     cached = launch.engine != "fsdp2" and cfg.train.precision != "fp16"  # runtime/engine.py: else no cache of casts
     kept = activations(cfg, launch.micro_batch_sequences, copies_stay=cached)
     return Memory(
@@ -53,7 +58,7 @@ def memory_of(cfg: Config, launch: Launch) -> Memory:
         activations=kept.kept + kept.block,
         logits=max(0, kept.loss - kept.block),
         buffers=state.buffers,
-        host=state.host,
+        host=state.host + copy,
     )
 
 

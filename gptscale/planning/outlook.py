@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gptscale.config.schema import Config
+from gptscale.errors import ConfigError
 from gptscale.model.flops import flops_per_token
 from gptscale.model.size import model_size
 from gptscale.planning.advice import nearest_that_fits
@@ -23,9 +24,12 @@ class EngineOutlook:
 
     engine: str
     memory: Memory
+    total_bytes: int
+    """On a GPU."""
     largest_micro_batch_sequences: int
     """0 where not even one sequence fits."""
     step: StepTime
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def look_ahead(
     Raises ConfigError for a launch that cannot be.
     """
     check_launch(cfg, launch)
+    if not gpu.computes(cfg.train):
+        raise ConfigError(f"train.precision={cfg.train.precision} is none that {gpu.name} computes in; use fp16")
     size = model_size(cfg.model)
     micro_batch = launch.micro_batch_sequences
     legal = legal_gpu_counts(cfg, micro_batch)
@@ -116,8 +122,9 @@ def _possible(cfg: Config, engine: str, gpus: int) -> bool:
 
 
 def _under(cfg: Config, launch: Launch, gpu: Gpu, rates: Rates) -> EngineOutlook:
+    memory, step = memory_of(cfg, launch), step_time(cfg, launch, rates)
     largest = largest_micro_batch(cfg, launch, gpu)
-    return EngineOutlook(launch.engine, memory_of(cfg, launch), largest, step_time(cfg, launch, rates))
+    return EngineOutlook(launch.engine, memory, memory.total, largest, step, step.total_s)
 
 
 def _budget(name: str, tokens: int, cfg: Config, launch: Launch, step: StepTime) -> Budget:
@@ -139,13 +146,15 @@ def _verdict(cfg: Config, launch: Launch, gpu: Gpu, memory: Memory, fitting: boo
 
 
 def _filling(cfg: Config, launch: Launch) -> str:
+    """What it costs that the GPUs do not divide the step, and what would."""
     filler = launch.filler_sequences(cfg)
     if not filler:
         return ""
-    legal = legal_gpu_counts(cfg, launch.micro_batch_sequences) or legal_gpu_counts(cfg)
-    near = " or ".join(str(n) for n in nearest_counts(launch.gpus, legal))
+    sequences, micro_batch = cfg.sequences_per_step, launch.micro_batch_sequences
+    nearest = [f"--gpus {n}" for n in nearest_counts(launch.gpus, legal_gpu_counts(cfg, micro_batch))]
+    smaller = [n for n in range(1, micro_batch) if sequences % (launch.gpus * n) == 0][-1:]
+    nearest += [f"train.micro_batch_sequences={n}" for n in smaller]
     return (
-        f", but {launch.gpus} GPUs do not divide the step's {cfg.sequences_per_step} sequences in micro-batches of "
-        f"{launch.micro_batch_sequences}: {filler / (filler + cfg.sequences_per_step):.0%} of the work is filling; "
-        f"nearest that do: --gpus {near}"
+        f", but {launch.gpus} GPUs do not divide the step's {sequences} sequences in micro-batches of {micro_batch}: "
+        f"{filler / (filler + sequences):.0%} of the work is filling; nearest that do: {' or '.join(nearest)}"
     )

@@ -23,6 +23,9 @@ GPUS_PER_MACHINE = 8
 LOOPBACK_BYTES_PER_S = 1e9
 """Between processes on CPUs where nobody says more."""
 
+NO_LIMIT = 1e18
+"""A rate of which nothing is known: what it would cost is part of what was measured."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -68,7 +71,7 @@ def find_gpu(name: str) -> Gpu:
 def processor(run: Measured, memory_bytes: int) -> Gpu:
     """The CPU that a run was measured on, as if it were a GPU with its share of the machine's memory."""
     peak = run.tokens_per_s / run.launch.gpus * flops_per_token(run.cfg.model) / run.mfu
-    return Gpu("cpu", (), peak, peak, peak, memory_bytes / 2**30, float("inf"), LOOPBACK_BYTES_PER_S)
+    return Gpu("cpu", (), peak, peak, peak, memory_bytes / 2**30, NO_LIMIT, LOOPBACK_BYTES_PER_S)
 
 
 def plan_rates(cfg: Config, gpu: Gpu, gpus: int, *, mfu: float = ASSUMED_MFU, bandwidth: float | None = None) -> Rates:
@@ -78,7 +81,16 @@ def plan_rates(cfg: Config, gpu: Gpu, gpus: int, *, mfu: float = ASSUMED_MFU, ba
 
 
 def calibrated_mfu(run: Measured, gpu: Gpu, bandwidth: float | None = None) -> float:
-    """The share of its GPU's peak at which a run computed, communication aside."""
+    """The share of its GPU's peak at which a run computed, communication aside.
+
+    Raises ConfigError where that is more than all, so that the communication cannot have been as slow as was said.
+    """
     rates = plan_rates(run.cfg, gpu, run.launch.gpus, bandwidth=bandwidth)
-    found = calibrated(run.cfg, run.launch, rates, run.cfg.train.tokens_per_step / run.tokens_per_s)
-    return found.flops / gpu.peak_flops(run.cfg.train)
+    step_s = run.cfg.train.tokens_per_step / run.tokens_per_s
+    mfu = calibrated(run.cfg, run.launch, rates, step_s).flops / gpu.peak_flops(run.cfg.train)
+    if mfu > 1:
+        raise ConfigError(
+            f"--from took {step_s:.3g} s for a step, which {run.launch.gpus} x {gpu.name} with "
+            f"{rates.link_bytes / 1e9:.3g} GB/s between them cannot; give the right --gpu and --bandwidth"
+        )
+    return mfu

@@ -22,7 +22,7 @@ HEADINGS = (
 
 def lines(plan: Outlook, reached: str, length: str) -> Iterator[str]:
     """Everything that a plan says, the verdict last; reached tells of the speed, length why the run's is not known."""
-    step, saved = plan.engines[0].step, plan.checkpoints
+    here, step, saved = plan.engines[0], plan.engines[0].step, plan.checkpoints
     yield _row("model", f"{plan.parameters:,} parameters, {plan.flops_per_token / 1e6:,.0f} MFLOP for each token")
     yield _row("step", _cut(plan))
     yield _row("GPU counts", f"{', '.join(map(str, plan.legal_gpu_counts)) or 'none'} divide the step without filling")
@@ -36,7 +36,7 @@ def lines(plan: Outlook, reached: str, length: str) -> Iterator[str]:
     yield ""
     yield _row(
         "step time",
-        f"{_seconds(step.total_s)}: computing {_seconds(step.compute_s)}, updating {_seconds(step.update_s)}, "
+        f"{_seconds(here.step_s)}: computing {_seconds(step.compute_s)}, updating {_seconds(step.update_s)}, "
         f"waiting {_seconds(step.exposed_s)} for {_seconds(step.communication_s)} of communication",
     )
     if length:
@@ -67,11 +67,11 @@ def _cut(plan: Outlook) -> str:
 
 def _cells(engine: EngineOutlook, plan: Outlook) -> list[str]:
     m = engine.memory
-    parts = (m.weights, m.gradients, m.moments, m.activations, m.logits, m.buffers, m.total, m.host)
-    full = "" if m.total <= plan.usable_bytes else " (too much)"
+    parts = (m.weights, m.gradients, m.moments, m.activations, m.logits, m.buffers, engine.total_bytes, m.host)
+    full = "" if engine.total_bytes <= plan.usable_bytes else " (too much)"
     name = f"{'>' if engine is plan.engines[0] else ' '} {engine.engine}{full}"
     largest = f"up to {engine.largest_micro_batch_sequences}" if engine.largest_micro_batch_sequences else "none"
-    return [name, *(f"{part / GIB:.2f}" for part in parts), largest, _seconds(engine.step.total_s)]
+    return [name, *(f"{part / GIB:.2f}" for part in parts), largest, _seconds(engine.step_s)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

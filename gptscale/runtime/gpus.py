@@ -22,6 +22,12 @@ class Gpu:
     memory_bytes_per_s: float
     link_bytes_per_s: float
     """To the other GPUs of its machine, one way: half of what data sheets call NVLink's or PCIe's bandwidth."""
+    bf16: bool = True
+    """Whether its matrix units know bf16 too."""
+
+    def computes(self, train: TrainConfig) -> bool:
+        """Whether it has the arithmetic of a run."""
+        return self.bf16 or not train.precision.startswith("bf16")
 
     def peak_flops(self, train: TrainConfig) -> float:
         """The peak for the arithmetic of a run."""
@@ -44,8 +50,8 @@ GPUS = (
     Gpu("a10g", ("A10G",), 70e12, 35e12, 35e12, 24, 600e9, 32e9),
     Gpu("rtx4090", ("RTX 4090",), 165e12, 82.6e12, 82.6e12, 24, 1008e9, 32e9),
     Gpu("rtx3090", ("RTX 3090",), 71e12, 35.6e12, 35.6e12, 24, 936e9, 32e9),
-    Gpu("v100", ("V100",), 125e12, 15.7e12, 15.7e12, 32, 900e9, 150e9),
-    Gpu("t4", ("T4",), 65e12, 8.1e12, 8.1e12, 16, 320e9, 16e9),
+    Gpu("v100", ("V100",), 125e12, 15.7e12, 15.7e12, 32, 900e9, 150e9, bf16=False),
+    Gpu("t4", ("T4",), 65e12, 8.1e12, 8.1e12, 16, 320e9, 16e9, bf16=False),
 )
 
 

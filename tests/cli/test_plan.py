@@ -116,6 +116,7 @@ def test_json_has_the_same_numbers(say: Say) -> None:
         "fsdp2",
     ]
     memory = found["engines"][0]["memory"]
+    assert found["engines"][0]["total_bytes"] == sum(memory.values()) - memory["host"]
     assert set(memory) == {"weights", "gradients", "moments", "activations", "logits", "buffers", "host"}
 
 
@@ -130,7 +131,17 @@ def test_gpus_that_do_not_divide_a_step_are_told_what_filling_costs(say: Say) ->
     assert (
         "12 GPUs do not divide the step's 512 sequences in micro-batches of 16: 11% of the work is filling" in verdict
     )
-    assert verdict.endswith("nearest that do: --gpus 8 or 16")
+    assert verdict.endswith("nearest that do: --gpus 8 or --gpus 16")
+    verdict = say(GPT2, gpus=64, engine="ddp").splitlines()[-1]
+    assert verdict.endswith("nearest that do: --gpus 32 or train.micro_batch_sequences=8")
+    verdict = say(GPT2, ["train.micro_batch_sequences=12"], gpus=8, engine="ddp").splitlines()[-1]
+    assert verdict.endswith("nearest that do: train.micro_batch_sequences=8")
+
+
+def test_a_gpu_without_bf16_is_refused_for_it(say: Say) -> None:
+    with pytest.raises(ConfigError, match="train.precision=bf16 is none that v100 computes in; use fp16"):
+        plan.run_plan(GPT2, gpu="v100")
+    assert "verdict      fits" in say(GPT2, ["train.precision=fp16"], gpu="v100")
 
 
 def test_epochs_are_counted_where_the_corpus_is(values: dict[str, Any], tmp_path: Path, say: Say) -> None:

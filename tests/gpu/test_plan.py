@@ -61,6 +61,6 @@ def test_the_peak_is_the_planned_one(
     cfg = parse_config(values)
     (tmp_path / "config.yaml").write_text(json.dumps(cfg.model_dump(mode="json")))
     command = [sys.executable, "-c", STEP, str(tmp_path / "config.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=None, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert memory_of(cfg, Launch("none", 1, sequences)).total == pytest.approx(json.loads(done.stdout), rel=0.1)

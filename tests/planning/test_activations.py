@@ -60,6 +60,18 @@ def test_the_formula_counts_what_autograd_keeps(shape: str, precision: str, reco
     assert activations(cfg, SEQUENCES).kept + head == pytest.approx(measured, rel=0.01)
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-sharded"])
+def test_a_compiled_model_keeps_as_much(precision: str) -> None:
+    cfg = config("deep", precision, recompute=False)
+    model = new_model(cfg)
+    model.compile()
+    measured = saved_bytes(model, lambda: loss_of(model, cfg, SEQUENCES))
+    head = model.out_head.weight.nbytes
+    assert activations(cfg, SEQUENCES).kept + head == pytest.approx(measured, rel=0.05)
+
+
 @pytest.mark.parametrize(("shape", "precision", "recompute"), CASES)
 def test_a_micro_batch_takes_no_more_and_no_less_than_planned(shape: str, precision: str, recompute: bool) -> None:
     cfg = config(shape, precision, recompute)

@@ -1,13 +1,19 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
-from gptscale.planning.launch import Launch, check_launch, legal_gpu_counts, nearest_counts
+from gptscale.planning.launch import ENGINES, Launch, check_launch, legal_gpu_counts, nearest_counts
 from gptscale.training.plan import make_plan
 
 Make = Callable[..., Config]
+LAUNCH_FILES = Path(__file__).parents[2] / "launch" / "accelerate"
+
+
+def test_every_launch_file_for_gpus_can_be_planned() -> None:
+    assert {path.stem for path in LAUNCH_FILES.glob("*.yaml")} - {"cpu"} == set(ENGINES) - {"none"}
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 5, 8])

@@ -63,6 +63,14 @@ def test_a_measured_run_is_predicted_as_it_was(gpt2: Make, engine: str) -> None:
     assert again.total_s == pytest.approx(524_288 / (gpus * 150_000))
 
 
+def test_a_run_that_was_faster_than_possible_is_refused(gpt2: Make) -> None:
+    run = Measured(gpt2(), Launch("zero2", 8, 16), "NVIDIA H100 80GB HBM3", 8 * 150_000, 0.13, None)
+    with pytest.raises(
+        ConfigError, match=r"--from took 0.437 s for a step, which 8 x h100 with 1 GB/s between them cannot"
+    ):
+        calibrated_mfu(run, find_gpu("h100"), bandwidth=1e9)
+
+
 def test_a_processor_has_the_peak_that_its_utilisation_was_measured_against(config: Make) -> None:
     run = Measured(config(), Launch("none", 1, 4), "CPU, 2 threads", 1000.0, 0.25, None)
     cpu = processor(run, 8 * 2**30)
