@@ -24,7 +24,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,7 +109,7 @@ def config(folder: Path, name: str, engine: str, documents_per_shard: int) -> Co
 def raw_tiktoken(folder: Path) -> dict[str, float]:
     """tiktoken's own batches over a list of texts."""
     texts = pq.read_table(folder / "text.parquet")["text"].to_pylist()
-    encoding = load_tokenizer("gpt2")._judge  # type: ignore[attr-defined]  # the same pattern and ranks as ours
+    encoding = tiktoken_encoding()
     began = time.perf_counter()
     ids = encoding.encode_ordinary_batch(texts, num_threads=cores())
     return {"seconds": time.perf_counter() - began, "tokens": sum(map(len, ids)), "peak": 0}
@@ -143,12 +145,16 @@ def nanogpt(folder: Path) -> dict[str, float]:
 
 def ids_and_length(row: dict[str, str]) -> dict[str, object]:
     """A document's ids with an end of text behind them."""
-    tokenizer = TOKENIZERS.setdefault("gpt2", load_tokenizer("gpt2", "tiktoken"))
-    ids = [*tokenizer.encode(row["text"]), tokenizer.end_of_text]  # type: ignore[attr-defined]
+    encoding = tiktoken_encoding()
+    ids = [*encoding.encode_ordinary(row["text"]), encoding.eot_token]
     return {"ids": ids, "len": len(ids)}
 
 
-TOKENIZERS: dict[str, object] = {}  # one for each process, loaded at its first document
+@cache
+def tiktoken_encoding() -> Any:
+    """tiktoken with the same pattern and ranks as ours; loaded once in each process."""
+    return load_tokenizer("gpt2")._judge  # type: ignore[attr-defined]
+
 
 WAYS: dict[str, Callable[[Path], dict[str, float]]] = {
     "ours, Parquet": lambda folder: ours(folder, "text.parquet"),

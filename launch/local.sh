@@ -4,6 +4,7 @@
 #   launch/local.sh configs/gpt2-124m.yaml [section.key=value ...]
 #
 # ENGINE names a file in launch/accelerate/ (ddp), RANKS another number of ranks, PYTHON another interpreter.
+# SIGTERM, as Ctrl-C, ends the run with a checkpoint; the same command goes on from it.
 set -euo pipefail
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -12,5 +13,6 @@ ranks=${RANKS:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 if [ "$ranks" -eq 1 ] && [ -z "${ENGINE:-}" ]; then
     exec "$python" -m gptscale train "$@"
 fi
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # s; after 30 the launcher would kill a save
 exec "$python" -m accelerate.commands.launch --config_file "$here/accelerate/${ENGINE:-ddp}.yaml" \
     --num_processes "$ranks" -m gptscale train "$@"

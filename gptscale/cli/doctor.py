@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptscale.runtime.probe import Row
+    from gptscale.runtime.rows import Row
 
 HUB_WAIT_S = 5.0
 
@@ -25,14 +25,14 @@ def run_doctor(
     from gptscale.runtime import ranks
     from gptscale.runtime.launch import launched_rank
     from gptscale.runtime.probe import machine_rows
+    from gptscale.runtime.rows import told
 
     ranks.join()
-    rows = [*machine_rows(run_dir), *_service_rows()]
+    of_ranks = ranks.gather([*machine_rows(run_dir), *_service_rows()])
     if launched_rank() == 0:
-        for row in rows:
-            print(f"{row.verdict:4}  {row.name:15} {row.found}{f': {row.advice}' if row.advice else ''}")
+        print(*told(of_ranks), sep="\n")
     ranks.leave()
-    if any(row.verdict == "bad" for row in rows):
+    if any(row.verdict == "bad" for rows in of_ranks for row in rows):
         raise typer.Exit(2)
 
 
@@ -45,7 +45,7 @@ def _service_rows() -> Iterator["Row"]:
 def _tokenizer() -> "Row":
     from gptscale.data.tokenizer import load_tokenizer
     from gptscale.errors import DataError
-    from gptscale.runtime.probe import Row
+    from gptscale.runtime.rows import Row
 
     try:
         ids = load_tokenizer("gpt2").encode("Hello world")
@@ -57,26 +57,32 @@ def _tokenizer() -> "Row":
 
 
 def _hub() -> "Row":
-    import socket
+    from urllib.error import HTTPError
     from urllib.parse import urlsplit
+    from urllib.request import Request, build_opener
 
-    from gptscale.runtime.probe import Row
+    from gptscale.runtime.rows import Row
 
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         return Row("Hub", "HF_HUB_OFFLINE is set: local files and the cache only")
-    parts = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    host = urlsplit(endpoint).hostname or "HF_ENDPOINT"  # never the whole address, which may hold a password
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), HUB_WAIT_S).close()
-    except OSError:
+        build_opener().open(
+            Request(endpoint, method="HEAD"), timeout=HUB_WAIT_S
+        ).close()  # by the proxy, where there is one
+    except HTTPError as answer:  # an answer, too
+        answer.close()
+    except (OSError, ValueError):
         advice = "prepare corpora of the Hub elsewhere, or set HF_HUB_OFFLINE=1 and use local files"
-        return Row("Hub", f"{parts.hostname} cannot be reached", "look", advice)
-    return Row("Hub", f"{parts.hostname} answers")
+        return Row("Hub", f"{host} cannot be reached", "look", advice)
+    return Row("Hub", f"{host} answers")
 
 
 def _wandb_key() -> "Row":
     import netrc
 
-    from gptscale.runtime.probe import Row
+    from gptscale.runtime.rows import Row
 
     if os.environ.get("WANDB_API_KEY"):
         return Row("W&B key", "present, in WANDB_API_KEY")

@@ -1,4 +1,4 @@
-"""gptscale import: other people's weights as a checkpoint."""
+"""gptscale import: other people's weights, or their trainings with the optimizer's state, as a checkpoint."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +21,30 @@ def register(app: typer.Typer) -> None:
 def run_import(
     source: Annotated[
         str,
-        typer.Argument(metavar="WEIGHTS", help="gpt2, gpt2-medium, -large, -xl, a Hub name, a folder or a file."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="With --to: gpt2, gpt2-medium, -large, -xl, a Hub name, a folder or a file of weights. "
+            "With --into: a folder of Accelerate's save_state, or a ZeRO checkpoint.",
+        ),
     ],
-    to: Annotated[Path, typer.Option(help="The checkpoint folder to make.")],
+    to: Annotated[Path | None, typer.Option(help="The checkpoint folder to make of weights.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="The config of a run that is to go on with AdamW's state too.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make a checkpoint of GPT-2's weights, the book's or nanoGPT's, for generate, export and model.init_from."""
-    import_weights(source, to, overrides or ())
+    """Make a checkpoint of GPT-2's weights, the book's or nanoGPT's; or of a training that others saved."""
+    from gptscale.config.load import load_config
+    from gptscale.errors import ConfigError
+    from gptscale.training.migrate import import_state
+
+    if (to is None) == (into is None):
+        raise ConfigError("import needs --to DIR for weights alone, or --into CONFIG for weights and AdamW's state")
+    if to is not None:
+        import_weights(source, to, overrides or ())
+    if into is not None:
+        path = import_state(load_config(into, overrides or ()), Path(source))
+        print(f"{source} is now {path}; `gptscale train {into}` goes on from there")
 
 
 def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config":

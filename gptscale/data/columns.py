@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -44,7 +45,7 @@ class Columns:
             some = pc.or_(some, mask)
         return as_texts(pc.if_else(some, whole, pa.scalar("", pa.large_string())))
 
-    def check(self, types: dict[str, str], path: str) -> None:
+    def check(self, types: dict[str, str], path: str | Path) -> None:
         """Raise DataError unless a table with these columns (name and Arrow type) has the ones needed, as text."""
         for name in self.names:
             if name not in types:

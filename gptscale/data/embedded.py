@@ -6,14 +6,49 @@ About 10 MB of English and code that need no network. It is the same wherever th
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from gptscale.config.data import SourceConfig
+from gptscale.data.source_files import hash_texts
+from gptscale.data.texts import Texts, list_texts
+from gptscale.errors import DataError
+
+EMBEDDED = "python-library"
+_BATCH_ROWS = 256
 
 # Tests, data tables, generated files with this machine's paths, and programs that are no library.
 _LEFT_OUT = {
     "__pycache__", "dist-packages", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
     "site-packages", "test", "tests", "turtledemo",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextList:
+    """Documents that are already in memory."""
+
+    texts: Sequence[str]
+    description: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def read(self, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of documents start to stop - 1, in batches."""
+        for first in range(start, stop, _BATCH_ROWS):
+            yield list_texts(self.texts[first : min(first + _BATCH_ROWS, stop)])
+
+
+def open_embedded(cfg: SourceConfig) -> TextList:
+    """The corpus called python-library. Raises DataError for another name."""
+    if cfg.path != EMBEDDED:
+        raise DataError(f"data.source.path={cfg.path} is not embedded; the embedded corpus is {EMBEDDED}")
+    texts = python_library()
+    about = {"python": python_version(), "sha256": hash_texts(texts)}
+    return TextList(texts, {"path": cfg.path, "kind": "embedded", **about})
 
 
 def python_library() -> list[str]:

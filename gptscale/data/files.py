@@ -12,13 +12,16 @@ from gptscale import disk
 from gptscale.errors import DataError
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d{1,9})\.[0-9a-f]{8}\.tmp")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 _FORGOTTEN_S = 24 * 3600
 """Another machine's processes cannot be asked; what they have not touched for so long is nobody's."""
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file of a corpus whole or not at all. Raises DataError on a full disk."""
-    with full_disk_is_said(path):
+    """Write a file of a corpus whole or not at all. Raises DataError where the disk refuses it."""
+    with refusal_is_said(path):
         disk.write_whole(path, *pieces)
 
 
@@ -31,17 +34,21 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def full_disk_is_said(path: Path) -> Iterator[None]:
-    """Turn the refusal of a full disk, or of a quota, into a DataError that names data.dir."""
+def refusal_is_said(path: Path) -> Iterator[None]:
+    """Turn the refusal of a full disk, of a quota or of one that may not be written into a DataError with data.dir."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"no space left to write {path.name}, data.dir={path.parent}; free some space and run "
-            "prepare again, which goes on from here, or choose a data.dir on a larger disk"
-        ) from None
+        if error.errno in _FULL:
+            raise DataError(
+                f"no space left to write {path.name}, data.dir={path.parent}; free some space and run "
+                "prepare again, which goes on from here, or choose a data.dir on a larger disk"
+            ) from None
+        if error.errno in _FORBIDDEN:
+            raise DataError(
+                f"{path.name} cannot be written, data.dir={path.parent}: {error.strerror}; choose another data.dir"
+            ) from None
+        raise
 
 
 def _is_leftover(path: Path, host: str, pid: int) -> bool:

@@ -42,12 +42,19 @@ def recognise(path: Path) -> TokenFile:
     Raises DataError for a file that is missing, empty or damaged.
     """
     try:
-        size = path.stat().st_size
-        if path.with_suffix(".idx").exists():
-            return _megatron(path, size)
-        header = find_header(path)
+        found = _recognise(path)
     except OSError as error:
         raise DataError(f"{path} cannot be adopted: {error.strerror}; check its path") from None
+    if found.tokens == 0:
+        raise DataError(f"{path} ({found.format}) holds no tokens; leave it out")
+    return found
+
+
+def _recognise(path: Path) -> TokenFile:
+    size = path.stat().st_size
+    if path.with_suffix(".idx").exists():
+        return _megatron(path, size)
+    header = find_header(path)
     if header is not None:
         return _with_header(path, size, header)
     if size == 0 or size % 2:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from gptscale.data.columns import Columns, arrow_types
-from gptscale.data.source_files import rows_by_file
+from gptscale.data.source_files import rows_by_file, unreadable_is_said
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 
@@ -50,7 +50,8 @@ class JsonLines:
         """The texts of lines start to stop - 1, in batches."""
         for number, first, last in rows_by_file(self.first_rows, start, stop):
             parse = partial(self._parse, file=self.files[number].path)
-            yield from map(parse, _read_lines(self.files[number], first, last))
+            with unreadable_is_said(self.path):
+                yield from map(parse, _read_lines(self.files[number], first, last))
 
     def _parse(self, lines: bytes, file: Path) -> Texts:
         table = _parse_fast(lines, self.columns.names)
@@ -101,7 +102,7 @@ def _check_first_line(file: Path, columns: Columns, path: str) -> None:
     if len(first) == _READ_BYTES:
         return  # such a line is parsed once, when its turn comes
     row = _object(first, file, path)
-    columns.check(arrow_types(pa.Table.from_pylist([_without_surrogates(row)]).schema), path)
+    columns.check(arrow_types(pa.Table.from_pylist([_without_surrogates(row)]).schema), file)
 
 
 def _without_surrogates(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gptscale.data.buffers import Buffers
 from gptscale.data.order import block_order, order
 from gptscale.data.shard import Tokens
 from gptscale.data.skip import positions_of
@@ -24,6 +25,9 @@ IGNORE = -100
 """The target that counts nothing in a loss (PyTorch's ignore_index)."""
 
 Ints = npt.NDArray[np.int64]
+
+_FOUND_AT_ONCE = 4096
+"""Samples."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ class StepLoader:
         self._position_shift = position_shift
         self._skipped = tuple(skipped)
         self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
-        self._windows = _Windows(stream, context_length, micro_batch_sequences, pin)
+        self._windows = _Windows(stream, context_length, micro_batch_sequences, Buffers(pin))
         self._rank, self._world = rank, world
+        self._found_from, self._found = 0, np.empty((0, sequences_per_step), np.int64)
         self._steps = iter(range(first_step, total_steps))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: deque[Future[list[MicroBatch]]] = deque()
@@ -154,14 +159,21 @@ class StepLoader:
 
     def _read_step(self, step: int) -> list[MicroBatch]:
         first = step * self.sequences_per_step + self._position_shift
-        handed_out = np.arange(first, first + self.sequences_per_step)
-        starts = self.sampler.starts(positions_of(handed_out, self._skipped))
-        mine = range(self._rank, self.micro_batches_per_step * self._world, self._world)
-        buffers = self._windows.buffers(len(mine))
-        return [
-            self._windows.micro_batch(starts, number, first, buffer)
-            for number, buffer in zip(mine, buffers, strict=True)
-        ]
+        return self._windows.micro_batches(self._starts_of(step), first, self._rank, self._world)
+
+    def _starts_of(self, step: int) -> Ints:
+        """The first tokens of a step's samples, (sequences_per_step,).
+
+        They are found for some steps ahead too: numpy takes as long for a few hundred samples as for a few thousand.
+        """
+        size = self.sequences_per_step
+        if not self._found_from <= step < self._found_from + len(self._found):
+            steps = max(1, _FOUND_AT_ONCE // size)
+            first = step * size + self._position_shift
+            positions = positions_of(np.arange(first, first + steps * size), self._skipped)
+            self._found_from, self._found = step, self.sampler.starts(positions).reshape(steps, size)
+        starts: Ints = self._found[step - self._found_from]
+        return starts
 
 
 def evenly_spaced_windows(stream: TokenStream, context_length: int, count: int | None) -> Ints:
@@ -175,10 +187,10 @@ def eval_batches(
     stream: TokenStream, starts: Ints, context_length: int, micro_batch: int, rank: int = 0, world: int = 1
 ) -> Iterator[MicroBatch]:
     """The windows at starts in micro-batches, one rank's share; every rank gets equally many, filled up."""
-    windows = _Windows(stream, context_length, micro_batch, pin=False)
-    rounds = -(-len(starts) // (micro_batch * world))
-    for number in range(rank, rounds * world, world):
-        yield windows.micro_batch(starts, number, 0, windows.buffers(1)[0])
+    windows = _Windows(stream, context_length, micro_batch, Buffers())
+    together = micro_batch * world
+    for first in range(0, len(starts), together):
+        yield from windows.micro_batches(starts[first : first + together], first, rank, world)
 
 
 @dataclass(frozen=True)
@@ -188,25 +200,26 @@ class _Windows:
     stream: TokenStream
     context_length: int
     sequences: int
-    pin: bool
+    buffers: Buffers
 
-    def buffers(self, micro_batches: int) -> torch.Tensor:
-        """Room for micro-batches, (n, 2, B, T): one piece, which malloc keeps for the next step where it would give
-        small ones back, and every page of new memory costs more than what is copied into it."""
-        shape = (micro_batches, 2, self.sequences, self.context_length)
-        return torch.empty(shape, dtype=torch.int64, pin_memory=self.pin)
+    def micro_batches(self, starts: Ints, first_position: int, rank: int, world: int) -> list[MicroBatch]:
+        """A rank's micro-batches of the samples at starts, filled up; starts[0] has first_position.
 
-    def micro_batch(self, starts: Ints, number: int, first_position: int, buffer: torch.Tensor) -> MicroBatch:
-        """Micro-batch `number` of the samples at starts, filled up; starts[0] has first_position."""
-        first = number * self.sequences
-        windows = self.stream.windows(starts[first : first + self.sequences], self.context_length + 1)
-        inputs, targets = buffer
+        All are read in one piece: one look-up of the windows and one copy each for inputs and targets.
+        """
+        size = self.sequences
+        numbers = np.arange(rank, -(-len(starts) // (size * world)) * world, world)
+        rows = (numbers[:, None] * size + np.arange(size)).reshape(-1)  # of starts; those behind its end are filling
+        windows = self.stream.windows(starts[rows[rows < len(starts)]], self.context_length + 1)
+        inputs, targets = self.buffers.take(2, len(numbers), size, self.context_length)
         _widen(windows[:, :-1], inputs, 0)
         _widen(windows[:, 1:], targets, IGNORE)
-        return MicroBatch(inputs, targets, first_position + first)
+        firsts = (first_position + numbers * size).tolist()
+        return [MicroBatch(*batch) for batch in zip(inputs, targets, firsts, strict=True)]
 
 
 def _widen(tokens: Tokens, out: torch.Tensor, filling: int) -> None:
-    """Copy tokens, (n, T), into the first rows of an int64 tensor; filling below."""
-    out.numpy()[: len(tokens)] = tokens
-    out[len(tokens) :] = filling
+    """Copy tokens, (n, T), into the first n of an int64 tensor's (M, B, T) rows; filling below."""
+    rows = out.numpy().reshape(-1, out.shape[-1])
+    rows[: len(tokens)] = tokens
+    rows[len(tokens) :] = filling

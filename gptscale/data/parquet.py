@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +29,7 @@ class ParquetFiles:
     first_rows: tuple[int, ...]
     """The number of each file's first row; the last is the number of all rows."""
     columns: Columns
+    path: str
     description: dict[str, Any]
 
     def __len__(self) -> int:
@@ -36,7 +38,10 @@ class ParquetFiles:
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of rows start to stop - 1, in batches."""
         for number, first, last in rows_by_file(self.first_rows, start, stop):
-            with pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file:
+            with (
+                _unreadable_is_said(self.files[number], self.path),
+                pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file,
+            ):
                 for batch in _read_rows(file, self.columns.names, first, last):
                     yield self.columns.texts(batch)
 
@@ -45,17 +50,23 @@ def open_parquet(files: Sequence[Path], columns: Columns, path: str, description
     """Read the files' footers. Raises DataError for a file that is no Parquet or lacks a column."""
 
     def rows(file: Path) -> int:
-        try:
+        with _unreadable_is_said(file, path):
             footer = pq.read_metadata(file)
-            columns.check(arrow_types(footer.schema.to_arrow_schema()), path)
-        except (OSError, pa.ArrowException) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise DataError(f"data.source.path={path} cannot be read as parquet: {file.name}: {reason}") from None
-        return int(footer.num_rows)
+            columns.check(arrow_types(footer.schema.to_arrow_schema()), file)
+            return int(footer.num_rows)
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
         counts = list(threads.map(rows, files))
-    return ParquetFiles(tuple(files), tuple(accumulate(counts, initial=0)), columns, description)
+    return ParquetFiles(tuple(files), tuple(accumulate(counts, initial=0)), columns, path, description)
+
+
+@contextmanager
+def _unreadable_is_said(file: Path, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data.source.path={path} cannot be read as parquet: {file.name}: {reason}") from None
 
 
 def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[Any]:

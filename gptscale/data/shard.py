@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.files import full_disk_is_said, write_whole
+from gptscale.data.files import refusal_is_said, write_whole
 from gptscale.data.manifest import Dtype
 from gptscale.disk import sync_folder, temporary_path
 from gptscale.errors import DataError
@@ -71,13 +71,13 @@ class ShardWriter:
                 f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
                 "lower data.documents_per_shard"
             )
-        with full_disk_is_said(self.path):
+        with refusal_is_said(self.path):
             self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)
 
     def finish(self, starts: npt.NDArray[np.int64]) -> None:
         """Write the document starts, (documents, 2), then the header, and give the shard its name."""
         _write_starts(starts_path(self.path), starts)
-        with full_disk_is_said(self.path):
+        with refusal_is_said(self.path):
             file = self._opened()
             file.seek(0)
             file.write(ShardHeader(self._name, self.tokens).to_bytes())

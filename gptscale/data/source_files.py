@@ -74,13 +74,13 @@ def expand(path: str) -> Path:
 
 
 @contextmanager
-def unreadable_is_said(cfg: SourceConfig) -> Iterator[None]:
+def unreadable_is_said(path: str) -> Iterator[None]:
     """Turn a refusal of the file system into a DataError that names data.source.path."""
     try:
         yield
     except OSError as error:
-        where = "" if str(error.filename) == cfg.path else f" ({error.filename})"
-        raise DataError(f"data.source.path={cfg.path} cannot be read: {error.strerror}{where}") from None
+        where = "" if str(error.filename) == path else f" ({error.filename})"
+        raise DataError(f"data.source.path={path} cannot be read: {error.strerror}{where}") from None
 
 
 def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | int]]:

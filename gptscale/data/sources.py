@@ -5,17 +5,22 @@ the Hub into Arrow in its cache, or streams them. It reads plain text with unive
 become "\\n". JSON and Parquet stay as they are.
 """
 
+import logging
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
-from gptscale.data.embedded import python_library, python_version
+from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.hub import find_revision, is_offline
 from gptscale.data.jsonlines import is_json_lines, open_json_lines
 from gptscale.data.manifest import hash_json
@@ -25,15 +30,15 @@ from gptscale.data.source_files import (
     describe_files,
     expand,
     find_files,
-    hash_texts,
     is_local,
     unreadable_is_said,
 )
-from gptscale.data.texts import Texts, list_texts
+from gptscale.data.texts import Texts
+from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
-EMBEDDED = "python-library"
 _BATCH_ROWS = 256
+_REASON_CHARACTERS = 300
 
 
 class Source(Protocol):
@@ -71,22 +76,6 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class TextList:
-    """Documents that are already in memory."""
-
-    texts: Sequence[str]
-    description: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def read(self, start: int, stop: int) -> Iterator[Texts]:
-        """The texts of documents start to stop - 1, in batches."""
-        for first in range(start, stop, _BATCH_ROWS):
-            yield list_texts(self.texts[first : min(first + _BATCH_ROWS, stop)])
-
-
-@dataclass(frozen=True)
 class Table:
     """Columns of a `datasets.Dataset`, which is memory-mapped Arrow."""
 
@@ -119,23 +108,15 @@ def open_source(cfg: SourceConfig) -> Source | Streamed:
 
 def _open(cfg: SourceConfig) -> Source | Streamed:
     if cfg.format == "embedded" or (cfg.format == "auto" and cfg.path == EMBEDDED):
-        return _open_embedded(cfg)
+        return open_embedded(cfg)
     if cfg.format == "hub" or (cfg.format == "auto" and not is_local(cfg.path)):
         return _open_hub(cfg)
     return _open_files(cfg)
 
 
-def _open_embedded(cfg: SourceConfig) -> Source:
-    if cfg.path != EMBEDDED:
-        raise DataError(f"data.source.path={cfg.path} is not embedded; the embedded corpus is {EMBEDDED}")
-    texts = python_library()
-    about = {"python": python_version(), "sha256": hash_texts(texts)}
-    return TextList(texts, {"path": cfg.path, "kind": "embedded", **about})
-
-
 def _open_files(cfg: SourceConfig) -> Source | Streamed:
     root = expand(cfg.path)
-    with unreadable_is_said(cfg):
+    with unreadable_is_said(cfg.path):
         kind, files = find_files(cfg)
         described = describe_files(files, root if root.is_dir() else root.parent)
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
@@ -145,6 +126,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         about["files"] = described
         if not filled:
             raise DataError(f"data.source.path={cfg.path} holds only empty files")
+        check_whole(filled, cfg.path)
         if cfg.streaming:
             options = {"data_files": _names(filled), "split": "train", **_builder_options(kind, cfg)}
             return _open_stream(kind, options, columns, cfg, about)
@@ -163,7 +145,7 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: s
     options = _builder_options(kind, cfg)
     try:
         return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=str(cache), **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except _failures(datasets) as error:
         raise DataError(f"data.source.path={cfg.path} cannot be read as {kind}: {_reason(error)}") from None
 
 
@@ -212,7 +194,7 @@ def _open_hub(cfg: SourceConfig) -> Source | Streamed:
     datasets = _quiet_datasets()
     try:
         table = datasets.load_dataset(cfg.path, **options)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except _failures(datasets) as error:
         raise DataError(_not_loaded(cfg, revision, error)) from None
     _check_revision(table, revision, cfg)
     return _checked(table, columns, cfg, about)
@@ -258,7 +240,7 @@ def _failure_is_said(path: str) -> Iterator[None]:
     datasets = _quiet_datasets()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except _failures(datasets) as error:
         raise DataError(
             f"data.source.path={path} cannot be streamed: {_reason(error)}; run prepare again when it can be read, "
             "which goes on from here"
@@ -271,16 +253,23 @@ def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, A
 
 
 def _quiet_datasets() -> Any:
-    """`datasets`, without progress bars where nobody watches them."""
+    """`datasets`, without progress bars where nobody watches them; what it cannot read is for us to say."""
     import datasets
 
     if not sys.stdout.isatty():
         datasets.disable_progress_bars()
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     return datasets
 
 
+def _failures(datasets: Any) -> tuple[type[Exception], ...]:
+    """What `datasets` raises for data that is missing, cut short or of another shape; each format has its own."""
+    own = datasets.exceptions.DatasetsError
+    return (OSError, EOFError, ValueError, RuntimeError, zlib.error, pa.ArrowException, own)
+
+
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost error, which says what `datasets` only wraps."""
+    """The innermost error in one line; it says what `datasets` only wraps."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return shorten(str(error), _REASON_CHARACTERS) or type(error).__name__

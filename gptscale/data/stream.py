@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
 from gptscale.data.shard import Tokens
 
@@ -13,9 +12,10 @@ class TokenStream:
     """The concatenation of shards, read where it is needed; nothing is held in memory."""
 
     def __init__(self, shards: Sequence[Tokens]) -> None:
-        self.shards = list(shards)
+        self.shards = [np.asarray(shard) for shard in shards]  # a slice of a memmap takes several times as long
         # _borders[i] is where shard i begins; the last border is the length of the stream.
         self._borders = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._firsts: list[int] = self._borders.tolist()
         self._dtype = np.result_type(np.uint16, *{shard.dtype for shard in shards})
 
     def __len__(self) -> int:
@@ -39,19 +39,19 @@ class TokenStream:
         shards = np.searchsorted(self._borders, starts, side="right") - 1
         inside = starts + length <= self._borders[np.minimum(shards + 1, len(self.shards))]
         if len(starts) and inside.all() and (shards == shards[0]).all():
-            return self._gather(int(shards[0]), starts, length)
+            return _gather(self.shards[shards[0]], starts - self._borders[shards[0]], length)
         out = np.empty((len(starts), length), self._dtype)
-        for shard in np.unique(shards[inside]):
-            mine = inside & (shards == shard)
-            out[mine] = self._gather(int(shard), starts[mine], length)
-        for row in np.flatnonzero(~inside):
-            out[row] = self.read(int(starts[row]), length)
+        for row, start, shard, whole in zip(out, starts.tolist(), shards.tolist(), inside.tolist(), strict=True):
+            at = start - self._firsts[shard]
+            row[:] = self.shards[shard][at : at + length] if whole else self.read(start, length)
         return out
-
-    def _gather(self, shard: int, starts: npt.NDArray[np.int64], length: int) -> Tokens:
-        """Windows that lie in one shard, in one copy."""
-        gathered: Tokens = sliding_window_view(self.shards[shard], length)[starts - self._borders[shard]]
-        return gathered
 
     def _shard_of(self, position: int) -> int:
         return int(np.searchsorted(self._borders, position, side="right")) - 1
+
+
+def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], length: int) -> Tokens:
+    """Windows of one array, in one copy."""
+    shape, step = (len(tokens) - length + 1, length), tokens.itemsize
+    windows: Tokens = np.ndarray(shape, tokens.dtype, tokens, strides=(step, step))
+    return windows[starts]

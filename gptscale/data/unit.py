@@ -23,7 +23,8 @@ from gptscale.data.shard import ShardWriter, Tokens, starts_path
 from gptscale.data.sources import Source, Streamed
 from gptscale.data.split import Documents, split_documents
 from gptscale.data.texts import Offsets, Texts, cut_at, flat
-from gptscale.data.tokenizer import Ids, Tokenizer
+from gptscale.data.tokenizer import Tokenizer
+from gptscale.data.vocabulary import Ids
 from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")

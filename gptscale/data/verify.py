@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gptscale.data.blocks import wrong_range
 from gptscale.data.manifest import FILE_NAME, Manifest, load_manifest
-from gptscale.data.shard import starts_path
+from gptscale.data.shard import ShardHeader, starts_path
 from gptscale.data.workers import cores
 from gptscale.disk import hash_file
 from gptscale.errors import DataError
@@ -20,6 +22,8 @@ class HashedFile:
     path: Path
     what: str
     sha256: str
+    size: int | None = None
+    """Bytes that its tokens take, if it holds tokens."""
     blocks_sha256: tuple[str, ...] = ()
     remedy: str = "run prepare again, which makes that shard again"
 
@@ -48,13 +52,16 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     """Every shard with its document starts, in the manifest's order."""
     files: list[HashedFile] = []
     for shard in manifest.shards:
-        path = folder / shard.file
-        if shard.starts_sha256 is None:
+        path, dtype = folder / shard.file, manifest.settings.dtype
+        if shard.offset is not None:
+            size = shard.offset + shard.tokens * np.dtype(dtype).itemsize
             remedy = "put the file back, or adopt it again"
-            files.append(HashedFile(path, "adopted file", shard.sha256, shard.blocks_sha256, remedy))
+            files.append(HashedFile(path, "adopted file", shard.sha256, size, shard.blocks_sha256, remedy))
             continue
-        files.append(HashedFile(path, "shard", shard.sha256, shard.blocks_sha256))
-        files.append(HashedFile(starts_path(path), "document starts", shard.starts_sha256))
+        size = ShardHeader(dtype, shard.tokens).file_bytes
+        files.append(HashedFile(path, "shard", shard.sha256, size, shard.blocks_sha256))
+        if shard.starts_sha256 is not None:
+            files.append(HashedFile(starts_path(path), "document starts", shard.starts_sha256))
     return files
 
 
@@ -63,6 +70,7 @@ def check_file(file: HashedFile) -> int:
     try:
         found, size = hash_file(file.path), file.path.stat().st_size
         if found == file.sha256:
+            _check_size(file, size)
             return size
         start, stop = wrong_range(file.path, file.blocks_sha256)
     except FileNotFoundError:
@@ -73,3 +81,12 @@ def check_file(file: HashedFile) -> int:
         f"{file.what} {file.path} is damaged in its bytes {start:,} to {stop:,}: its SHA-256 is {found[:12]}..., not "
         f"the {file.sha256[:12]}... of {FILE_NAME}; {file.remedy}"
     )
+
+
+def _check_size(file: HashedFile, found: int) -> None:
+    """Refuse a manifest whose count of tokens was changed behind its back, though the file is as it was written."""
+    if file.size not in (None, found):
+        raise DataError(
+            f"{FILE_NAME} says that {file.what} {file.path} has {file.size:,} bytes, and it has {found:,}, with the "
+            f"right hash: {FILE_NAME} was changed; {file.remedy}"
+        )

@@ -42,6 +42,7 @@ def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
             waiting = {pool.submit(_do, unit): unit for unit in units}  # the first of them starts the workers
         for future in as_completed(waiting):
             yield (waiting.pop(future), *future.result())
+        pool.shutdown()
     except BrokenProcessPool:
         raise DataError(
             f"a worker process was ended from outside, perhaps for want of memory; run prepare again, which goes on "

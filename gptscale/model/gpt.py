@@ -11,14 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from gptscale.config.schema import ModelConfig
 from gptscale.model.cache import KVCache, LayerCache
 from gptscale.model.loss import cross_entropy_by_token, summed_cross_entropy
-
-VOCABULARY_MULTIPLE = 64
-"""The vocabulary is padded to a multiple of this inside, which matrix units like; no user sees the padding."""
-
-
-def padded_vocab_size(vocab_size: int) -> int:
-    """The rows that the embedding and the head really have."""
-    return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+from gptscale.model.size import padded_vocab_size
 
 
 class Attention(nn.Module):

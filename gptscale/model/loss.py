@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptscale.model.size import LOGITS_PER_CHUNK
+
 IGNORE = -100
 """A target that does not count, as in torch's own cross-entropy."""
-
-LOGITS_PER_CHUNK = 2**27
-"""Logits that exist at one time: 512 MiB in float32."""
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -55,23 +54,17 @@ class _ChunkedLoss(torch.autograd.Function):
         table = weight.to(hidden.dtype)
         learning = any(ctx.needs_input_grad)
         grad_hidden = torch.empty_like(hidden) if learning else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if learning else None
+        grad_weight: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = F.linear(hidden[part], table).float()
-            logits[:, vocab_size:] = -torch.inf
-            counted = targets[part] != IGNORE
-            index = targets[part].clamp(min=0).unsqueeze(1)
-            log_sum = logits.logsumexp(1)
-            total += ((log_sum - logits.gather(1, index).squeeze(1)) * counted).sum()
-            if grad_hidden is not None and grad_weight is not None:
-                slope = logits.sub_(log_sum.unsqueeze(1)).exp_()  # d loss / d logits = softmax - one-hot
-                slope.scatter_add_(1, index, -torch.ones_like(index, dtype=slope.dtype))
-                slope = slope.mul_(counted.unsqueeze(1)).to(hidden.dtype)
+            loss, slope = _loss_and_slope(F.linear(hidden[part], table), targets[part], vocab_size)
+            total += loss
+            if grad_hidden is not None:
                 grad_hidden[part] = slope @ table
-                grad_weight += slope.T @ hidden[part]
+                share = (slope.T @ hidden[part]).float()
+                grad_weight = share if grad_weight is None else grad_weight.add_(share)
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total
@@ -80,3 +73,19 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0], grad_weight * grads[0], None, None
+
+
+def _loss_and_slope(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The summed loss of some rows of logits (N, V), and its gradient by them, softmax - one-hot, in their dtype.
+
+    Passes over the logits are what counts here. What torch.compile makes of this reads them three times and writes
+    once, with columns in int32, of which a vector unit takes twice as many as of int64; eager works in place.
+    """
+    log_sum = logits[:, :vocab_size].float().logsumexp(1, keepdim=True)
+    log_p = logits.float().sub_(log_sum)
+    counted = (targets != IGNORE).unsqueeze(1)
+    index = targets.clamp(min=0).unsqueeze(1)
+    loss = -(log_p.gather(1, index) * counted).sum()
+    columns = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+    slope = log_p.exp_().add_(columns == index.int(), alpha=-1).mul_((columns < vocab_size) & counted)
+    return loss, slope.to(logits.dtype)

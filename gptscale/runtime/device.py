@@ -1,5 +1,6 @@
 """What a device can do."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -8,23 +9,12 @@ from functools import cache
 
 import torch
 
+from gptscale.runtime.gpus import gpu_of_product
 from gptscale.runtime.launch import launched_local_rank, says_yes
 
-# Dense peak of the matrix units in FLOP/s for bf16 and fp16, from the vendors' data sheets.
-PEAK_HALF_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
+# Names in glibc's malloc.h, see mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 @cache
@@ -35,14 +25,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     large matrix product, timed now for a second, which is the most this device gives in practice.
     """
     if device.type == "cuda" and dtype != torch.float32:
-        name = torch.cuda.get_device_name(device)
-        for known, flops in PEAK_HALF_FLOPS.items():
-            if known in name:
-                return flops
-    return _measured_matmul_flops(device, dtype)
+        gpu = gpu_of_product(torch.cuda.get_device_name(device))
+        if gpu is not None:
+            return gpu.half_flops
+    return matmul_flops(device, dtype)
 
 
-def _measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The FLOP/s of a large matrix product, the best of those that fit into a second."""
     size = 1024 if device.type == "cpu" else 4096
     a = torch.ones(size, size, device=device, dtype=dtype)
     best_s = float("inf")
@@ -96,6 +86,18 @@ def peak_memory_bytes(device: torch.device) -> int:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what tensors on the CPU give back, for those of the next step.
+
+    Else each large tensor is memory that the system clears, page by page, at every step. Does nothing where
+    malloc is not glibc's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)  # take large blocks from the heap too
+        mallopt(_M_TRIM_THRESHOLD, -1)  # and never give the heap's end back
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gptscale.config.schema import Precision
 from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
+from gptscale.runtime.device import keep_freed_memory
 from gptscale.runtime.fragments import (
     Fragment,
     gradient_fragments,
@@ -52,6 +53,8 @@ class Engine:
         self.device: torch.device = self._accelerator.device
         self.rank = launched_rank()
         self.world = launched_world()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = _DTYPES[settings.precision]
         self._loss_scale = LossScale(self.device) if settings.precision == "fp16" else None
         self.name = "ddp" if self.world > 1 else "none"
@@ -95,7 +98,7 @@ class Engine:
         if self.settings.precision == "fp16":
             self._autocast_forward(model)
         if compile_model:
-            model.compile()
+            model.compile(dynamic=False)  # batches have one shape
         self.model, self._wrapped_optimizer = self._accelerator.prepare(model, optimizer)
         self.optimizer: torch.optim.Optimizer = optimizer
 

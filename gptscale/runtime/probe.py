@@ -3,51 +3,39 @@
 import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from gptscale.runtime import ranks
-from gptscale.runtime.device import local_device, peak_flops, synchronize
+from gptscale.runtime.device import local_device, matmul_flops, peak_flops, synchronize
+from gptscale.runtime.gpu_probe import gpu_rows
 from gptscale.runtime.launch import launched_world
-
-Verdict = Literal["good", "look", "bad"]
+from gptscale.runtime.rows import Row
 
 MIB = 2**20
 SHM_BYTES = 2**30
 SLOW_DISK_BYTES_PER_S = 100e6
+LITTLE_ROOM_BYTES = 40e9
+"""Two checkpoints of gpt2-1558m at 12 bytes for each parameter, since the old one goes after the new one is there."""
 CLOCK_SKEW_S = 2.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One thing, what was found, and what to do about it."""
-
-    name: str
-    found: str
-    verdict: Verdict = "good"
-    advice: str = ""
 
 
 def machine_rows(folder: Path) -> Iterator[Row]:
     """All rows of this machine; folder is where a run would be kept. All ranks of a launch call this together."""
     device = local_device()
     yield Row("Python", platform.python_version())
-    yield Row("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}")
-    yield _gpus()
-    yield _nccl()
-    yield Row("matrix product", f"{peak_flops(device, torch.float32) / 1e12:.2f} TFLOP/s in fp32")
+    yield Row("torch", torch.__version__)
+    yield from gpu_rows()
+    yield _matrix_product(device)
     yield Row("memory", f"{copy_bytes_per_s(device) / 1e9:.1f} GB/s copied")
     yield _all_reduce(device)
     yield _shared_memory()
     yield _disk(folder)
-    yield _clock()
+    yield _clock(folder)
 
 
 def copy_bytes_per_s(device: torch.device) -> float:
@@ -84,25 +72,18 @@ def write_bytes_per_s(folder: Path, size: int = 64 * MIB) -> float:
         path.unlink(missing_ok=True)
 
 
-def _gpus() -> Row:
-    if not torch.cuda.is_available():
-        if shutil.which("nvidia-smi"):
-            advice = "torch does not see the GPUs of nvidia-smi: install a torch for this driver's CUDA"
-            return Row("GPUs", "none that torch can use", "bad", advice)
-        return Row("GPUs", "none", "look", "training runs on the CPU, which is for trying things out")
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    said = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    peers = all(torch.cuda.can_device_access_peer(a, b) for a in range(len(names)) for b in range(len(names)) if a != b)
-    found = f"{len(names)} x {names[0]}, driver {said[0] if said else 'unknown'}"
-    if not peers:
-        return Row("GPUs", found, "look", "they reach each other through the host only; expect slow ZeRO-3 and FSDP2")
-    return Row("GPUs", found)
-
-
-def _nccl() -> Row:
-    if not torch.cuda.is_available():
-        return Row("NCCL", "not used without GPUs; the ranks talk over Gloo")
-    return Row("NCCL", ".".join(str(part) for part in torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+def _matrix_product(device: torch.device) -> Row:
+    found = f"{matmul_flops(device, torch.float32) / 1e12:.2f} TFLOP/s in fp32"
+    if device.type != "cuda":
+        return Row("matrix product", found)
+    rate, peak = matmul_flops(device, torch.bfloat16), peak_flops(device, torch.bfloat16)
+    found += f", {rate / 1e12:.0f} in bf16"
+    if rate < peak / 2:
+        advice = (
+            f"the data sheet says {peak / 1e12:.0f}; see by nvidia-smi -q whether it is hot, capped or in other hands"
+        )
+        return Row("matrix product", found, "look", advice)
+    return Row("matrix product", found)
 
 
 def _all_reduce(device: torch.device) -> Row:
@@ -123,34 +104,54 @@ def _shared_memory() -> Row:
     size = shutil.disk_usage(folder).total
     found = f"{size / 2**30:.1f} GiB"
     if size < SHM_BYTES:
-        return Row("shared memory", found, "bad", "NCCL needs more: docker run --shm-size=8g, or a larger /dev/shm")
+        advice = "NCCL needs more: docker run --shm-size=8g, or a larger /dev/shm"
+        return Row("shared memory", found, "bad" if torch.cuda.is_available() else "look", advice)
     return Row("shared memory", found)
 
 
 def _disk(folder: Path) -> Row:
-    there = next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
+    there = _existing(folder)
     try:
         rate, free = write_bytes_per_s(there), shutil.disk_usage(there).free
     except OSError as error:
         advice = "mend its permissions, or choose another run.dir"
         return Row("disk", f"{there} cannot be written: {error.strerror}", "bad", advice)
     found = f"{rate / 1e6:,.0f} MB/s written and synced, {free / 1e9:,.0f} GB free at {there}"
+    if free < LITTLE_ROOM_BYTES:
+        advice = (
+            "a checkpoint takes 12 bytes for each parameter, and two at a time; make room, or choose another run.dir"
+        )
+        return Row("disk", found, "look", advice)
     if rate < SLOW_DISK_BYTES_PER_S:
         return Row("disk", found, "look", "checkpoints take long here; save less often, or choose another run.dir")
     return Row("disk", found)
 
 
-def _clock() -> Row:
-    """Ranks on several machines should have one time, since a job's end is told in it."""
-    skew = max(now := ranks.gather(time.time())) - min(now)
-    found = f"{skew:.2f} s between the ranks" if launched_world() > 1 else "one rank, nothing to compare"
-    if skew > CLOCK_SKEW_S:
-        return Row("clocks", found, "bad", "start a time service (chrony, ntp) on all machines")
+def _clock(folder: Path) -> Row:
+    """Ranks and file server should have one time, since a job's end and a file's age are told in it."""
+    ranks.gather(None)  # so that the next line is the same moment on all of them
+    clocks = ranks.gather(time.time())
+    skew, from_disk = max(clocks) - min(clocks), _skew_of_disk(_existing(folder))
+    found = f"{skew:.2f} s between the ranks, " if launched_world() > 1 else ""
+    found += "the disk's is not known" if from_disk is None else f"{from_disk:.2f} s from the disk's"
+    if max(skew, from_disk or 0.0) > CLOCK_SKEW_S:
+        return Row("clocks", found, "look", "start a time service (chrony, ntp) on all machines")
     return Row("clocks", found)
 
 
-def _output(*command: str) -> str:
+def _skew_of_disk(folder: Path) -> float | None:
+    """How far this machine's clock is from the one that a file's time comes from, which may be a server's."""
+    path = folder / f".probe-{os.getpid()}"
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+        before = time.time()
+        path.touch()
+        after, there = time.time(), path.stat().st_mtime
+        path.unlink()
+    except OSError:
+        return None
+    return max(before - there, there - after, 0.0)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or what is there of the way to it."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.is_dir())

@@ -61,6 +61,9 @@ class ZeroEngine(Engine):
 
     def _start_accelerator(self) -> Accelerator:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # On a CPU DeepSpeed would compile an all-reduce through shared memory now: that takes minutes and a compiler,
+        # and if it is killed meanwhile, every later start waits for its lock without end.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         with _without("ACCELERATE_CONFIG_DS_FIELDS"):  # the configuration is complete; the launch file is part of it
             zero = self._config["zero_optimization"]
             plugin = DeepSpeedPlugin(

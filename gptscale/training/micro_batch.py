@@ -8,8 +8,8 @@ from torch import Tensor
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
-from gptscale.model.gpt import GPTModel, padded_vocab_size
-from gptscale.model.loss import LOGITS_PER_CHUNK
+from gptscale.model.gpt import GPTModel
+from gptscale.model.size import LOGITS_PER_CHUNK, padded_vocab_size
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_engine, launched_world

@@ -37,13 +37,19 @@ def package_versions() -> dict[str, str | None]:
     return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
-def recorded_fingerprint(run_dir: Path) -> str | None:
-    """Which data a run was last started with; None if that is not recorded."""
+def last_start(run_dir: Path) -> dict[str, Any] | None:
+    """What a run's last start wrote down; None if that cannot be read."""
     try:
-        starts = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"]
-        return str(starts[-1]["data_fingerprint"])
+        start = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"][-1]
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+    return start if isinstance(start, dict) else None
+
+
+def recorded_fingerprint(run_dir: Path) -> str | None:
+    """Which data a run was last started with; None if that is not recorded."""
+    found = (last_start(run_dir) or {}).get("data_fingerprint")
+    return None if found is None else str(found)
 
 
 def _earlier_starts(path: Path) -> list[Any]:

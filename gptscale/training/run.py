@@ -1,5 +1,6 @@
 """One run from its config: open the corpus, join the ranks, resume, train, leave a record."""
 
+import gc
 import signal
 import time
 from contextlib import ExitStack, closing
@@ -18,6 +19,7 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
+from gptscale.runtime.compile_cache import keep_compiled
 from gptscale.runtime.device import describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -108,6 +110,8 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)
     model.recompute = cfg.train.activation_checkpointing
+    if cfg.train.compile:
+        keep_compiled()
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
@@ -169,6 +173,8 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
         )
         if cause is not None:
             record_rollback(run, state, cause)
+        gc.freeze()  # what is here stays to the end; the collector need not look at it again and again
+        stack.callback(gc.unfreeze)
         return fit(run, state)
 
 

@@ -4,6 +4,9 @@
 # ranks before they have saved. The launcher ends when they have.
 set -uo pipefail
 
+trapped='' launcher='' code=1
+trap 'trapped=1; [ -z "$launcher" ] || pkill -USR1 -P "$launcher"' USR1 TERM
+
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/slurm/site.sh
 source "$here/site.sh" || exit 2
@@ -12,14 +15,13 @@ per_node=${SLURM_GPUS_ON_NODE:-1}
 threads=$((${SLURM_CPUS_PER_TASK:-1} / per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
 
+[ -z "$trapped" ] || exit 0  # there is nothing to save yet
 "$PYTHON" -m accelerate.commands.launch --config_file "$here/../accelerate/${ENGINE:-ddp}.yaml" \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * per_node)) --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" \
     -m gptscale train "$@" &
 launcher=$!
 
-trapped='' code=1
-trap 'trapped=1; pkill -USR1 -P "$launcher"' USR1 TERM
 while :; do
     trapped=''
     wait "$launcher"

@@ -1,14 +1,20 @@
 """gptscale doctor: a row for each thing, a verdict, and what to do."""
 
 import shutil
+import threading
+import time
 from collections import namedtuple
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptscale.cli import doctor
-from gptscale.runtime import probe
+from gptscale.runtime import gpu_probe, probe
+from gptscale.runtime.rows import Row, told
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -27,17 +33,23 @@ def test_every_row_is_told_and_the_probe_leaves_nothing(
     doctor.run_doctor(tmp_path / "not" / "there")
     said = capsys.readouterr().out
     names = {line[6:21].strip() for line in said.splitlines()}
-    assert names >= {"Python", "torch", "GPUs", "NCCL", "matrix product", "memory", "all-reduce", "shared memory"}
-    assert names >= {"disk", "clocks", "tokenizer", "Hub", "W&B key"}
+    assert names == {
+        *("Python", "torch", "CUDA", "driver", "GPUs", "GPU links", "NCCL", "matrix product", "memory", "all-reduce"),
+        *("shared memory", "disk", "clocks", "tokenizer", "Hub", "W&B key"),
+    }
+    lines = [line for line in said.splitlines() if not line.startswith("good")]
+    assert all(": " in line[21:] for line in lines), lines  # what is not good says what to do
     assert "very-secret" not in said
     assert "present, in WANDB_API_KEY" in said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_small_shared_memory_stops_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cuda", "verdict"), [(True, "bad"), (False, "look")])
+def test_a_small_shared_memory_stops_a_run_on_gpus(monkeypatch: pytest.MonkeyPatch, cuda: bool, verdict: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(64 * 2**20, 0, 64 * 2**20))
     row = probe._shared_memory()
-    assert (row.found, row.verdict) == ("0.1 GiB", "bad")
+    assert (row.found, row.verdict) == ("0.1 GiB", verdict)
     assert "--shm-size=8g" in row.advice
 
 
@@ -55,23 +67,179 @@ def test_a_disk_that_cannot_be_written_stops_a_run(
 
 
 def test_a_slow_disk_is_worth_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 10**12))
     monkeypatch.setattr(probe, "write_bytes_per_s", lambda folder: 50e6)
     row = probe._disk(tmp_path)
     assert row.verdict == "look"
-    assert row.found.startswith("50 MB/s written and synced")
+    assert row.found == f"50 MB/s written and synced, 1,000 GB free at {tmp_path}"
+    monkeypatch.setattr(probe, "write_bytes_per_s", lambda folder: 500e6)
+    assert probe._disk(tmp_path).verdict == "good"
 
 
-@pytest.mark.parametrize(("times", "verdict"), [([100.0, 101.0], "good"), ([100.0, 103.0], "bad")])
-def test_clocks_that_differ_are_found(monkeypatch: pytest.MonkeyPatch, times: list[float], verdict: str) -> None:
+def test_a_disk_without_room_is_worth_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 37 * 10**9))  # 2 x 12 x 1.558e9 bytes
+    monkeypatch.setattr(probe, "write_bytes_per_s", lambda folder: 500e6)
+    row = probe._disk(tmp_path)
+    assert (row.verdict, row.advice[:44]) == ("look", "a checkpoint takes 12 bytes for each paramet")
+
+
+@pytest.mark.parametrize(("times", "verdict"), [([100.0, 101.0], "good"), ([100.0, 103.0], "look")])
+def test_clocks_that_differ_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float], verdict: str
+) -> None:
     monkeypatch.setattr(probe.ranks, "gather", lambda value: times)
-    assert probe._clock().verdict == verdict
+    assert probe._clock(tmp_path).verdict == verdict
 
 
-def test_a_hub_that_cannot_be_reached_is_worth_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("ahead_s", "verdict"), [(0.0, "good"), (60.0, "look"), (-60.0, "look")])
+def test_a_clock_that_differs_from_the_disks_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float, verdict: str
+) -> None:
+    now = time.time
+    monkeypatch.setattr(probe.time, "time", lambda: now() + ahead_s)
+    row = probe._clock(tmp_path / "not-there")
+    assert row.verdict == verdict
+    assert float(row.found.split()[0]) == pytest.approx(abs(ahead_s), abs=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    """The port of a server that has nothing."""
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_hub_that_answers_is_good(monkeypatch: pytest.MonkeyPatch, web: int) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{web}")
+    assert doctor._hub() == Row("Hub", "127.0.0.1 answers")
+
+
+def test_a_hub_behind_a_proxy_is_reached_through_it(monkeypatch: pytest.MonkeyPatch, web: int) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{web}")
+    assert doctor._hub() == Row("Hub", "hub.invalid answers")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"), [("http://user:very-secret@127.0.0.1:9", "127.0.0.1"), ("huggingface.co", "HF_ENDPOINT")]
+)
+def test_a_hub_that_cannot_be_reached_is_worth_a_look(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, said: str
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
     row = doctor._hub()
-    assert (row.verdict, row.found) == ("look", "127.0.0.1 cannot be reached")
+    assert (row.verdict, row.found) == ("look", f"{said} cannot be reached")
+    assert "very-secret" not in repr(row)
+
+
+def test_what_ranks_judge_otherwise_is_told_with_the_rank() -> None:
+    fine, small = Row("shared memory", "8.0 GiB"), Row("shared memory", "0.1 GiB", "bad", "mount more")
+    assert list(told([[fine], [small], [Row("shared memory", "9.0 GiB")]])) == [
+        "good  shared memory   8.0 GiB (rank 0, 2)",
+        "bad   shared memory   0.1 GiB (rank 1): mount more",
+    ]
+    assert list(told([[fine], [fine]])) == ["good  shared memory   8.0 GiB"]
+
+
+def test_machines_that_do_not_have_the_same_are_told() -> None:
+    assert list(told([[Row("NCCL", "2.27.3")], [Row("NCCL", "2.26.2")]])) == [
+        "look  NCCL            2.27.3 (rank 0): install the same on all machines",
+        "look  NCCL            2.26.2 (rank 1): install the same on all machines",
+    ]
+
+
+TOPOLOGY = """
+\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
+GPU0\t X \tNV18\t{}\tPIX\t0-95\t0\t\tN/A
+GPU1\tNV18\t X \tNV18\tSYS\t0-95\t0\t\tN/A
+GPU2\t{}\tNV18\t X \tSYS\t96-191\t1\t\tN/A
+NIC0\tPIX\tSYS\tSYS\t X
+
+Legend:
+
+  X    = Self
+  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes (e.g., QPI/UPI)
+"""
+
+
+@pytest.mark.parametrize(
+    ("far", "peers", "found", "verdict"),
+    [
+        ("NV18", True, "NV18", "good"),
+        ("SYS", True, "NV18, SYS", "look"),
+        ("PIX", True, "NV18, PIX", "good"),
+        ("PIX", False, "NV18, PIX", "look"),
+    ],
+)
+def test_gpus_that_reach_each_other_through_the_host_are_worth_a_look(
+    monkeypatch: pytest.MonkeyPatch, far: str, peers: bool, found: str, verdict: str
+) -> None:
+    monkeypatch.setattr(gpu_probe, "output_of", lambda *command: TOPOLOGY.format(far, far))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: peers)
+    row = gpu_probe._links()
+    assert (row.found, row.verdict, bool(row.advice)) == (found, verdict, verdict == "look")
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "verdict"),
+    [(None, False, "good"), (None, True, "bad"), ("12.8", True, "bad"), ("12.8", False, "good")],
+)
+def test_gpus_that_torch_does_not_see_stop_a_run(
+    monkeypatch: pytest.MonkeyPatch, built: str | None, driver: bool, verdict: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if driver else None)
+    row = gpu_probe._cuda()
+    assert (row.verdict, bool(row.advice)) == (verdict, verdict == "bad")
+
+
+@pytest.mark.parametrize(
+    ("names", "bf16", "verdict", "advice"),
+    [
+        (["H100", "H100"], True, "good", ""),
+        (["H100", "A100"], True, "look", "CUDA_VISIBLE_DEVICES"),
+        (["V100", "V100"], False, "look", "train.precision=fp16"),
+    ],
+)
+def test_gpus_of_several_kinds_or_without_bf16_are_worth_a_look(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], bf16: bool, verdict: str, advice: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: names[number])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    row = gpu_probe._gpus()
+    assert row.verdict == verdict
+    assert advice in row.advice
+
+
+@pytest.mark.parametrize(("bf16", "verdict"), [(700e12, "good"), (400e12, "look")])
+def test_a_gpu_far_below_its_data_sheet_is_worth_a_look(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, verdict: str
+) -> None:
+    monkeypatch.setattr(probe, "matmul_flops", lambda device, dtype: 50e12 if dtype == torch.float32 else bf16)
+    monkeypatch.setattr(probe, "peak_flops", lambda device, dtype: 989e12)
+    row = probe._matrix_product(torch.device("cuda"))
+    assert row.verdict == verdict
+    assert row.found == f"50.00 TFLOP/s in fp32, {bf16 / 1e12:.0f} in bf16"
 
 
 def test_a_key_in_netrc_is_found_and_not_shown(tmp_path: Path) -> None:

@@ -27,10 +27,12 @@ def test_the_shipped_configs_are_those_the_readme_names() -> None:
         "demo.yaml",
         "the-verdict.yaml",
         "gpt2-124m.yaml",
+        "gpt2-124m-fast.yaml",
         "gpt2-350m.yaml",
         "gpt2-774m.yaml",
         "gpt2-1558m.yaml",
         "mixture.yaml",
+        "shakespeare.yaml",
     } <= {p.name for p in CONFIGS}
 
 

@@ -117,6 +117,12 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:
     assert "tokens of two widths" in refused(tmp_path, path)
 
 
+def test_a_file_without_tokens_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.bin"
+    assert "(llm.c (uint16 behind its header)) holds no tokens; leave it out" in refused(tmp_path, llmc(path, []))
+    assert "(Megatron-LM (uint16 with an index)) holds no tokens" in refused(tmp_path, megatron(path, []))
+
+
 def test_a_damaged_index_of_megatron_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     megatron(path, [IDS], version=2)

@@ -42,6 +42,19 @@ def test_a_full_disk_keeps_the_old_file_and_names_data_dir(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.EROFS, "Read-only file system"), (errno.EACCES, "Permission denied")]
+)
+def test_a_folder_that_may_not_be_written_is_named(
+    code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", fail_with(code))
+    with pytest.raises(
+        DataError, match=rf"^a cannot be written, data.dir={tmp_path}: {words}; choose another data.dir$"
+    ):
+        write_whole(tmp_path / "a", b"new")
+
+
 def test_other_failures_of_the_disk_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):

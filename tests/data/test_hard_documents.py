@@ -18,10 +18,11 @@ import tiktoken
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import unit
+from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256
 from gptscale.data.prepare import prepare
 from gptscale.data.ranks import read_ranks
 from gptscale.data.shard import open_shard, read_starts
-from gptscale.data.tokenizer import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, load_tokenizer
+from gptscale.data.tokenizer import load_tokenizer
 
 Make = Callable[..., Config]
 END = 50256

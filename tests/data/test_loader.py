@@ -161,6 +161,29 @@ def test_reading_ahead_is_bounded() -> None:
         assert len(loader._ahead) == 3
 
 
+def test_batches_keep_their_tokens_for_as_long_as_anybody_holds_them() -> None:
+    expected = [[batch.inputs.tolist() for batch in step] for step in load(total_steps=40)]
+    with StepLoader(STREAM, **{**SETTINGS, "total_steps": 40}) as loader:
+        held, views = [], []
+        for number in range(40):
+            step = loader.next_step()
+            if number % 3 == 0:
+                held.append((number, step))
+            views.append(step[1].inputs[1:])
+        assert [view.tolist() for view in views] == [step[1][1:] for step in expected]
+        for number, step in held:
+            assert [batch.inputs.tolist() for batch in step] == expected[number]
+            assert all(torch.equal(b.targets[:, :3], b.inputs[:, 1:]) for b in step[:2])
+
+
+def test_memory_does_not_grow_with_the_steps() -> None:
+    places = set()
+    with StepLoader(STREAM, **{**SETTINGS, "total_steps": 200}, steps_ahead=2) as loader:
+        for _ in range(200):
+            places.add(loader.next_step()[0].inputs.data_ptr())
+    assert len(places) <= 4  # one in use, two read ahead, one that is being read
+
+
 def test_a_sampler_names_the_tokens_of_any_position() -> None:
     found = Sampler(samples=SAMPLES, stride=3, seed=7).starts(np.array([0, 40, 18]))
     expected = [order(7, epoch, within, SAMPLES) * 3 for epoch, within in [(0, 0), (2, 4), (1, 0)]]

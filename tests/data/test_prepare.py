@@ -12,9 +12,9 @@ from gptscale.config.data import SourceConfig
 from gptscale.config.schema import Config
 from gptscale.data import job as module
 from gptscale.data.corpus import open_corpus
+from gptscale.data.embedded import TextList
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
-from gptscale.data.sources import TextList
 from gptscale.data.split import is_held_out
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.disk import this_host

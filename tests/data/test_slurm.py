@@ -17,18 +17,19 @@ def stand_in(folder: Path, name: str, says: str) -> None:
 
 def run(folder: Path, *arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     stand_in(folder, "sbatch", "'123;cluster'")
-    stand_in(folder, "gptscale", "")
+    stand_in(folder, "python", "")
     cleared = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     env = {**cleared, "PATH": f"{folder}:{os.environ['PATH']}", **environment}
-    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, env=env)
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, env=env, cwd=SCRIPT.parents[2])
     calls = folder / "calls"
     return done, calls.read_text().splitlines() if calls.exists() else []
 
 
 def test_on_the_login_node_an_array_and_a_dependent_finish_are_submitted(tmp_path: Path) -> None:
-    done, (array, finish) = run(tmp_path, "c.yaml", "data.dir=with space", TASKS="5")
+    done, (array, finish) = run(tmp_path, "c.yaml", "data.dir=with space", TASKS="5", CPUS="3")
     assert "--array=0-4" in array
     assert "--export=ALL,TASKS=5" in array
+    assert "--cpus-per-task=3" in array
     assert "--dependency=afterok:123" in finish
     assert array.split(" TASKS=")[0].endswith("prepare.sbatch c.yaml data.dir=with space")
     assert done.stdout == "array 123, then 123 for the manifest\n"
@@ -39,8 +40,8 @@ def test_a_task_makes_its_share_and_the_last_job_finishes(tmp_path: Path) -> Non
     _, calls = run(tmp_path, "c.yaml", **job)
     _, calls = run(tmp_path, "c.yaml", SLURM_JOB_ID="10", TASKS="")
     assert calls == [
-        "gptscale prepare c.yaml --task 3 --tasks 5 --workers 16 TASKS=5",
-        "gptscale prepare c.yaml --finish TASKS=",
+        "python -m gptscale prepare c.yaml --task 3 --tasks 5 --workers 16 TASKS=5",
+        "python -m gptscale prepare c.yaml --finish TASKS=",
     ]
 
 

@@ -144,11 +144,10 @@ def test_a_missing_file_in_a_folder_that_may_not_be_listed_has_no_nearest(
 
 
 def test_a_refusal_names_the_setting_and_a_file_below_it() -> None:
-    cfg = SourceConfig(path="here")
     with (
         pytest.raises(DataError, match=r"^data.source.path=here cannot be read: Denied \(here/a.txt\)$"),
-        unreadable_is_said(cfg),
+        unreadable_is_said("here"),
     ):
         raise PermissionError(13, "Denied", "here/a.txt")
-    with pytest.raises(DataError, match=r"^data.source.path=here cannot be read: Denied$"), unreadable_is_said(cfg):
+    with pytest.raises(DataError, match=r"^data.source.path=here cannot be read: Denied$"), unreadable_is_said("here"):
         raise PermissionError(13, "Denied", "here")

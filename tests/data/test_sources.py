@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -87,6 +88,54 @@ def test_python_library_needs_no_files_and_no_network() -> None:
     assert opened.description["python"].endswith(".".join(map(str, sys.version_info[:3])))
     with pytest.raises(DataError, match="data.source.path=perl is not embedded; the embedded corpus is python-library"):
         source("perl", format="embedded")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst"])
+def test_a_compressed_file_that_was_cut_short_is_one_line(tmp_path: Path, name: str, streaming: bool) -> None:
+    lines = "".join(f'{{"text": "{random.Random(i).random()}"}}\n' for i in range(5000)).encode()
+    packed = gzip.compress(lines) if name.endswith("gz") else zstandard.ZstdCompressor().compress(lines)
+    (tmp_path / name).write_bytes(packed[: len(packed) // 2])
+    match = rf"data.source.path=.*{name} cannot be (read|streamed)[^\n]*: [^\n]+$"
+    with pytest.raises(DataError, match=match):
+        documents_of_any(open_source(SourceConfig(path=str(tmp_path / name), streaming=streaming)))
+
+
+def documents_of_any(opened: Source | Streamed) -> list[str]:
+    if isinstance(opened, Streamed):
+        return [text for file in streamed(opened) for text in file]
+    return read(opened, 0, len(opened))
+
+
+def test_a_parquet_file_whose_pages_are_damaged_is_one_line(tmp_path: Path) -> None:
+    rows = [random.Random(i).random() for i in range(5000)]
+    pq.write_table(pa.table({"text": list(map(str, rows))}), tmp_path / "a.parquet", compression="zstd")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[5000:9000] = bytes(4000)
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"data.source.path=.*a.parquet cannot be read as parquet: a.parquet: [^\n]+$"):
+        documents(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_that_is_gone_in_the_middle_is_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    opened = source(tmp_path / f"a.{kind}")
+    (tmp_path / f"a.{kind}").unlink()
+    with pytest.raises(DataError, match=rf"data.source.path=.*a.{kind} cannot be read[^\n]*: [^\n]*No such file"):
+        read(opened, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_one_file_of_many_with_other_columns_is_named(tmp_path: Path, kind: str) -> None:
+    for name, column in [("a", "text"), ("b", "body"), ("c", "text")]:
+        pq.write_table(pa.table({column: ["x"]}), tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({column: "x"}) + "\n")
+    with pytest.raises(
+        DataError, match=rf"data.source.text_column=text: text is no column of .*/b.{kind}; it has body"
+    ):
+        source(tmp_path, format={"jsonl": "json"}.get(kind, kind))
 
 
 def test_a_missing_column_is_answered_with_those_that_exist(tmp_path: Path) -> None:

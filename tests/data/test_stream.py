@@ -32,6 +32,10 @@ def test_every_window_reads_like_one_array(stream: TokenStream, length: int) -> 
     assert windows.dtype == np.uint16
 
 
+def test_windows_of_one_shard_read_like_one_array(stream: TokenStream) -> None:
+    assert stream.windows(np.array([8, 6, 15]), 5).tolist() == [[*range(s, s + 5)] for s in (8, 6, 15)]
+
+
 def test_no_windows_are_an_empty_array(stream: TokenStream) -> None:
     assert stream.windows(np.empty(0, np.int64), 5).shape == (0, 5)
 

@@ -10,18 +10,10 @@ import pytest
 import tiktoken
 import torch
 
-from gptscale.data import tokenizer as module
-from gptscale.data.tokenizer import (
-    GPT2_RANKS,
-    GPT2_RANKS_SHA256,
-    BpeTokenizer,
-    Tokenizer,
-    ids_to_text,
-    known_ranks,
-    load_tokenizer,
-    text_to_ids,
-    utf8,
-)
+from gptscale.data import bpe
+from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
+from gptscale.data.texts import utf8
+from gptscale.data.tokenizer import Tokenizer, ids_to_text, known_ranks, load_tokenizer, text_to_ids
 from gptscale.errors import DataError
 
 ODD_TEXTS = [
@@ -148,13 +140,13 @@ def test_tampered_ranks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content = bytearray(GPT2_RANKS.read_bytes())
     content[1000] ^= 1
     (tmp_path / "gpt2.tiktoken").write_bytes(content)
-    monkeypatch.setattr(module, "GPT2_RANKS", tmp_path / "gpt2.tiktoken")
+    monkeypatch.setattr(bpe, "GPT2_RANKS", tmp_path / "gpt2.tiktoken")
     with pytest.raises(DataError, match=r"gpt2.tiktoken is damaged: its SHA-256 is .*, not 306cd27f03c1"):
         load_tokenizer("gpt2")
 
 
 def test_missing_ranks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GPT2_RANKS", tmp_path / "gpt2.tiktoken")
+    monkeypatch.setattr(bpe, "GPT2_RANKS", tmp_path / "gpt2.tiktoken")
     with pytest.raises(DataError, match=r"GPT-2's ranks cannot be read: .*gpt2.tiktoken'; install gptscale"):
         load_tokenizer("gpt2")
 

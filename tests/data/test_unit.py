@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from gptscale.config.schema import Config
-from gptscale.data import sources
+from gptscale.data import embedded
 from gptscale.data import unit as module
+from gptscale.data.embedded import TextList
 from gptscale.data.manifest import Settings, ShardEntry
 from gptscale.data.shard import open_shard, read_starts
-from gptscale.data.sources import TextList
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.unit import (
     Unit,
@@ -85,7 +85,7 @@ def test_a_side_without_text_has_no_file(cfg: Config) -> None:
 
 def test_the_size_of_batches_changes_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make(cfg)
-    monkeypatch.setattr(sources, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(embedded, "_BATCH_ROWS", 3)
     monkeypatch.setattr(module, "_BATCH_BYTES", 1)
     assert make(cfg) == expected
 

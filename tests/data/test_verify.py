@@ -90,3 +90,20 @@ def test_a_missing_file_and_one_that_cannot_be_read_are_named(cfg: Config) -> No
     path.mkdir()
     with pytest.raises(DataError, match=r"starts .*train-00002.starts.npy cannot be read: Is a directory; run prepare"):
         verify_corpus(cfg.data.dir)
+
+
+@pytest.mark.parametrize("added", [-1, 3])
+def test_a_manifest_whose_tokens_were_changed_is_no_whole_corpus(cfg: Config, added: int) -> None:
+    manifest = load_manifest(cfg.data.dir)
+    first = manifest.shards[0]
+    changed = first.model_copy(update={"tokens": first.tokens + added})
+    manifest.model_copy(update={"shards": (changed, *manifest.shards[1:])}).save(cfg.data.dir)
+    size = 1024 + 2 * first.tokens
+    match = (
+        rf"manifest.json says that shard .*train-00000.bin has {size + 2 * added:,} bytes, and it has {size:,}, with"
+    )
+    with pytest.raises(DataError, match=match):
+        verify_corpus(cfg.data.dir)
+    prepare(cfg, lambda line: None)  # which makes the manifest again
+    assert load_manifest(cfg.data.dir) == manifest
+    assert verify_corpus(cfg.data.dir) > 0

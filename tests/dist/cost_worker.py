@@ -46,6 +46,7 @@ def sent_bytes() -> int:
 
 def kept_bytes(engine: Engine) -> dict[str, int]:
     """Bytes of the tensors of this rank by what they are; a storage that several share counts once, as the first."""
+    gc.unfreeze()  # what the loop found at its start is looked at too
     gc.collect()  # DeepSpeed leaves cycles behind, which the next collection frees, whenever that comes
     weights = list(engine.bare_model.parameters())
     zero = getattr(engine, "_zero", None)

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 VERBS = [
     "prepare",
+    "plan",
     "train",
     "evaluate",
     "generate",
@@ -31,7 +32,6 @@ VERBS = [
     "inspect",
     "trace",
     "prove-resume",
-    "import-state",
     "demo",
 ]
 
@@ -213,9 +213,20 @@ def flip_bit(path: Path) -> None:
         (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
         (["trace", ".", "--step", "0"], "Invalid value for '--step'"),
         (["prove-resume", "CONFIG", "--engine-before", "zero4"], "engine zero4 is unknown; choose one of none, ddp, zero1"),
-        (["import-state", "CONFIG", "."], ". is no folder of Accelerate's save_state"),
+        (["import", "."], "import needs --to DIR for weights alone, or --into CONFIG for weights and AdamW's state"),
+        (["import", ".", "--to", "new", "--into", "CONFIG"], "import needs --to DIR for weights alone, or --into CONFIG"),
+        (["import", ".", "--into", "CONFIG"], ". is no folder of Accelerate's save_state"),
         (["verify", "."], ". is no checkpoint, no run with checkpoints and no corpus; there is nothing to verify"),
         (["demo", "nowhere.yaml"], "nowhere.yaml does not exist; run this in a clone of gptscale, or give a config"),
+        (["plan", "CONFIG", "--gpus", "0"], "Invalid value for '--gpus'"),
+        (["plan", "CONFIG", "--gpus", "9"], "--gpus=9 is more than the 8 sequences of a step; use 8 GPUs or fewer"),
+        (["plan", "CONFIG", "--gpus", "2", "--engine", "zero4"], "--engine=zero4 is unknown; choose one of none, ddp, zero1"),
+        (["plan", "CONFIG", "--gpus", "2", "--engine", "none"], "--engine=none is one process, not 2; choose ddp"),
+        (["plan", "CONFIG", "--gpu", "h1000"], "--gpu=h1000 is unknown; choose one of b200, h200, h100"),
+        (["plan", "CONFIG", "--mfu", "40"], "Invalid value for '--mfu'"),
+        (["plan", "CONFIG", "--from", "nowhere"], "--from=nowhere is no run; give a run folder that `gptscale train` has"),
+        (["plan", "CONFIG", "train.precision=bf16-sharded"], "bf16-sharded needs an engine that shards, and --engine=none"),
+        (["plan", "CONFIG", "optim.warmup_steps=20"], "optim.warmup_steps=20 leaves nothing of the run's 20 steps"),
         (["train", "CONFIG", "--steps", "5"], "No such option: --steps"),
         (["generate", "."], "generate needs --prompt TEXT, once or several times, or else --interactive"),
         (["generate", ".", "--prompt", "a", "--interactive"], "generate needs --prompt TEXT, once or several times"),
@@ -226,7 +237,6 @@ def flip_bit(path: Path) -> None:
         (["evaluate", ".", "--cloze", "missing.jsonl"], "missing.jsonl cannot be read"),
         (["report", ".", "--live", "--port", "70000"], "Invalid value for '--port'"),
         (["import", "gpt2-larg", "--to", "new"], "no name of GPT-2's; did you mean gpt2-large?"),
-        (["import", "gpt2"], "Missing option '--to'."),
         (["export", "nowhere", "--to", "new"], "nowhere does not exist; give a run folder"),
         (["export", ".", "--to", "new", "--format", "onnx"], "--format=onnx is none of transformers, nanogpt"),
         (["train", "CONFIG", "model.init_from=./nowhere"], "./nowhere does not exist; give a file, a folder, a run"),
@@ -326,7 +336,7 @@ def test_a_training_of_others_is_imported_and_goes_on(command: Any, config: Path
         {f"module.{name}": p.detach() for name, p in model.named_parameters()}, tmp_path / "saved" / "model.safetensors"
     )
     torch.save(optimizer.state_dict(), tmp_path / "saved" / "optimizer.bin")
-    code, out, _ = command("import-state", config, tmp_path / "saved")
+    code, out, _ = command("import", tmp_path / "saved", "--into", config)
     path = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert code == 0
     assert out == f"{tmp_path / 'saved'} is now {path}; `gptscale train {config}` goes on from there\n"
@@ -335,7 +345,7 @@ def test_a_training_of_others_is_imported_and_goes_on(command: Any, config: Path
     assert code == 0
     assert f"going on from {path}" in out
     assert "step 4/4" in out
-    code, _, err = command("import-state", config, tmp_path / "saved")
+    code, _, err = command("import", tmp_path / "saved", "--into", config)
     assert code == 2
     assert "has checkpoints of its own; import into a new run.dir" in err
 

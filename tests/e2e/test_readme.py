@@ -25,6 +25,15 @@ def test_the_python_example_runs(
     assert (tmp_path / "runs" / "demo" / "checkpoints" / "step-00000002").is_dir()
 
 
+def test_the_plan_that_is_shown_is_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    ((command, shown),) = re.findall(r"```\n\$ gptscale (plan [^\n]*)\n(.*?)```", README, re.DOTALL)
+    assert app(command.split(), standalone_mode=False) in (None, 0)
+    assert capsys.readouterr().out == shown
+
+
 def test_every_command_and_file_that_is_named_exists() -> None:
     verbs = {command.name for command in app.registered_commands}
     assert set(re.findall(r"^gptscale ([\w-]+)", README, re.MULTILINE)) <= verbs

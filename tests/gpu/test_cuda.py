@@ -12,8 +12,8 @@ import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.load import dump_config, load_config, parse_config
+from gptscale.data.embedded import TextList
 from gptscale.data.prepare import prepare
-from gptscale.data.sources import TextList
 from tests.conftest import small_text, small_values
 
 pytestmark = [

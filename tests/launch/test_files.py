@@ -92,3 +92,7 @@ def test_the_kubernetes_job_is_one_yaml_document() -> None:
     (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
     assert container["command"] == ["torchrun", "-m", "gptscale", "train", "configs/gpt2-124m.yaml"]
     assert (ROOT / container["command"][-1]).is_file()
+    patience = {variable["name"]: int(variable["value"]) for variable in container["env"]}[
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    ]
+    assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["terminationGracePeriodSeconds"] > patience

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptscale.config.schema import ModelConfig
-from gptscale.model.gpt import GPTModel, padded_vocab_size
+from gptscale.model.gpt import GPTModel
+from gptscale.model.size import padded_vocab_size
 
 SMALL = {"vocab_size": 101, "context_length": 24, "emb_dim": 48, "n_heads": 4, "n_layers": 3}
 

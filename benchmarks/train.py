@@ -1,0 +1,150 @@
+"""gptscale's training step beside its peers': the same weights and batches, one machine, interleaved rounds.
+
+    python benchmarks/train.py --shape 6x384 --nanogpt ~/nanoGPT --book ~/LLMs-from-scratch [--rounds 5] [--json FILE]
+
+A peer whose code is not given is left out: nanoGPT and the book by the path of their repository, Hugging Face's Trainer
+where transformers is installed. First the gate: over --gate-steps, every loss must be that of gptscale to 1e-2. Then
+each does --steps steps in every round. The table has medians over the rounds, with the least and the most in
+brackets; what compares two of them is the median of the rounds' ratios.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from side_by_side import (
+    SEQUENCES,
+    SHAPES,
+    Contestant,
+    Setup,
+    best_matmul_flops,
+    interleaved,
+    ratios,
+    write_batches,
+)
+
+from gptscale.config.schema import ModelConfig
+from gptscale.model.flops import flops_per_token
+from gptscale.runtime.device import describe_device, local_device
+
+BATCHES = 50
+TOLERANCE = 1e-2
+"""Nats by which a loss may differ, since bf16 rounds in other places."""
+
+
+def main() -> int:
+    """Measure and print; gives the exit code."""
+    asked = arguments()
+    model = SHAPES[asked.shape]
+    sequences = asked.sequences or SEQUENCES[asked.shape]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        batches = Path(folder, "batches.npy")
+        write_batches(batches, BATCHES, sequences, ModelConfig(**model).context_length)
+        contestants = []
+        for name, setup in chosen(asked, Setup("gptscale_step", model, str(batches))).items():
+            own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, f"cache-{len(contestants)}"))}  # no spaces
+            contestants.append(stack.enter_context(Contestant(name, setup, env=own_cache)).wait())
+            print(f"{name}: first step after {contestants[-1].first_step_s:.1f} s", flush=True)
+        for contestant in contestants:
+            contestant.turn(asked.gate_steps - 1)
+        seconds = interleaved(contestants, asked.rounds, asked.steps)
+    rows = results(contestants, seconds, sequences)
+    show(rows, asked, model)
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=2) + "\n")
+    same = all(row["loss_difference"] <= TOLERANCE for row in rows)
+    print(f"gate: {'same' if same else 'DIFFERENT'} losses over {asked.gate_steps} steps, to {TOLERANCE} nats")
+    return 0 if same else 1
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="6x384")
+    parser.add_argument("--sequences", type=int, help="in a batch; the default is 8 for 6x384 and 4 for 124m")
+    parser.add_argument("--nanogpt", help="path of nanoGPT's repository")
+    parser.add_argument("--book", help="path of the book's repository, LLMs-from-scratch")
+    parser.add_argument("--only", nargs="+", help="peers that take part: nanogpt, huggingface, book")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of each in a round")
+    parser.add_argument("--gate-steps", type=int, default=BATCHES)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def chosen(asked: argparse.Namespace, ours: Setup) -> dict[str, Setup]:
+    """Who takes part, ours first; says who does not."""
+    taking_part = {"gptscale": ours}
+    paths = {"nanogpt": asked.nanogpt, "book": asked.book}
+    for name, setup in {
+        "nanoGPT, fp32": replace(ours, peer="nanogpt", precision="fp32", compile=False),
+        "nanoGPT, bf16, compiled": replace(ours, peer="nanogpt"),
+        "Trainer, bf16": replace(ours, peer="huggingface", compile=False),
+        "Trainer, bf16, compiled": replace(ours, peer="huggingface"),
+        "the book, fp32": replace(ours, peer="book", precision="fp32", compile=False),
+    }.items():
+        if asked.only and setup.peer not in asked.only:
+            continue
+        if setup.peer in paths and not paths[setup.peer]:
+            print(f"{name}: left out, since --{setup.peer} is not given")
+        elif setup.peer == "huggingface" and importlib.util.find_spec("transformers") is None:
+            print(f"{name}: left out, since transformers is not installed")
+        else:
+            taking_part[name] = replace(setup, path=paths.get(setup.peer))
+    return taking_part
+
+
+def results(contestants: Sequence[Contestant], seconds: dict[str, list[float]], sequences: int) -> list[dict[str, Any]]:
+    """A row for each contestant, as it goes into the JSON file."""
+    cfg = ModelConfig(**contestants[0].setup.model)
+    ours = contestants[0]
+    tokens = sequences * cfg.context_length
+    peaks = {"bf16": best_matmul_flops(torch.bfloat16, local_device())}
+    peaks["fp32"] = best_matmul_flops(torch.float32, local_device())
+    gate = [zip(ours.losses, c.losses, strict=False) for c in contestants]
+    return [
+        {
+            "name": c.name,
+            "tokens_per_s": [tokens / s for s in seconds[c.name]],
+            "ours_against_it": ratios(seconds[c.name], seconds[ours.name]),
+            "of_matmul_peak": flops_per_token(cfg)
+            * tokens
+            / statistics.median(seconds[c.name])
+            / peaks[c.setup.precision],
+            "matmul_flops": peaks[c.setup.precision],
+            "peak_bytes": c.peak_bytes,
+            "first_step_s": c.first_step_s,
+            "loss_difference": max(abs(a - b) for a, b in pairs),
+        }
+        for c, pairs in zip(contestants, gate, strict=True)
+    ]
+
+
+def show(rows: list[dict[str, Any]], asked: argparse.Namespace, model: dict[str, Any]) -> None:
+    """Print the table."""
+    print(f"\n{asked.shape}, {describe_device(local_device())}, torch {torch.__version__}, {asked.rounds} rounds\n")
+    print(
+        "| | tokens/s | gptscale against it | of the matrix product peak | peak memory | first step | loss differs by |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        speed = row["tokens_per_s"]
+        median, least, most = row["ours_against_it"]
+        print(
+            f"| {row['name']} | {statistics.median(speed):,.0f} ({min(speed):,.0f} to {max(speed):,.0f}) "
+            f"| {median:.2f} ({least:.2f} to {most:.2f}) | {row['of_matmul_peak']:.2f} "
+            f"| {row['peak_bytes'] / 1e9:.2f} GB ({row['peak_bytes'] / rows[0]['peak_bytes']:.2f} of ours) "
+            f"| {row['first_step_s']:.0f} s | {row['loss_difference']:.4f} |"
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

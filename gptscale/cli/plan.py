@@ -1,0 +1,146 @@
+"""gptscale plan: memory, time and disk of a run, before it starts."""
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptscale.cli.arguments import ConfigFile, Overrides
+
+if TYPE_CHECKING:
+    from gptscale.config.schema import Config
+    from gptscale.planning.launch import Launch
+    from gptscale.planning.rates import Measured
+    from gptscale.runtime.gpus import Gpu
+
+DOES_NOT_FIT = 1
+
+ASSUMED_DISK = 1e9
+"""Bytes per second, where nothing was measured."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("plan")(run_plan)
+
+
+def run_plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs over all machines.")] = 1,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="none, ddp, zero1, zero2, zero3, zero3-offload or fsdp2; without it none, or ddp for several."
+        ),
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="Which GPU; without it that of --from, else h100.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Share of the GPU's peak that computing reaches.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=0.001, help="GB/s from one GPU to the next, one way, over the slowest link.")
+    ] = None,
+    disk: Annotated[float | None, typer.Option(min=0.001, help="GB/s to the disk of run.dir.")] = None,
+    from_run: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="A run folder, to go by its measured speed.")
+    ] = None,
+    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for beside the run's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """What CONFIG takes on so many GPUs: memory for every engine, step time, hours, disk. Needs no GPU and no corpus.
+
+    Exits with 1 if it does not fit into a GPU's memory, and says what would.
+    """
+    from gptscale.config.load import load_config
+    from gptscale.planning.launch import Launch
+    from gptscale.planning.memory import largest_micro_batch
+    from gptscale.planning.outlook import look_ahead
+    from gptscale.planning.rates import ASSUMED_MFU, calibrated_mfu, plan_rates
+    from gptscale.planning.table import lines
+
+    cfg = load_config(config, overrides or ())
+    run = None if from_run is None else _measured(from_run)
+    card = _card(gpu, run)
+    launch = Launch(engine or ("none" if gpus == 1 else "ddp"), gpus)
+    micro_batch = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
+    launch = replace(launch, micro_batch_sequences=micro_batch)
+    reached = mfu or (calibrated_mfu(run, card, _bytes(bandwidth)) if run else ASSUMED_MFU)
+    written = _bytes(disk) or (run.disk_bytes_per_s if run else None) or ASSUMED_DISK
+    steps, length = _length(cfg, launch)
+    plan = look_ahead(
+        cfg,
+        launch,
+        card,
+        plan_rates(cfg, card, gpus, mfu=reached, bandwidth=_bytes(bandwidth)),
+        disk_bytes_per_s=written,
+        total_steps=steps,
+        budgets={"--tokens": int(tokens)} if tokens else {},
+    )
+    if as_json:
+        print(json.dumps({**asdict(plan), "mfu": reached}, indent=1))
+    else:
+        source = "given" if mfu else f"measured in {from_run}" if run else "assumed; see --mfu and --from"
+        print("\n".join(lines(plan, f"{reached:.0%} of the peak ({source})", length)))
+    if not plan.fits:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _bytes(gigabytes: float | None) -> float | None:
+    return None if gigabytes is None else gigabytes * 1e9
+
+
+def _card(name: str | None, run: "Measured | None") -> "Gpu":
+    """The GPU that is named, or the one that a run was measured on."""
+    from gptscale.errors import ConfigError
+    from gptscale.planning.rates import find_gpu, processor
+    from gptscale.runtime.gpus import gpu_of_product
+
+    if run is None:
+        return find_gpu(name or "h100")
+    if run.device.startswith("CPU"):
+        if name is not None:
+            raise ConfigError(
+                f"--from was measured on {run.device}, which says nothing about --gpu={name}; give one of them"
+            )
+        return processor(run, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    known = gpu_of_product(run.device)
+    if name is None and known is None:
+        raise ConfigError(
+            f"--from was measured on {run.device}, which is not known; say with --gpu which it is most like"
+        )
+    return known if name is None and known is not None else find_gpu(str(name))
+
+
+def _measured(folder: Path) -> "Measured":
+    from gptscale.config.load import load_config
+    from gptscale.errors import ConfigError
+    from gptscale.planning.rates import measured
+    from gptscale.tracking.jsonl import LOG_FILE, read_log
+    from gptscale.training.provenance import last_start
+
+    start = last_start(folder)
+    if start is None or not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--from={folder} is no run; give a run folder that `gptscale train` has written to")
+    cfg, records = load_config(folder / "config.yaml"), read_log(folder / LOG_FILE)
+    return measured(folder, cfg, start["device"], start["engine"], start["world"], records)
+
+
+def _length(cfg: "Config", launch: "Launch") -> tuple[int | None, str]:
+    """The run's steps, or else why they are not known."""
+    from gptscale.training.plan import make_plan
+
+    samples = 1
+    if cfg.train.epochs is not None:
+        folders = [cfg.data.dir] if cfg.data.dir else [corpus.dir for corpus in cfg.data.mixture]
+        if not all(folder.is_dir() for folder in folders):
+            epochs = f"train.epochs={cfg.train.epochs:g}"
+            return None, f"{epochs} of a corpus that is not there yet; --tokens plans for a number"
+        from gptscale.data.corpora import open_corpora  # takes a while, and the corpus is rarely there yet
+
+        samples = open_corpora(cfg).sampler(cfg).samples
+    train = cfg.train.model_copy(update={"micro_batch_sequences": launch.micro_batch_sequences})
+    return make_plan(cfg.model_copy(update={"train": train}), samples, launch.gpus).total_steps, ""

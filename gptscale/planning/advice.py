@@ -1,0 +1,45 @@
+"""What to change so that a run fits, the smallest change first."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from gptscale.config.schema import Config
+from gptscale.planning.launch import ENGINES, Launch, legal_gpu_counts
+from gptscale.planning.memory import largest_micro_batch
+from gptscale.runtime.gpus import GPUS, Gpu
+
+
+def nearest_that_fits(cfg: Config, launch: Launch, gpu: Gpu) -> str | None:
+    """The options and settings that make it fit; None if none do.
+
+    A smaller micro-batch comes first, then computing activations again, another engine, more GPUs, larger GPUs.
+    """
+    for words, changed, place, card in _candidates(cfg, launch, gpu):
+        fitting = min(launch.micro_batch_sequences, largest_micro_batch(changed, place, card))
+        if fitting:
+            smaller = [f"train.micro_batch_sequences={fitting}"] if fitting < launch.micro_batch_sequences else []
+            return " ".join([*words, *smaller])
+    return None
+
+
+def _candidates(cfg: Config, launch: Launch, gpu: Gpu) -> Iterator[tuple[list[str], Config, Launch, Gpu]]:
+    """Ways to change a launch, with the words for each."""
+    engines = [launch.engine, *(e for e in ENGINES if e not in ("none", "ddp", launch.engine))]
+    more = [n for n in legal_gpu_counts(cfg) if n > launch.gpus]
+    larger = sorted((g for g in GPUS if g.memory_gib > gpu.memory_gib), key=lambda g: g.memory_gib)
+    places = [*((gpu, n) for n in (launch.gpus, *more)), *((g, launch.gpus) for g in larger)]
+    for (card, gpus), engine, (changed, setting) in product(places, engines, _recomputing(cfg)):
+        if engine == "none" and gpus > 1:
+            continue
+        options = {"--gpu": (card.name, gpu.name), "--gpus": (gpus, launch.gpus), "--engine": (engine, launch.engine)}
+        words = [f"{option} {new}" for option, (new, old) in options.items() if new != old]
+        yield [*words, *setting], changed, replace(launch, engine=engine, gpus=gpus), card
+
+
+def _recomputing(cfg: Config) -> list[tuple[Config, list[str]]]:
+    """The config, and the one that computes activations again."""
+    if cfg.train.activation_checkpointing:
+        return [(cfg, [])]
+    again = cfg.model_copy(update={"train": cfg.train.model_copy(update={"activation_checkpointing": True})})
+    return [(cfg, []), (again, ["train.activation_checkpointing=true"])]

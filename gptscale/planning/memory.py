@@ -1,0 +1,74 @@
+"""Memory of one GPU: the state, what a micro-batch keeps, and how large a micro-batch may be."""
+
+from dataclasses import dataclass, fields, replace
+
+from gptscale.config.schema import Config
+from gptscale.planning.activations import activations
+from gptscale.planning.launch import Launch
+from gptscale.planning.state import model_state
+from gptscale.runtime.gpus import Gpu
+
+USABLE_SHARE = 0.9
+"""Of a GPU's memory; the rest is for CUDA's context, NCCL, error correction and the allocator's gaps."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the fullest moment of a step, all on one GPU but for the last."""
+
+    weights: int
+    gradients: int
+    moments: int
+    activations: int
+    """What a micro-batch keeps for its backward pass, and what a block's backward pass takes beside it."""
+    logits: int
+    """What computing the loss takes beside what is kept, as far as that is more than a block's backward pass takes."""
+    buffers: int
+    """Of the engine."""
+    host: int
+    """In the memory of the machine, for this GPU."""
+
+    @property
+    def total(self) -> int:
+        """On the GPU."""
+        return sum(getattr(self, f.name) for f in fields(self) if f.name != "host")
+
+    def largest(self) -> str:
+        """What takes most on the GPU."""
+        return max((f.name for f in fields(self) if f.name != "host"), key=lambda name: getattr(self, name))
+
+
+def memory_of(cfg: Config, launch: Launch) -> Memory:
+    """Add up one GPU's memory. Gradients and activations count in full at once, as they are from a step's second
+    micro-batch on."""
+    state = model_state(cfg, launch)
+    cached = launch.engine != "fsdp2" and cfg.train.precision != "fp16"  # runtime/engine.py: else no cache of casts
+    kept = activations(cfg, launch.micro_batch_sequences, copies_stay=cached)
+    return Memory(
+        weights=state.weights,
+        gradients=state.gradients,
+        moments=state.moments,
+        activations=kept.kept + kept.block,
+        logits=max(0, kept.loss - kept.block),
+        buffers=state.buffers,
+        host=state.host,
+    )
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """What a run may take of a GPU's memory."""
+    return int(USABLE_SHARE * gpu.memory_gib * GIB)
+
+
+def fits(cfg: Config, launch: Launch, gpu: Gpu) -> bool:
+    """Whether a GPU has the memory for its share of a run."""
+    return memory_of(cfg, launch).total <= usable_bytes(gpu)
+
+
+def largest_micro_batch(cfg: Config, launch: Launch, gpu: Gpu) -> int:
+    """The largest power of two of sequences that fits and that a step can use; 0 where not even one fits."""
+    usable = -(-cfg.sequences_per_step // launch.gpus)
+    powers = [1 << n for n in range(usable.bit_length())]
+    return max((n for n in powers if fits(cfg, replace(launch, micro_batch_sequences=n), gpu)), default=0)

@@ -1,0 +1,151 @@
+"""All that a plan says, for one launch and beside it for every engine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gptscale.config.schema import Config
+from gptscale.model.flops import flops_per_token
+from gptscale.model.size import model_size
+from gptscale.planning.advice import nearest_that_fits
+from gptscale.planning.checkpoints import Checkpoints, plan_checkpoints
+from gptscale.planning.launch import ENGINES, Launch, check_launch, legal_gpu_counts, nearest_counts
+from gptscale.planning.memory import GIB, Memory, largest_micro_batch, memory_of, usable_bytes
+from gptscale.planning.steptime import Rates, StepTime, step_time
+from gptscale.runtime.gpus import Gpu
+
+CHINCHILLA_TOKENS = 20
+"""For each parameter: where more of either is worth the same (Hoffmann et al. 2022)."""
+
+
+@dataclass(frozen=True)
+class EngineOutlook:
+    """The run under one engine."""
+
+    engine: str
+    memory: Memory
+    largest_micro_batch_sequences: int
+    """0 where not even one sequence fits."""
+    step: StepTime
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many tokens, and what they take."""
+
+    name: str
+    tokens: int
+    steps: int
+    hours: float
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run would be like."""
+
+    parameters: int
+    flops_per_token: int
+    tokens_per_step: int
+    sequences_per_step: int
+    launch: Launch
+    accumulation: int
+    filler_sequences: int
+    gpu: str
+    gpu_bytes: int
+    usable_bytes: int
+    legal_gpu_counts: list[int]
+    engines: list[EngineOutlook]
+    """The one that was asked for first."""
+    rates: Rates
+    budgets: list[Budget]
+    checkpoints: Checkpoints
+    fits: bool
+    verdict: str
+
+
+def look_ahead(
+    cfg: Config,
+    launch: Launch,
+    gpu: Gpu,
+    rates: Rates,
+    *,
+    disk_bytes_per_s: float,
+    total_steps: int | None = None,
+    budgets: Mapping[str, int] | None = None,
+) -> Outlook:
+    """Plan a run; total_steps is null where its length is not known, budgets are tokens by what to call them.
+
+    Raises ConfigError for a launch that cannot be.
+    """
+    check_launch(cfg, launch)
+    size = model_size(cfg.model)
+    micro_batch = launch.micro_batch_sequences
+    legal = legal_gpu_counts(cfg, micro_batch)
+    others = [engine for engine in ENGINES if engine != launch.engine and _possible(cfg, engine, launch.gpus)]
+    engines = [_under(cfg, replace(launch, engine=engine), gpu, rates) for engine in (launch.engine, *others)]
+    here = engines[0]
+    lengths = {"Chinchilla": CHINCHILLA_TOKENS * size.parameters, **(budgets or {})}
+    if total_steps is not None:
+        lengths = {"this run": total_steps * cfg.train.tokens_per_step, **lengths}
+    fitting = here.memory.total <= usable_bytes(gpu)
+    return Outlook(
+        parameters=size.parameters,
+        flops_per_token=flops_per_token(cfg.model),
+        tokens_per_step=cfg.train.tokens_per_step,
+        sequences_per_step=cfg.sequences_per_step,
+        launch=launch,
+        accumulation=launch.accumulation(cfg),
+        filler_sequences=launch.filler_sequences(cfg),
+        gpu=gpu.name,
+        gpu_bytes=int(gpu.memory_gib * GIB),
+        usable_bytes=usable_bytes(gpu),
+        legal_gpu_counts=legal,
+        engines=engines,
+        rates=rates,
+        budgets=[_budget(name, tokens, cfg, launch, here.step) for name, tokens in lengths.items()],
+        checkpoints=plan_checkpoints(cfg, total_steps, disk_bytes_per_s),
+        fits=fitting,
+        verdict=_verdict(cfg, launch, gpu, here.memory, fitting),
+    )
+
+
+def _possible(cfg: Config, engine: str, gpus: int) -> bool:
+    if engine in ("none", "ddp"):
+        return (engine == "none") == (gpus == 1) and cfg.train.precision != "bf16-sharded"
+    return True
+
+
+def _under(cfg: Config, launch: Launch, gpu: Gpu, rates: Rates) -> EngineOutlook:
+    largest = largest_micro_batch(cfg, launch, gpu)
+    return EngineOutlook(launch.engine, memory_of(cfg, launch), largest, step_time(cfg, launch, rates))
+
+
+def _budget(name: str, tokens: int, cfg: Config, launch: Launch, step: StepTime) -> Budget:
+    steps = tokens // cfg.train.tokens_per_step
+    hours = steps * step.total_s / 3600
+    return Budget(name, tokens, steps, hours, hours * launch.gpus)
+
+
+def _verdict(cfg: Config, launch: Launch, gpu: Gpu, memory: Memory, fitting: bool) -> str:
+    usable = usable_bytes(gpu)
+    if fitting:
+        return f"fits: {memory.total / GIB:.1f} of {usable / GIB:.1f} GiB{_filling(cfg, launch)}"
+    nearest = nearest_that_fits(cfg, launch, gpu)
+    return (
+        f"does not fit: {memory.total / GIB:.1f} GiB where {usable / GIB:.1f} of the {gpu.memory_gib:g} of "
+        f"{gpu.name} can be used, because {memory.largest()} take {getattr(memory, memory.largest()) / GIB:.1f}; "
+        + (f"nearest that does: {nearest}" if nearest else "no engine, number of GPUs or GPU that is known would do")
+    )
+
+
+def _filling(cfg: Config, launch: Launch) -> str:
+    filler = launch.filler_sequences(cfg)
+    if not filler:
+        return ""
+    legal = legal_gpu_counts(cfg, launch.micro_batch_sequences) or legal_gpu_counts(cfg)
+    near = " or ".join(str(n) for n in nearest_counts(launch.gpus, legal))
+    return (
+        f", but {launch.gpus} GPUs do not divide the step's {cfg.sequences_per_step} sequences in micro-batches of "
+        f"{launch.micro_batch_sequences}: {filler / (filler + cfg.sequences_per_step):.0%} of the work is filling; "
+        f"nearest that do: --gpus {near}"
+    )

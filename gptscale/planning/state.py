@@ -1,0 +1,104 @@
+"""What an engine keeps of a model's state on each of n GPUs, and the buffers it moves gradients and weights through.
+
+Bytes for each element of the model; n shares it, and what is written whole is on every GPU:
+
+                          weights          gradients                   moments    buffers
+    none                  4                4                           8
+    ddp                   4                4                           8          4, unless there is one micro-batch
+    zero1                 4 + 4/n          4                           8/n        a bucket
+    zero1, bf16-sharded   2 + 4/n          4 + 2                       8/n        gradients, copied to be sent
+    zero2                 4 + 4/n          4/n                         8/n        a bucket
+    zero3                 4/n + 4/n        4/n                         8/n        a bucket, what is gathered
+    fsdp2                 4/n              4, or with one micro-batch 4/n   8/n   what is gathered
+
+bf16-sharded has 2 in place of the first 4 under ZeRO, whose 4/n are fp32 masters; DeepSpeed keeps masters where the
+weights are fp32 too. Muon has 4 in place of 8 for the matrices of the blocks. DDP's buckets hold the gradients
+themselves, but while micro-batches accumulate their sums lie beside them; under FSDP2 these are whole until the last.
+
+tests/dist counts all of this with two ranks, but for the sizes of DeepSpeed's buffers on GPUs, which are its defaults.
+"""
+
+import math
+from dataclasses import dataclass
+
+from gptscale.config.schema import Config
+from gptscale.model.size import model_size
+from gptscale.planning.launch import Launch
+
+WEIGHT_BYTES = {"fp32": 4, "bf16": 4, "fp16": 4, "bf16-sharded": 2}
+"""Of an element of the weights that a model computes with."""
+
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's reduce_bucket_size on GPUs: gradients on their way, room for as many in a model of any size."""
+
+PREFETCH_ELEMENTS = 50_000_000
+"""DeepSpeed's stage3_prefetch_bucket_size: weights that ZeRO-3 gathers ahead of their use."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Bytes for one GPU."""
+
+    weights: int
+    """With DeepSpeed's fp32 masters."""
+    gradients: int
+    moments: int
+    buffers: int
+    """Gradients on their way to their owners, and weights gathered from them."""
+    host: int = 0
+    """In the machine's memory."""
+
+
+def model_state(cfg: Config, launch: Launch, bucket_elements: int = BUCKET_ELEMENTS) -> State:
+    """What is there while a step's micro-batches accumulate."""
+    weight, whole = WEIGHT_BYTES[cfg.train.precision], model_size(cfg.model).total
+    share = updated_elements(cfg, launch)
+    moments = moment_bytes(cfg) * share // whole
+    buffers = _buffer_bytes(cfg, launch, bucket_elements)
+    accumulates = launch.accumulation(cfg) > 1
+    match launch.engine:
+        case "none" | "ddp":
+            return State(weight * whole, 4 * whole, moments, buffers)
+        case "fsdp2":
+            return State(4 * share, 4 * (whole if accumulates else share), moments, buffers)
+        case "zero1":
+            gradients = (4 if weight == 4 else 4 + weight) * whole
+            return State(weight * whole + 4 * share, gradients, moments, buffers)
+        case "zero2":
+            return State(weight * whole + 4 * share, 4 * share, moments, buffers)
+        case "zero3":
+            return State((weight + 4) * share, 4 * share, moments, buffers)
+        case _:
+            return State(0, 0, 0, buffers, host=(weight + 4 + 4) * share + moments)
+
+
+def moment_bytes(cfg: Config) -> int:
+    """The optimizer's state of the whole model: AdamW's two moments, or one of Muon's for the blocks' matrices."""
+    size = model_size(cfg.model)
+    return 4 * (2 * size.total - (size.layers * size.block_matrices if cfg.optim.name == "muon" else 0))
+
+
+def updated_elements(cfg: Config, launch: Launch) -> int:
+    """Elements that one GPU's optimizer updates."""
+    return math.ceil(model_size(cfg.model).total / (launch.gpus if launch.shards else 1))
+
+
+def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
+    """Under autocast DeepSpeed has a second bucket, for the gradients of linear layers, which it sends in bf16."""
+    precision, size = cfg.train.precision, model_size(cfg.model)
+    weight = WEIGHT_BYTES[precision]
+    match launch.engine:
+        case "none":
+            return 0
+        case "ddp":
+            return 4 * size.total if launch.accumulation(cfg) > 1 else 0
+        case "fsdp2":  # two blocks and what is outside of them are gathered, and a block's new gradients are whole
+            return weight * (2 * size.block + size.outside) + 4 * size.block
+        case "zero1" if precision == "bf16-sharded":
+            return 4 * min(BUCKET_ELEMENTS, size.total)
+        case "zero1" | "zero2":
+            return {"bf16": 8, "bf16-sharded": 2}.get(precision, 4) * bucket_elements
+        case _:  # a full bucket is copied to be scattered
+            gathered = weight * min(size.total, PREFETCH_ELEMENTS + size.block)
+            copied = 4 * bucket_elements if size.total > bucket_elements else 0
+            return (6 if precision == "bf16" else 4) * bucket_elements + copied + gathered

@@ -1,0 +1,116 @@
+"""How long a step takes: computing, updating, and what communication does not hide behind computing.
+
+On a ring of n ranks an all-reduce moves 2 (n-1)/n of its tensor through each rank, a reduce or gather (n-1)/n. What
+each engine sends is measured in tests/dist/test_cost.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gptscale.config.schema import Config
+from gptscale.model.flops import flops_per_token, recomputed_flops_per_token
+from gptscale.model.size import model_size
+from gptscale.planning.launch import Launch
+from gptscale.planning.state import WEIGHT_BYTES, updated_elements
+
+BACKWARD_SHARE = 2 / 3
+"""Of the time of a micro-batch."""
+
+UPDATE_BYTES = 40
+"""Read and written for each element of an update: its norm 4, clipping 8, AdamW 28."""
+
+HOST_BYTES_PER_S = 25e9
+"""Between a GPU and its machine's memory, over PCIe 4.0 x16; and what of a CPU's memory rate one GPU's share is."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one GPU does in a second."""
+
+    flops: float
+    """Of the model's arithmetic, with what is computed again; all losses but communication are in it."""
+    memory_bytes: float
+    link_bytes: float
+    """To the other GPUs, one way, through the slowest link on the ring."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step."""
+
+    compute_s: float
+    update_s: float
+    communication_s: float
+    """All of it."""
+    exposed_s: float
+    """What of it nothing is computed beside."""
+
+    @property
+    def total_s(self) -> float:
+        """From one step to the next."""
+        return self.compute_s + self.update_s + self.exposed_s
+
+
+def step_time(cfg: Config, launch: Launch, rates: Rates) -> StepTime:
+    """Predict a step."""
+    tokens = launch.micro_batch_sequences * cfg.model.context_length
+    micro_batch_s = tokens * computed_flops_per_token(cfg) / rates.flops
+    exchanges = [(sent / rates.link_bytes, hidden) for sent, hidden in _exchanges(cfg, launch, micro_batch_s)]
+    return StepTime(
+        compute_s=launch.accumulation(cfg) * micro_batch_s,
+        update_s=_update_s(cfg, launch, rates),
+        communication_s=sum(s for s, _ in exchanges),
+        exposed_s=sum(max(0.0, s - hidden_s) for s, hidden_s in exchanges),
+    )
+
+
+def computed_flops_per_token(cfg: Config) -> int:
+    """With what activation checkpointing computes again, which utilisation (MFU) does not count."""
+    again = recomputed_flops_per_token(cfg.model) if cfg.train.activation_checkpointing else 0
+    return flops_per_token(cfg.model) + again
+
+
+def calibrated(cfg: Config, launch: Launch, rates: Rates, measured_s: float) -> Rates:
+    """The rates with the FLOP/s under which `step_time` gives what was measured for a run of this config.
+
+    The lowest, where communication would hide computing at any higher one too.
+    """
+    low, high = 0.0, 1e18
+    for _ in range(200):  # a step's time falls with the rate, so halving finds it to the last bit
+        middle = (low + high) / 2
+        slow = step_time(cfg, launch, replace(rates, flops=middle)).total_s > measured_s
+        low, high = (middle, high) if slow else (low, middle)
+    return replace(rates, flops=high)
+
+
+def _exchanges(cfg: Config, launch: Launch, micro_batch_s: float) -> Iterator[tuple[float, float]]:
+    """Bytes through each rank for every exchange of a step, and the seconds that are computed beside it."""
+    if launch.gpus == 1:
+        return
+    size, passed_on = model_size(cfg.model), (launch.gpus - 1) / launch.gpus
+    weights = WEIGHT_BYTES[cfg.train.precision] * size.total * passed_on
+    # DeepSpeed sends the gradients of linear layers in the 16 bits of autocast
+    halves = size.layers * size.block if launch.engine.startswith("zero") and cfg.train.precision == "bf16" else 0
+    gradients = (4 * size.total - 2 * halves) * passed_on
+    accumulation = launch.accumulation(cfg)
+    match launch.engine:
+        case "ddp":
+            yield 2 * gradients, BACKWARD_SHARE * micro_batch_s
+        case "zero1":  # DeepSpeed sends on the stream that computes, except under ZeRO-3
+            yield gradients + weights, 0.0
+        case "zero2":
+            yield accumulation * gradients + weights, 0.0
+        case "fsdp2":
+            yield from [(2 * weights, micro_batch_s)] * (accumulation - 1)
+            yield 2 * weights + gradients, micro_batch_s
+        case _:
+            yield from [(2 * weights + gradients, micro_batch_s)] * accumulation
+
+
+def _update_s(cfg: Config, launch: Launch, rates: Rates) -> float:
+    elements = updated_elements(cfg, launch)
+    if not launch.offloads:
+        return UPDATE_BYTES * elements / rates.memory_bytes
+    # gradients down, weights up for every pass, and the update itself in the CPU's memory
+    moved = 4 + 2 * WEIGHT_BYTES[cfg.train.precision]
+    return (UPDATE_BYTES + launch.accumulation(cfg) * moved) * elements / HOST_BYTES_PER_S

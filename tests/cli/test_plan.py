@@ -1,0 +1,197 @@
+"""gptscale plan: the table, the JSON object, and what a mistake is told."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gptscale.cli import plan
+from gptscale.config.load import dump_config, parse_config
+from gptscale.errors import ConfigError
+from tests.conftest import small_values
+
+ROOT = Path(__file__).parents[2]
+GPT2 = ROOT / "configs" / "gpt2-124m.yaml"
+XL = ROOT / "configs" / "gpt2-1558m.yaml"
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """What the verb prints."""
+
+    def run(*args: Any, **options: Any) -> str:
+        plan.run_plan(*args, **options)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def made_run(tmp_path: Path) -> Callable[..., Path]:
+    """A run folder of GPT-2 small as training leaves it, with a speed on record."""
+
+    def make(device: str = "NVIDIA H100 80GB HBM3", speed: float = 400_000.0, mfu: float = 0.346) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        values = {**small_values(tmp_path), "model": {"preset": "124M"}}
+        values["train"] |= {"tokens_per_step": 524_288, "micro_batch_sequences": 16, "precision": "bf16"}
+        (folder / "config.yaml").write_text(dump_config(parse_config(values)))
+        start = {"device": device, "engine": "none", "world": 1, "data_fingerprint": "f"}
+        (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
+        record = {"step": 10, "train/tokens_per_s": speed, "train/mfu": mfu}
+        save = {"step": 10, "checkpoint/bytes": 1.5e9, "checkpoint/durable_s": 3.0}
+        (folder / "log.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(save) + "\n")
+        return folder
+
+    return make
+
+
+def planned(text: str) -> Any:
+    return json.loads(text)
+
+
+def test_the_table_has_everything_and_ends_with_the_verdict(say: Say) -> None:
+    text = say(GPT2, ["train.epochs=null", "train.tokens=10_000_000_000"], gpus=8, engine="zero2", tokens=1e9)
+    rows = {line[:12].strip() for line in text.splitlines()}
+    assert rows >= {"model", "step", "GPU counts", "rates", "step time", "this run", "Chinchilla", "--tokens"}
+    assert "124,439,808 parameters, 854 MFLOP for each token" in text
+    assert "524,288 tokens, 512 sequences: zero2 x8, 4 micro-batches of 16" in text
+    assert "1, 2, 4, 8, 16, 32 divide the step without filling" in text
+    assert "40% of the peak (assumed; see --mfu and --from); 450 GB/s from GPU to GPU" in text
+    assert re.search(r"^> zero2 .*\d+\.\d\d", text, re.MULTILINE)
+    for engine in ("ddp", "zero1", "zero3", "zero3-offload", "fsdp2"):
+        assert re.search(rf"^  {engine} .*\d+\.\d\d", text, re.MULTILINE)
+    assert "this run     9,999,745,024 tokens, 19,073 steps" in text  # 10^10 / 524,288, rounded down
+    assert "Chinchilla   2,488,796,160 tokens" in text  # 20 * 124,439,808
+    # 12 * (124,439,808 + 47 rows of padding * 768) bytes; 3 kept, the best, and one on its way
+    assert "checkpoints  1.49 GB each, safe after 1.49 s; 4 stay, so up to 7.47 GB of disk" in text
+    assert text.splitlines()[-1].startswith("verdict      fits: ")
+
+
+def test_what_does_not_fit_says_why_and_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(plan.typer.Exit) as end:
+        plan.run_plan(XL, gpus=8, engine="ddp", gpu="a100-40", tokens=1e9)
+    text = capsys.readouterr().out
+    assert end.value.exit_code == 1
+    assert "> ddp (too much)" in text
+    verdict = text.splitlines()[-1]
+    assert re.fullmatch(
+        r"verdict      does not fit: \d+\.\d GiB where 36\.0 of the 40 of a100-40 can be used, because moments take 11\.6; "
+        r"nearest that does: .+",
+        verdict,
+    )
+
+
+def test_what_is_named_as_nearest_fits(capsys: pytest.CaptureFixture[str], say: Say) -> None:
+    with pytest.raises(plan.typer.Exit):
+        plan.run_plan(XL, gpus=2, engine="ddp", gpu="rtx4090")
+    nearest = capsys.readouterr().out.splitlines()[-1].split("nearest that does: ")[1].split()
+    settings = [word for word in nearest if "=" in word]
+    options = dict(zip(nearest[::2], nearest[1::2], strict=False)) if nearest[0].startswith("--") else {}
+    known = {"--gpus": "gpus", "--engine": "engine", "--gpu": "gpu"}
+    changed = {known[key]: int(value) if key == "--gpus" else value for key, value in options.items() if key in known}
+    text = say(XL, settings, **{"gpus": 2, "engine": "ddp", "gpu": "rtx4090", **changed})
+    assert text.splitlines()[-1].startswith("verdict      fits: ")
+
+
+def test_json_has_the_same_numbers(say: Say) -> None:
+    found = planned(say(GPT2, gpus=8, engine="zero2", as_json=True))
+    assert found["parameters"] == 124_439_808
+    assert found["launch"] == {"engine": "zero2", "gpus": 8, "micro_batch_sequences": 16}
+    assert found["fits"] is True
+    assert [engine["engine"] for engine in found["engines"]] == [
+        "zero2",
+        "ddp",
+        "zero1",
+        "zero3",
+        "zero3-offload",
+        "fsdp2",
+    ]
+    memory = found["engines"][0]["memory"]
+    assert set(memory) == {"weights", "gradients", "moments", "activations", "logits", "buffers", "host"}
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits(say: Say) -> None:
+    found = planned(say(XL, ["train.micro_batch_sequences=auto"], gpus=8, engine="zero2", as_json=True))
+    assert found["launch"]["micro_batch_sequences"] == found["engines"][0]["largest_micro_batch_sequences"] > 1
+
+
+def test_gpus_that_do_not_divide_a_step_are_told_what_filling_costs(say: Say) -> None:
+    verdict = say(GPT2, gpus=12, engine="ddp").splitlines()[-1]
+    # 32 micro-batches of 16 on 12 GPUs are 3 each, 36 in all
+    assert (
+        "12 GPUs do not divide the step's 512 sequences in micro-batches of 16: 11% of the work is filling" in verdict
+    )
+    assert verdict.endswith("nearest that do: --gpus 8 or 16")
+
+
+def test_epochs_are_counted_where_the_corpus_is(values: dict[str, Any], tmp_path: Path, say: Say) -> None:
+    values["train"] = {**values["train"], "steps": None, "epochs": 2}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert re.search(r"^this run     [\d,]+ tokens, [\d,]+ steps", say(path), re.MULTILINE)
+    elsewhere = say(path, [f"data.dir={tmp_path / 'nowhere'}"])
+    assert "this run     train.epochs=2 of a corpus that is not there yet; --tokens plans for a number" in elsewhere
+
+
+def test_a_measured_run_gives_its_gpu_its_speed_and_its_disk(made_run: Callable[..., Path], say: Say) -> None:
+    found = planned(say(GPT2, from_run=made_run(), as_json=True))
+    assert found["gpu"] == "h100"
+    assert found["engines"][0]["step"]["compute_s"] + found["engines"][0]["step"]["update_s"] == pytest.approx(
+        524_288 / 400_000
+    )
+    assert found["checkpoints"]["save_s"] == pytest.approx(found["checkpoints"]["bytes_each"] / 0.5e9)
+
+
+def test_what_is_given_wins_over_what_was_measured(made_run: Callable[..., Path], say: Say) -> None:
+    found = planned(say(GPT2, from_run=made_run(), gpu="h200", mfu=0.5, disk=2, bandwidth=10, as_json=True))
+    assert found["gpu"] == "h200"
+    assert found["rates"]["flops"] == 0.5 * 989e12
+    assert found["rates"]["link_bytes"] == 10e9
+    assert found["checkpoints"]["save_s"] == pytest.approx(found["checkpoints"]["bytes_each"] / 2e9)
+
+
+def test_a_run_on_a_processor_plans_for_one(made_run: Callable[..., Path], say: Say) -> None:
+    text = say(GPT2, from_run=made_run("CPU, 2 threads", 100.0, 0.5))
+    assert "rates        cpu at 0.0854 TFLOP/s, 50% of the peak (measured in" in text  # 854 MFLOP * 100
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "message"),
+    [
+        (
+            "CPU, 2 threads",
+            {"gpu": "h100"},
+            "--from was measured on CPU, 2 threads, which says nothing about --gpu=h100",
+        ),
+        ("AMD Instinct MI300X", {}, "--from was measured on AMD Instinct MI300X, which is not known; say with --gpu"),
+    ],
+)
+def test_a_run_on_another_device_is_no_measure(
+    made_run: Callable[..., Path], device: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        plan.run_plan(GPT2, from_run=made_run(device), **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--from=.* is no run; give a run folder that `gptscale train` has written to"
+    ):
+        plan.run_plan(GPT2, from_run=tmp_path)
+
+
+def test_a_plan_waits_for_no_heavy_library() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "gptscale", "plan", str(GPT2), "--gpus", "8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "numpy", "datasets", "accelerate", "deepspeed", "wandb", "matplotlib"}

@@ -1,0 +1,187 @@
+"""What train.sbatch does after its start has ended, seen with stand-ins for SLURM's commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gptscale.config.load import dump_config, parse_config
+from tests.conftest import small_values
+from tests.launch.test_files import ROOT
+
+NOTICE = "kill -USR1 $PPID; sleep 0.2"  # to the batch shell, which waits for srun
+
+
+class Slurm:
+    """A job of train.sbatch on a cluster whose srun is a script of the test's."""
+
+    def __init__(self, folder: Path) -> None:
+        values = small_values(folder)
+        values["train"] |= {"steps": 3}
+        self.folder, self.run_dir = folder, parse_config(values).run.dir
+        (folder / "config.yaml").write_text(dump_config(parse_config(values)))
+        (folder / "bin").mkdir()
+        self.restarts = 0
+        self.requeue_ends_with = 0
+        self.command("scancel", "")
+
+    def command(self, name: str, body: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.folder}/calls\n{body}\n')
+        path.chmod(0o755)
+
+    def begin(self, srun: str, **environment: str) -> "subprocess.Popen[str]":
+        self.command("srun", f"checkpoint() {{ mkdir -p {self.run_dir}/checkpoints/step-$1; }}\n{srun}")
+        answers = {
+            "show.hostnames": "echo n1",
+            "show.job": f"echo '   Requeue=1 Restarts={self.restarts} BatchFlag=1'",
+            "requeue.7": f"exit {self.requeue_ends_with}",
+        }
+        self.command("scontrol", "\n".join(f"[ $1.$2 != {asked} ] || {answer}" for asked, answer in answers.items()))
+        cleared = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
+        if self.restarts:
+            job["SLURM_RESTART_COUNT"] = str(self.restarts)
+        return subprocess.Popen(
+            ["bash", "launch/slurm/train.sbatch", str(self.folder / "config.yaml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={
+                **cleared,
+                "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+                "PYTHON": sys.executable,
+                "PYTHONPATH": str(ROOT),
+                **job,
+                **environment,
+            },
+        )
+
+    def start(self, srun: str, **environment: str) -> tuple[int, str]:
+        """One start of the job: its exit code and what it said."""
+        process = self.begin(srun, **environment)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def called(self, words: str) -> bool:
+        return words in (self.folder / "calls").read_text().splitlines()
+
+    def requeued(self) -> bool:
+        """Whether the last start put the job back into the queue."""
+        found = self.called("scontrol requeue 7")
+        (self.folder / "calls").unlink()
+        self.restarts += found
+        return found
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Slurm:
+    return Slurm(tmp_path)
+
+
+def test_a_run_that_is_done_ends_its_job(slurm: Slurm) -> None:
+    code, said = slurm.start(f"checkpoint 3; touch {slurm.run_dir}/done; exit 1")
+    assert (code, slurm.requeued()) == (0, False)  # the marker counts, not the exit code
+    assert said.endswith("train.sbatch: done\n")
+
+
+def test_a_marker_from_before_does_not_end_a_job(slurm: Slurm) -> None:
+    slurm.run_dir.mkdir()
+    (slurm.run_dir / "done").touch()
+    code, said = slurm.start(f"{NOTICE}; checkpoint 1")
+    assert "the run is not done" in said
+    assert (code, slurm.requeued()) == (0, True)
+
+
+def test_a_notice_reaches_the_steps_and_the_job_goes_on_later(slurm: Slurm) -> None:
+    code, said = slurm.start(f"{NOTICE}; checkpoint 1")
+    assert "USR1: the end is near" in said
+    assert slurm.called("scancel --signal=USR1 7")
+    assert (code, slurm.requeued()) == (0, True)
+
+
+def test_a_notice_before_the_ranks_are_started_starts_none(slurm: Slurm, tmp_path: Path) -> None:
+    slow = tmp_path / "slow-python"
+    slow.write_text(f'#!/bin/bash\ntouch {tmp_path}/reading\nsleep 1\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    process = slurm.begin("", PYTHON=str(slow))
+    while not (tmp_path / "reading").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert "srun" not in (tmp_path / "calls").read_text()
+    assert (process.returncode, slurm.requeued()) == (0, True)
+
+
+def test_three_starts_without_a_step_are_enough(slurm: Slurm) -> None:
+    for _ in range(2):
+        code, said = slurm.start(NOTICE)
+        assert (code, slurm.requeued()) == (0, True), said
+    code, said = slurm.start(NOTICE)
+    assert (code, slurm.requeued()) == (1, False)
+    assert said.endswith(
+        "not requeued: 3 starts in a row had to end before their first step; submit it with a longer --time\n"
+    )
+
+
+@pytest.mark.parametrize("between", ["a step", "another job"])
+def test_only_starts_of_one_job_in_a_row_are_counted(slurm: Slurm, between: str) -> None:
+    for _ in range(2):
+        slurm.start(NOTICE)
+        assert slurm.requeued()
+    if between == "a step":
+        slurm.start("checkpoint 1; kill -9 $PPID")  # no word is left to the job itself
+        slurm.restarts += 1
+        (slurm.folder / "calls").unlink()
+    environment = {"SLURM_JOB_ID": "8"} if between == "another job" else {}
+    code, said = slurm.start(NOTICE, **environment)
+    assert code == 0, said
+    assert slurm.called(f"scontrol requeue {environment.get('SLURM_JOB_ID', '7')}")
+
+
+def test_a_start_that_failed_after_a_checkpoint_goes_on(slurm: Slurm) -> None:
+    code, said = slurm.start("checkpoint 1; exit 9")
+    assert "srun ended with 9" in said
+    assert (code, slurm.requeued()) == (0, True)
+
+
+def test_a_start_that_failed_and_got_nowhere_is_for_a_person(slurm: Slurm) -> None:
+    code, said = slurm.start("exit 9")
+    assert (code, slurm.requeued()) == (9, False)
+    assert said.endswith("no new checkpoint since the start; not requeued\n")
+
+
+def test_a_cancelled_job_lets_its_ranks_save_and_stays_away(slurm: Slurm) -> None:
+    code, said = slurm.start("kill -TERM $PPID; sleep 0.2; checkpoint 1; exit 3")
+    assert (code, slurm.requeued()) == (3, False)
+    assert list((slurm.run_dir / "checkpoints").iterdir()), said
+
+
+def test_a_job_that_may_not_be_requeued_says_how_to_go_on(slurm: Slurm) -> None:
+    slurm.requeue_ends_with = 1
+    code, said = slurm.start(f"{NOTICE}; checkpoint 1")
+    assert code == 1
+    assert said.endswith("not requeued; submit the same command again, it goes on from the last checkpoint\n")
+
+
+@pytest.mark.parametrize("holder", ["job 9, start 0,", "job 7, start 1,", "no job,"])
+def test_a_job_whose_run_another_start_has_taken_ends(slurm: Slurm, holder: str) -> None:
+    code, said = slurm.start(
+        f"{NOTICE}; checkpoint 1; mkdir -p {slurm.run_dir}/fence; "
+        f"echo 'job 7, start 0, process 1 on n1' > {slurm.run_dir}/fence/000001; "
+        f"echo '{holder} process 1 on n2' > {slurm.run_dir}/fence/000002"
+    )
+    assert (code, slurm.requeued()) == (1, False)
+    assert said.endswith(f"another start has taken {slurm.run_dir} over; this job ends\n")
+
+
+def test_a_job_that_runs_elsewhere_is_not_requeued_by_the_shell_it_left_behind(slurm: Slurm) -> None:
+    slurm.restarts = 1
+    code, said = slurm.start(f"{NOTICE}; checkpoint 1", SLURM_RESTART_COUNT="0")
+    assert (code, slurm.called("scontrol requeue 7")) == (1, False)
+    assert said.endswith("SLURM has started the job again elsewhere; this start ends\n")

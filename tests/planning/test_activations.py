@@ -1,0 +1,117 @@
+"""The formula of activations against what autograd keeps and what the allocator gives out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptscale.config.load import parse_config
+from gptscale.config.schema import Config
+from gptscale.model import loss
+from gptscale.planning import activations as formulas
+from gptscale.planning.activations import activations
+from gptscale.planning.launch import Launch
+from gptscale.planning.memory import memory_of
+from gptscale.training.optimizer import build_optimizer
+from tests.conftest import small_values
+from tests.planning.measure import loss_of, new_model, peak_bytes, saved_bytes
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "deep": {"vocab_size": 300, "context_length": 256, "emb_dim": 128, "n_heads": 8, "n_layers": 6},
+    "wide words": {"vocab_size": 2000, "context_length": 128, "emb_dim": 96, "n_heads": 3, "n_layers": 2},
+    "two tables": {"emb_dim": 64, "n_heads": 4, "n_layers": 3, "context_length": 64, "tie_embeddings": False},
+    "few biases": {
+        "context_length": 128,
+        "emb_dim": 160,
+        "n_heads": 5,
+        "n_layers": 3,
+        "qkv_bias": False,
+        "norm_bias": False,
+    },
+}
+CASES = [
+    (shape, precision, recompute)
+    for shape in SHAPES
+    for precision in ("fp32", "bf16", "bf16-sharded")
+    for recompute in (False, True)
+]
+SEQUENCES = 4
+
+
+def config(shape: str, precision: str, recompute: bool, **model: Any) -> Config:
+    values = small_values(Path("nowhere"))
+    values["model"] |= {"drop_rate": 0.0, **SHAPES[shape], **model}
+    values["train"] |= {
+        "precision": precision,
+        "activation_checkpointing": recompute,
+        "tokens_per_step": 2 * SEQUENCES * values["model"]["context_length"],
+        "micro_batch_sequences": SEQUENCES,
+    }
+    return parse_config(values)
+
+
+@pytest.mark.parametrize(("shape", "precision", "recompute"), CASES)
+def test_the_formula_counts_what_autograd_keeps(shape: str, precision: str, recompute: bool) -> None:
+    cfg = config(shape, precision, recompute)
+    model = new_model(cfg)
+    measured = saved_bytes(model, lambda: loss_of(model, cfg, SEQUENCES))
+    head = model.out_head.weight.nbytes  # its gradient, which the plan counts with the loss
+    assert activations(cfg, SEQUENCES).kept + head == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("shape", "precision", "recompute"), CASES)
+def test_a_micro_batch_takes_no_more_and_no_less_than_planned(shape: str, precision: str, recompute: bool) -> None:
+    cfg = config(shape, precision, recompute)
+    model = new_model(cfg)
+    loss_of(model, cfg, SEQUENCES).backward()  # from here on the gradients are there
+    measured = peak_bytes(lambda: loss_of(model, cfg, SEQUENCES).backward())
+    planned = activations(cfg, SEQUENCES)
+    assert planned.kept + max(planned.loss, planned.block) == pytest.approx(measured, rel=0.08)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunks_of_logits_are_counted_where_two_of_them_meet(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    cfg = config("wide words", precision, recompute=False)
+    for module in (loss, formulas):
+        monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 200 * 2048)  # 512 tokens in chunks of 200, 200 and 112
+    model = new_model(cfg)
+    loss_of(model, cfg, SEQUENCES).backward()
+    measured = peak_bytes(lambda: loss_of(model, cfg, SEQUENCES).backward())
+    planned = activations(cfg, SEQUENCES)
+    assert planned.kept + planned.loss == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_of_two_micro_batches_takes_what_is_planned_for_one_process(precision: str, recompute: bool) -> None:
+    cfg = config("deep", precision, recompute)
+    model = new_model(cfg)
+    optimizer = build_optimizer(model, cfg.optim, torch.device("cpu"))
+
+    def step() -> None:
+        for _ in range(2):
+            loss_of(model, cfg, SEQUENCES).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    weights = sum(p.nbytes for p in model.parameters())
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
+    planned = memory_of(cfg, Launch("none", 1, SEQUENCES))
+    assert (planned.weights, planned.moments) == pytest.approx((weights, moments), rel=1e-6)
+    assert planned.total == pytest.approx(weights + moments + peak_bytes(step), rel=0.05)
+
+
+def test_dropout_adds_a_byte_for_each_element_of_its_masks() -> None:
+    # 4 * 256 tokens of width 128: two masks in each of 6 blocks, and one of the embeddings
+    plain, dropped = (activations(config("deep", "fp32", False, drop_rate=p), SEQUENCES) for p in (0.0, 0.1))
+    assert dropped.kept - plain.kept == (2 * 6 + 1) * 128 * 1024
+
+
+def test_gpt2_small_in_bf16_is_what_the_derivation_says() -> None:
+    # 1,024 tokens: 12 blocks of 768 * 36 + 16 + 48, then 768 * (4 + 2) + 16; copies 2 * 12 * 12 * 768^2
+    values = small_values(Path("nowhere"))
+    values["model"] = {"preset": "124M"}
+    values["train"] |= {"precision": "bf16", "tokens_per_step": 1024, "micro_batch_sequences": 1}
+    assert activations(parse_config(values), 1).kept == 1024 * (12 * 27_712 + 4_624) + 169_869_312

@@ -1,0 +1,63 @@
+"""The verdict: fits, or why not and what would. Memory is one round number for each thing, so that the order shows."""
+
+from collections.abc import Callable
+
+import pytest
+
+from gptscale.config.schema import Config
+from gptscale.planning import memory
+from gptscale.planning.advice import nearest_that_fits
+from gptscale.planning.launch import Launch
+from gptscale.planning.memory import GIB, largest_micro_batch, usable_bytes
+from gptscale.planning.rates import find_gpu
+from gptscale.runtime.gpus import Gpu
+
+Make = Callable[..., Config]
+
+
+def card(gib: float) -> Gpu:
+    """A GPU of which a run may use so many GiB."""
+    return Gpu("card", (), 1e12, 1e12, 1e12, gib / memory.USABLE_SHARE, 1e12, 1e9)
+
+
+@pytest.fixture(autouse=True)
+def one_gib_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state takes 8 GiB over its shards, a sequence 2 GiB, or 1 where activations are computed again."""
+
+    class Fake:
+        def __init__(self, total: float) -> None:
+            self.total = total
+
+    def memory_of(cfg: Config, launch: Launch) -> Fake:
+        each = 1 if cfg.train.activation_checkpointing else 2
+        return Fake(GIB * (8 / (launch.gpus if launch.shards else 1) + each * launch.micro_batch_sequences))
+
+    monkeypatch.setattr(memory, "memory_of", memory_of)
+
+
+@pytest.mark.parametrize(("gib", "largest"), [(9.9, 0), (10, 1), (15.9, 2), (16, 4), (24, 8), (1000, 8)])
+def test_the_largest_micro_batch_is_a_power_of_two_that_a_step_can_use(config: Make, gib: float, largest: int) -> None:
+    assert largest_micro_batch(config(), Launch("none", 1), card(gib)) == largest
+
+
+@pytest.mark.parametrize(
+    ("gib", "engine", "gpus", "nearest"),
+    [
+        (12, "none", 1, "train.micro_batch_sequences=2"),
+        (9.5, "none", 1, "train.activation_checkpointing=true train.micro_batch_sequences=1"),
+        (7, "ddp", 2, "--engine zero1 train.micro_batch_sequences=1"),
+        (5.5, "zero2", 2, "train.activation_checkpointing=true train.micro_batch_sequences=1"),
+        (4.5, "zero2", 2, "--gpus 4 train.micro_batch_sequences=1"),
+        (1.5, "zero2", 2, "--gpu t4"),
+    ],
+)
+def test_the_smallest_change_is_named(config: Make, gib: float, engine: str, gpus: int, nearest: str) -> None:
+    assert nearest_that_fits(config(), Launch(engine, gpus, 4), card(gib)) == nearest
+
+
+def test_nothing_is_named_where_nothing_would_do(config: Make) -> None:
+    b200 = find_gpu("b200")
+    cfg = config(train={"tokens_per_step": 32, "micro_batch_sequences": 1})
+    tiny = Gpu("tiny", (), 1e12, 1e12, 1e12, b200.memory_gib, 1e12, 1e9)
+    assert usable_bytes(tiny) > 0
+    assert nearest_that_fits(cfg, Launch("none", 1, 1), tiny) == ""

@@ -1,0 +1,71 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptscale.config.schema import Config
+from gptscale.errors import ConfigError
+from gptscale.planning.launch import Launch
+from gptscale.planning.rates import Measured, calibrated_mfu, find_gpu, measured, plan_rates, processor
+from gptscale.planning.steptime import step_time
+
+Make = Callable[..., Config]
+
+
+def read(cfg: Config, speeds: list[float], **extra: Any) -> Measured:
+    records = [{"step": 1.0, "val/loss": 3.0}, *({"train/tokens_per_s": x, "train/mfu": x / 1000} for x in speeds)]
+    return measured(Path("runs/x"), cfg, "CPU, 2 threads", "none", 1, [*records, extra] if extra else records)
+
+
+def test_the_warm_half_of_a_record_counts(config: Make) -> None:
+    run = read(config(), [1, 2, 300, 500, 400, 310, 330])  # the last four
+    assert (run.tokens_per_s, run.mfu) == (365, 0.365)
+    assert run.disk_bytes_per_s is None
+
+
+def test_saves_tell_how_fast_the_disk_is(config: Make) -> None:
+    run = read(config(), [100], **{"checkpoint/bytes": 600.0, "checkpoint/durable_s": 2.0})
+    assert run.disk_bytes_per_s == 300
+
+
+def test_a_run_without_a_speed_is_refused(config: Make) -> None:
+    with pytest.raises(ConfigError, match="--from=runs/x holds no measured speed; let the run train for some steps"):
+        read(config(), [])
+
+
+def test_an_unknown_gpu_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="--gpu=h1000 is unknown; choose one of b200, h200, h100-pcie, h100, a100-40"):
+        find_gpu("h1000")
+    assert find_gpu("H100").name == "h100"
+
+
+def test_links_are_the_networks_beyond_one_machine(gpt2: Make) -> None:
+    h100, l40s = find_gpu("h100"), find_gpu("l40s")
+    assert [plan_rates(gpt2(), h100, n).link_bytes for n in (8, 9)] == [450e9, 50e9]
+    assert [plan_rates(gpt2(), l40s, n).link_bytes for n in (8, 9)] == [32e9, 32e9]  # its own link is slower
+    assert plan_rates(gpt2(), h100, 64, bandwidth=12e9).link_bytes == 12e9
+
+
+def test_a_given_share_of_the_peak_is_used(gpt2: Make) -> None:
+    assert plan_rates(gpt2(), find_gpu("a100-80"), 1, mfu=0.5).flops == 156e12
+    assert plan_rates(gpt2(precision="fp32"), find_gpu("a100-80"), 1, mfu=0.5).flops == 9.75e12
+
+
+@pytest.mark.parametrize("engine", ["none", "ddp"])
+def test_a_measured_run_is_predicted_as_it_was(gpt2: Make, engine: str) -> None:
+    cfg, gpus = gpt2(), 1 if engine == "none" else 8
+    run = Measured(cfg, Launch(engine, gpus, 16), "NVIDIA H100 80GB HBM3", gpus * 150_000, 0.13, None)
+    mfu = calibrated_mfu(run, find_gpu("h100"))
+    # 854,438,400 FLOPs a token * 150,000 = 128 TFLOP/s, of 989; a little more where updating takes its share
+    assert 0.1296 < mfu < 0.1310
+    again = step_time(cfg, run.launch, plan_rates(cfg, find_gpu("h100"), gpus, mfu=mfu))
+    assert again.total_s == pytest.approx(524_288 / (gpus * 150_000))
+
+
+def test_a_processor_has_the_peak_that_its_utilisation_was_measured_against(config: Make) -> None:
+    run = Measured(config(), Launch("none", 1, 4), "CPU, 2 threads", 1000.0, 0.25, None)
+    cpu = processor(run, 8 * 2**30)
+    # 6 * (2 * 12 * 32^2 + 257 * 32) + 12 * 2 * 32 * 32 = 221,376 FLOPs a token
+    assert cpu.peak_flops(run.cfg.train) == pytest.approx(1000 * 221_376 / 0.25)
+    assert cpu.memory_gib == 8

@@ -1,0 +1,47 @@
+import pytest
+
+from gptscale.config.schema import TrainConfig
+from gptscale.runtime.gpus import GPUS, gpu_of_product
+
+
+@pytest.mark.parametrize(
+    ("product", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA A100 80GB PCIe", "a100-80"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA A10G", "a10g"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("Tesla V100-SXM2-32GB", "v100"),
+        ("Tesla T4", "t4"),
+    ],
+)
+def test_a_product_name_finds_its_data_sheet(product: str, name: str) -> None:
+    gpu = gpu_of_product(product)
+    assert gpu is not None
+    assert gpu.name == name
+
+
+def test_a_gpu_that_is_not_in_the_table_is_none() -> None:
+    assert gpu_of_product("AMD Instinct MI300X") is None
+
+
+def test_the_peak_is_that_of_the_arithmetic_of_a_run() -> None:
+    a100 = gpu_of_product("NVIDIA A100-SXM4-80GB")
+    assert a100 is not None
+    peaks = [a100.peak_flops(TrainConfig(steps=1, precision=p, tf32=tf32)) for p, tf32 in
+             [("bf16", False), ("fp16", True), ("fp32", True), ("fp32", False)]]  # fmt: skip
+    assert peaks == [312e12, 312e12, 156e12, 19.5e12]
+
+
+def test_names_are_unique_and_no_column_was_mixed_up() -> None:
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS)
+    for gpu in GPUS:
+        assert gpu.half_flops > gpu.tf32_flops >= gpu.fp32_flops > 1e12
+        assert gpu.memory_bytes_per_s > gpu.link_bytes_per_s > 1e9
