@@ -1,6 +1,5 @@
 """gptscale export: a checkpoint for other people's programs."""
 
-import shutil
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptscale.cli.arguments import Checkpoint
+from gptscale.cli.new_folder import new_folder
 
 if TYPE_CHECKING:
     from gptscale.checkpoint.layout import CheckpointManifest
@@ -54,32 +54,23 @@ def export(
     from gptscale.weights.export import DTYPES, write_nanogpt, write_transformers
     from gptscale.weights.tokenizer import write_tokenizer
 
-    to = Path(to)
     if form not in FORMATS:
         raise WeightsError(f"--format={form} is none of {', '.join(FORMATS)}")
     if dtype not in DTYPES:
         raise WeightsError(f"--dtype={dtype} is none of {', '.join(DTYPES)}")
-    if to.exists():
-        raise WeightsError(f"--to {to} exists; choose another folder, or move it away")
-    folder, manifest = find_checkpoint(Path(checkpoint))
-    cfg = parse_config(manifest.config, str(folder))
-    source = checkpoint_source(folder, manifest)
-    tokenizer = load_tokenizer(cfg.data.tokenizer)
-    unfinished = to.with_name(f".unfinished-{to.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with new_folder(Path(to)) as new:
+        folder, manifest = find_checkpoint(Path(checkpoint))
+        cfg = parse_config(manifest.config, str(folder))
+        source = checkpoint_source(folder, manifest)
+        tokenizer = load_tokenizer(cfg.data.tokenizer)
         if form == "nanogpt":
             loss = losses(folder, manifest.step).get("val/loss", nan)
-            write_nanogpt(unfinished, source, cfg.model, dtype, manifest.step, loss)
+            write_nanogpt(new, source, cfg.model, dtype, manifest.step, loss)
         else:
             end, part_bytes = tokenizer.end_of_text, part_size_mb * MEGABYTE
-            write_transformers(unfinished, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
-            write_tokenizer(unfinished, tokenizer, cfg.model.context_length)
-            (unfinished / "README.md").write_text(_card(to.name, folder, manifest, cfg), encoding="utf-8")
-        unfinished.rename(to)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            write_transformers(new, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
+            write_tokenizer(new, tokenizer, cfg.model.context_length)
+            (new / "README.md").write_text(_card(Path(to).name, folder, manifest, cfg), encoding="utf-8")
 
 
 def losses(folder: Path, step: int) -> dict[str, float]:
@@ -105,7 +96,7 @@ def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config"
         "data": _data(cfg),
         "data fingerprint": manifest.data_fingerprint[:12] or "none",
         "steps": f"{manifest.step:,}",
-        "tokens": f"{manifest.step * cfg.train.tokens_per_step:,}",
+        "tokens": f"{manifest.ledger['samples'] * cfg.model.context_length:,}",
         **{words[m]: f"{loss:.4f} nats per token" for m, loss in losses(folder, manifest.step).items()},
     }
     if cfg.model.init_from:

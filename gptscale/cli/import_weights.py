@@ -1,12 +1,12 @@
 """gptscale import: other people's weights, or their trainings with the optimizer's state, as a checkpoint."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptscale.cli.arguments import Overrides
+from gptscale.cli.new_folder import new_folder
 
 if TYPE_CHECKING:
     from gptscale.config.schema import Config
@@ -54,24 +54,15 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
     """
     from gptscale.checkpoint.imported import write_imported
     from gptscale.checkpoint.source import open_weights
-    from gptscale.errors import WeightsError
     from gptscale.weights.gpt2 import check_source, read_parameters
 
     to = Path(to)
-    if to.exists():
-        raise WeightsError(f"--to {to} exists; choose another folder, or move it away")
-    found = open_weights(source)
-    cfg = _config(found, to, overrides)
-    check_source(found, cfg.model)
-    unfinished = to.with_name(f".unfinished-{to.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        write_imported(unfinished, cfg, read_parameters(found, cfg.model))
-        lines = _check(found, unfinished)
-        unfinished.rename(to)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(to) as folder:
+        found = open_weights(source)
+        cfg = _config(found, to, overrides)
+        check_source(found, cfg.model)
+        write_imported(folder, cfg, read_parameters(found, cfg.model))
+        lines = _check(found, folder)
     for line in [*found.notes, *lines, f"checkpoint: {to}"]:
         print(line)
     return cfg

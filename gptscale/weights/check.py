@@ -25,7 +25,11 @@ def compare_logits(model: GPTModel, folder: Path) -> float | None:
         return None
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    try:
+        theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    except Exception as error:  # transformers' kinds are many
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{folder}: transformers cannot read it ({first}); copy its config.json again") from None
     length = min(PROBE_TOKENS, model.cfg.context_length)
     tokens = torch.randint(model.cfg.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
     expected = theirs(tokens).logits

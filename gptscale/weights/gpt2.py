@@ -132,6 +132,7 @@ def check_source(source: Source, cfg: ModelConfig) -> None:
     The config may see fewer positions, have biases that the source lacks (they become zero, the same function),
     and a head of its own (it becomes the embedding).
     """
+    _check_size(source)
     _check_fields(source, cfg)
     expected = _expected_tensors(source, cfg.model_copy(update=source.fields))
     for name, shape in expected.items():
@@ -193,6 +194,22 @@ def _expected_tensors(source: Source, said: ModelConfig) -> dict[str, tuple[int,
         rows = (shape[0] // len(place.theirs), *shape[1:])
         expected |= dict.fromkeys(place.theirs, rows[::-1] if place.transposed else rows)
     return expected
+
+
+def _check_size(source: Source) -> None:
+    """See that the source's settings are not far off, before a model of that size is laid out."""
+    said = source.fields
+    (name,) = name_table(0, source.layout)["tok_emb.weight"].theirs
+    shape = (said["vocab_size"], said["emb_dim"])
+    if name in source.tensors and source.tensors[name].shape != shape:
+        raise WeightsError(
+            f"{source.origin}: {name} has shape {list(source.tensors[name].shape)}, where {list(shape)} is expected"
+        )
+    if said["n_layers"] > len(source.tensors):
+        raise WeightsError(
+            f"{source.origin} says n_layers={said['n_layers']}, but holds {len(source.tensors)} tensors; "
+            "is it a whole checkpoint of GPT-2's family?"
+        )
 
 
 def _check_fields(source: Source, cfg: ModelConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from gptscale.errors import WeightsError
 from gptscale.weights import files, pickles
 from gptscale.weights.others import parameters
-from gptscale.weights.source import Source, Tensors, without_prefixes
+from gptscale.weights.source import Source, Tensors, check_counts, without_prefixes
 
 CONFIG = "config.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -55,6 +55,7 @@ def _fields(origin: str, config: dict[str, Any]) -> dict[str, Any]:
         raise WeightsError(f"{origin} is a {found}, not a gpt2; GPTModel computes GPT-2's architecture only")
     if missing := FIELDS.keys() - config.keys():
         raise WeightsError(f"{origin}: {CONFIG} lacks {sorted(missing)[0]}; copy it again")
+    check_counts(f"{origin}: {CONFIG}", config, FIELDS)
     for name, value in {**FIXED, "n_inner": 4 * config["n_embd"]}.items():
         if (asked := config.get(name)) not in (None, value):
             raise WeightsError(f"{origin} has {name}={asked}, but GPTModel computes with {value} only")

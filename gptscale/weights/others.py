@@ -9,7 +9,7 @@ import torch
 from gptscale.config.presets import GPT2_SIZES
 from gptscale.errors import WeightsError
 from gptscale.weights.pickles import read_pickle, stored_tensors
-from gptscale.weights.source import Source, Tensors, without_prefixes
+from gptscale.weights.source import Source, Tensors, check_counts, without_prefixes
 
 NANOGPT_FIELDS = {
     "vocab_size": "vocab_size",
@@ -27,7 +27,7 @@ BUFFERS = re.compile(r".*\.(att\.mask|attn\.bias|attn\.masked_bias)")
 def open_file(path: Path) -> Source:
     """The weights of a .pth, .pt or .bin file: nanoGPT's say so, the book's are known by their names."""
     content = read_pickle(path)
-    if "model_args" in content and isinstance(content.get("model"), dict):
+    if isinstance(content.get("model_args"), dict) and isinstance(content.get("model"), dict):
         return _nanogpt(path, content["model"], content["model_args"], content.get("config") or {})
     state = content.get("model_state_dict", content)
     if not isinstance(state, dict):
@@ -52,6 +52,7 @@ def _nanogpt(path: Path, state: dict[str, Any], said: dict[str, Any], config: di
     tensors.pop("lm_head.weight", None)
     if missing := NANOGPT_FIELDS.keys() - said.keys():
         raise WeightsError(f"{path}: its model_args lack {sorted(missing)[0]}; is it a ckpt.pt of nanoGPT's train.py?")
+    check_counts(f"{path}: model_args", said, NANOGPT_FIELDS)
     fields = {ours: said[theirs] for theirs, ours in NANOGPT_FIELDS.items()}
     bias = bool(said.get("bias", True))
     fields |= {"qkv_bias": bias, "norm_bias": bias, "tie_embeddings": True, "gelu": config.get("gelu", "erf")}

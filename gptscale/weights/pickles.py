@@ -34,6 +34,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def stored_tensors(path: Path, state: dict[str, Any]) -> dict[str, Stored]:
     """The tensors of a state_dict. Raises WeightsError for anything else among them."""
     for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"{path}: {name!r} is no name of a tensor; save model.state_dict()")
         if not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor; save model.state_dict()")
     return {name: _stored(tensor) for name, tensor in state.items()}

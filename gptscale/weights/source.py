@@ -1,11 +1,13 @@
 """Weights that lie somewhere else: what a source says of its model, and its tensors, read one at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+
+from gptscale.errors import WeightsError
 
 Layout = Literal["gptscale", "transformers", "nanogpt", "tensorflow", "book"]
 
@@ -38,6 +40,13 @@ class Source:
     """Where transformers finds the same model, if it can read it."""
     notes: tuple[str, ...] = ()
     """What a reader should be told."""
+
+
+def check_counts(origin: str, said: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise WeightsError unless a source's own settings of these names are whole numbers above 0."""
+    for name in names:
+        if type(said[name]) is not int or said[name] < 1:
+            raise WeightsError(f"{origin} says {name}={said[name]!r}, which is no whole number above 0; copy it again")
 
 
 def without_prefixes(tensors: Tensors, *prefixes: str) -> dict[str, Stored]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gptscale.errors import WeightsError
-from gptscale.weights.source import Source, Stored
+from gptscale.weights.source import Source, Stored, check_counts
 
 HPARAMS = "hparams.json"
 FIELDS = {
@@ -49,6 +49,7 @@ def _reader(folder: Path) -> Any:
 def _hparams(folder: Path) -> dict[str, Any]:
     try:
         said = json.loads((folder / HPARAMS).read_text(encoding="utf-8"))
+        check_counts(str(folder / HPARAMS), said, FIELDS)
         return {ours: said[theirs] for theirs, ours in FIELDS.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / HPARAMS} is not GPT-2's ({error!r}); copy it again") from None

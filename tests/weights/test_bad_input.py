@@ -138,6 +138,10 @@ def with_config(folder: Path, **changes: Any) -> None:
         ({"layer_norm_epsilon": 1e-6}, "has layer_norm_epsilon=1e-06, but GPTModel computes with 1e-05 only"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True, but GPTModel"),
         ({"n_head": None}, "config.json lacks n_head; copy it again"),
+        ({"n_embd": 48.0}, "config.json says n_embd=48.0, which is no whole number above 0; copy it again"),
+        ({"n_embd": 10**9}, r"wte.weight has shape \[257, 48\], where \[257, 1000000000\] is expected"),
+        ({"n_layer": 10**6}, "says n_layers=1000000, but holds 40 tensors; is it a whole checkpoint"),
+        ({"resid_pdrop": "x"}, "transformers cannot read it .*resid_pdrop.*; copy its config.json again"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

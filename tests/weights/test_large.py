@@ -63,7 +63,9 @@ def write_checkpoint(folder: Path, model: GPTModel) -> None:
     parts = [write_part(folder, part_name(r, WORLD), zero3_fragments(model, r)) for r in range(WORLD)]
     files = {p.file: p.record for p in parts}
     config = cfg.model_dump(mode="json")
-    write_manifest(folder, CheckpointManifest(7, {}, config, "f" * 64, "zero3", WORLD, files, merge_parts(parts)))
+    write_manifest(
+        folder, CheckpointManifest(7, {"samples": 9}, config, "f" * 64, "zero3", WORLD, files, merge_parts(parts))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_the_model_card_says_data_steps_and_losses(run: tuple[Path, GPTModel], t
         "| data | books/ |",
         "| data fingerprint | ffffffffffff |",
         "| steps | 7 |",
-        "| tokens | 168 |",
+        "| tokens | 216 |",
         "| training loss | 3.2500 nats per token |",
         "| validation loss | 3.5000 nats per token |",
     ):

@@ -166,6 +166,15 @@ def test_nanogpt_cannot_have_a_head_of_its_own(tmp_path: Path) -> None:
     [
         ([1, 2], "holds a list, not a state_dict; save model.state_dict()"),
         ({"a": torch.ones(1)}, "is neither a checkpoint of the book .* nor of nanoGPT"),
+        ({1: torch.ones(1)}, "1 is no name of a tensor; save model.state_dict()"),
+        ({"model": {}, "model_args": [3]}, "model is a dict, not a tensor; save model.state_dict()"),
+        (
+            {
+                "model": {},
+                "model_args": dict.fromkeys(("vocab_size", "block_size", "n_embd", "n_head", "n_layer"), "8"),
+            },
+            "model_args says vocab_size='8', which is no whole number above 0; copy it again",
+        ),
         ({"a": 3}, "a is a int, not a tensor; save model.state_dict()"),
         ({"model_state_dict": 3}, "model_state_dict is a int; save model.state_dict()"),
         ({"model": {}, "model_args": {"n_layer": 3}}, "its model_args lack block_size; is it a ckpt.pt of nanoGPT's"),

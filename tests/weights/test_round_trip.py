@@ -169,6 +169,10 @@ def test_a_float16_that_would_overflow_is_refused(tmp_path: Path) -> None:
         ({"form": "onnx"}, "--format=onnx is none of transformers, nanogpt"),
         ({"dtype": "int8"}, "--dtype=int8 is none of float32, bfloat16, float16"),
         ({"to": "ours"}, "exists; choose another folder, or move it away"),
+        (
+            {"to": "ours/manifest.json/new"},
+            r"cannot write .*new \(.*Not a directory.*\); choose another folder, or make",
+        ),
     ],
 )
 def test_an_export_that_cannot_be_made_is_refused(tmp_path: Path, options: dict[str, str], message: str) -> None:
