@@ -83,21 +83,23 @@ def _gradient_bytes(cfg: Config) -> int:
 
 def _loss_bytes(cfg: Config, tokens: int) -> int:
     stream, compute = _element_bytes(cfg)
-    autocast = stream != compute
+    copy = compute if stream != compute else 0  # that autocast makes
     vocab, width = padded_vocab_size(cfg.model.vocab_size), cfg.model.emb_dim
-    hidden = tokens * width * (stream + (compute if autocast else 0))
-    weight = vocab * width * (4 + (compute if autocast else 0))
-    return hidden + weight + _logits_bytes(tokens, vocab, width, compute)
+    return tokens * width * (stream + copy) + vocab * width * copy + _head_bytes(tokens, vocab, width, compute)
 
 
-def _logits_bytes(tokens: int, vocab: int, width: int, compute: int) -> int:
-    """The chunks of logits at their fullest.
+def _head_bytes(tokens: int, vocab: int, width: int, compute: int) -> int:
+    """The chunks of logits and the gradient of the head's weight, in fp32, at their fullest.
 
-    A chunk takes 4 bytes a logit and as many for its exponentials. The next one is made, of 8 bytes a logit or, cast
-    from 16 bits, of 6, while the last is still there, with its slope 4 or 6. The product with a slope is a chunk's
-    part of the weight's gradient.
+    A chunk takes 4 bytes a logit, and from 16 bits 2 more; then 1 for which of them are targets, and on a CPU 4 for
+    these as numbers, or a byte less for its exponentials. Its slope is all that is left of it, and stays till there is
+    that of the next. The product with a slope is a chunk's part of the gradient, which from 16 bits is cast.
     """
     rows = min(tokens, max(1, LOGITS_PER_CHUNK // vocab))
     next_rows = min(tokens - rows, rows)
-    old, new = (4, 8) if compute == 4 else (6, 6)
-    return vocab * max(8 * rows, old * rows + new * next_rows, old * rows + compute * width)
+    slope, fullest, part = (4, 9, 4) if compute == 4 else (2, 11, 6)
+    first = max(fullest * rows, slope * rows + part * width)
+    if next_rows == 0:
+        return vocab * first
+    later = 4 * width + max(slope * rows + fullest * next_rows, slope * next_rows + part * width)
+    return vocab * max(first, later)
