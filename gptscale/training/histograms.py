@@ -61,9 +61,10 @@ class HistogramTaker:
         nothing = torch.full((2,), -math.inf, device=self._engine.device)
         mine = [_outermost(held[name]).to(nothing) if name in held else nothing for name in names]
         found = {}
-        for name, (low, high) in zip(names, self._engine.largest(torch.stack(mine)).tolist(), strict=True):
-            if math.isfinite(low + high):
-                found[name] = (-low, high) if -low < high else (-low - 0.5, high + 0.5)  # as numpy.histogram does
+        for name, (negative, high) in zip(names, self._engine.largest(torch.stack(mine)).tolist(), strict=True):
+            low = -negative
+            if math.isfinite(high - low):
+                found[name] = (low, high) if low < high else (low - 0.5, high + 0.5)  # as numpy.histogram does
         return found
 
 

@@ -58,8 +58,8 @@ def test_the_bins_and_their_counts_are_numpys(engine: Engine, values: Tensor, mo
     assert found.edges == edges.tolist()
 
 
-def test_a_value_above_the_bins_of_a_piece_is_no_surprise() -> None:
-    # four bins' width of 16 in [0, 64]: 64 itself lies in the last
+def test_the_last_bin_holds_its_upper_end() -> None:
+    # 64 bins of width 1
     assert counted(torch.tensor([0.0, 0.5, 63.5, 64.0]), 0, 64).tolist() == [2, *[0] * 62, 2]
 
 
