@@ -69,7 +69,7 @@ class Streamed:
 
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
-        with _failure_is_said(self.path):
+        with _failure_is_said(f"{self.path}, file {number + 1} of {self.files},"):
             stream = _stream(self.kind, self.options).shard(num_shards=self.files, index=number)
             for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
                 yield self.columns.texts(table)
