@@ -8,6 +8,7 @@ become "\\n". JSON and Parquet stay as they are.
 import logging
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -255,9 +256,11 @@ def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, A
 def _quiet_datasets() -> Any:
     """`datasets`, without progress bars where nobody watches them; what it cannot read is for us to say."""
     import datasets
+    import tqdm
 
     if not sys.stdout.isatty():
         datasets.disable_progress_bars()
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is ended would leave behind
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     return datasets
 
