@@ -26,8 +26,7 @@ IGNORE = -100
 
 Ints = npt.NDArray[np.int64]
 
-_FOUND_AT_ONCE = 4096
-"""Samples."""
+_FOUND_AT_ONCE = 4096  # samples
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class StepLoader:
     def _starts_of(self, step: int) -> Ints:
         """The first tokens of a step's samples, (sequences_per_step,).
 
-        They are found for some steps ahead too: numpy takes as long for a few hundred samples as for a few thousand.
+        They are found for some steps ahead too, since numpy's calls take longer than the numbers of one step.
         """
         size = self.sequences_per_step
         if not self._found_from <= step < self._found_from + len(self._found):

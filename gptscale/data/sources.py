@@ -8,6 +8,7 @@ become "\\n". JSON and Parquet stay as they are.
 import logging
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class Streamed:
 
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
-        with _failure_is_said(self.path):
+        with _failure_is_said(f"{self.path}, file {number + 1} of {self.files},"):
             stream = _stream(self.kind, self.options).shard(num_shards=self.files, index=number)
             for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
                 yield self.columns.texts(table)
@@ -255,9 +256,11 @@ def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, A
 def _quiet_datasets() -> Any:
     """`datasets`, without progress bars where nobody watches them; what it cannot read is for us to say."""
     import datasets
+    import tqdm
 
     if not sys.stdout.isatty():
         datasets.disable_progress_bars()
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is ended would leave behind
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     return datasets
 

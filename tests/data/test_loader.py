@@ -1,5 +1,7 @@
 """Every rank reads its share of a step, and all shares make the step, for any number of ranks."""
 
+import queue
+import threading
 from typing import Any
 
 import numpy as np
@@ -153,6 +155,21 @@ def test_a_failure_while_reading_ahead_is_raised_by_next_step(monkeypatch: pytes
     monkeypatch.setattr(stream, "windows", broken)
     with StepLoader(stream, **SETTINGS) as loader, pytest.raises(OSError, match="stale file handle"):
         loader.next_step()
+
+
+def test_steps_are_read_in_a_thread_before_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, read = TokenStream(STREAM.shards), queue.Queue[str]()
+    whole = stream.windows
+
+    def watched(starts: Any, length: int) -> Any:
+        read.put(threading.current_thread().name)
+        return whole(starts, length)
+
+    monkeypatch.setattr(stream, "windows", watched)
+    with StepLoader(stream, **SETTINGS, steps_ahead=3) as loader:
+        readers = {read.get(timeout=60) for _ in range(3)}  # nobody has asked yet
+        assert all(name.startswith("loader") for name in readers)
+        assert rows(loader.next_step()) == rows(load()[0])
 
 
 def test_reading_ahead_is_bounded() -> None:

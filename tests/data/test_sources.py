@@ -320,6 +320,14 @@ def test_a_stream_without_documents_and_one_that_cannot_be_read_are_one_line(tmp
         source(tmp_path / "b.parquet", streaming=True)
 
 
+def test_the_file_in_whose_middle_a_stream_breaks_off_is_numbered(tmp_path: Path) -> None:
+    for name, column in [("a", "text"), ("b", "body")]:
+        pq.write_table(pa.table({column: ["x"]}), tmp_path / f"{name}.parquet")
+    match = r"data.source.path=\S+, file 2 of 2, cannot be streamed: Couldn't cast body: string .*; run prepare again"
+    with pytest.raises(DataError, match=match):
+        streamed(open_source(SourceConfig(path=str(tmp_path), streaming=True)))
+
+
 def test_a_hub_dataset_can_be_streamed_from_chosen_files(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.load import dump_config, load_config, parse_config
 from gptscale.data.embedded import TextList
+from gptscale.data.loader import Sampler, StepLoader
 from gptscale.data.prepare import prepare
+from gptscale.data.stream import TokenStream
 from tests.conftest import small_text, small_values
 
 pytestmark = [
@@ -34,7 +37,7 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     values = small_values(folder)
     text = TextList([small_text()], {"path": "small_text"})  # reading a file would take datasets
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptscale.data.prepare.open_source", lambda source: text)
+        patch.setattr("gptscale.data.job.open_source", lambda source: text)
         prepare(parse_config(values), say=lambda line: None)
     values["model"] |= {"drop_rate": 0.0}
     values["train"] |= {"micro_batch_sequences": 2}
@@ -128,3 +131,26 @@ def test_a_run_goes_on_from_its_checkpoint(values: dict[str, Any], tmp_path: Pat
 def test_one_gpu_under_fsdp2_gives_the_same_run(values: dict[str, Any], tmp_path: Path, fp32: Log) -> None:
     found = trained(values, tmp_path, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
     assert losses(found) == approx(fp32, rel=1e-4)
+
+
+def test_pinned_batches_are_not_written_again_while_they_are_copied() -> None:
+    stream = TokenStream([np.arange(2**16, dtype=np.uint16)])  # token i has the value i
+    settings: dict[str, Any] = {
+        "context_length": 256, "sequences_per_step": 32, "micro_batch_sequences": 32, "rank": 0, "world": 1,
+        "sampler": Sampler(samples=255, stride=256, seed=7), "total_steps": 200,
+    }  # fmt: skip
+    with StepLoader(stream, **settings, pin=True) as loader:
+        assert loader.next_step()[0].inputs.is_pinned()
+        busy = torch.ones(4096, 4096, device="cuda")
+        copies = []
+        for _ in range(199):
+            busy = busy @ busy / 4096  # keeps the device behind, so that copies wait while the loader goes on
+            batch = loader.next_step()[0]
+            copies.append([part.to("cuda", non_blocking=True) for part in (batch.inputs, batch.targets)])
+            del batch
+    with StepLoader(stream, **settings) as loader:
+        loader.next_step()
+        for inputs, targets in copies:
+            (expected,) = loader.next_step()
+            assert torch.equal(inputs.cpu(), expected.inputs)
+            assert torch.equal(targets.cpu(), expected.targets)
