@@ -68,9 +68,8 @@ def _hub() -> "Row":
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     host = urlsplit(endpoint).hostname or "HF_ENDPOINT"  # never the whole address, which may hold a password
     try:
-        build_opener().open(
-            Request(endpoint, method="HEAD"), timeout=HUB_WAIT_S
-        ).close()  # by the proxy, where there is one
+        request = Request(endpoint, method="HEAD")
+        build_opener().open(request, timeout=HUB_WAIT_S).close()  # by the proxy, where there is one
     except HTTPError as answer:  # an answer, too
         answer.close()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A SLURM cluster of two nodes on this machine, and jobs on it. Skipped without root or SLURM."""
+"""A SLURM cluster of four nodes on this machine, and jobs on it. Skipped without root or SLURM."""
 
 import os
 import re
@@ -21,16 +21,33 @@ from tests.conftest import small_text, small_values
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-BIN = Path("/run/gptscale-slurm/bin")
+LAB = Path("/run/gptscale-slurm")
+NODES = ["g1", "g2", "g3", "g4"]
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "pgrep", "nsenter")
-STEPS = 400
+LONGEST = 400
+"""Steps of the undisturbed run; shorter ones have its first losses, since all have one horizon."""
 
 
 def command(*words: str, **options: Any) -> str:
     """Run a command of the cluster and give what it printed."""
-    done = subprocess.run([str(BIN / words[0]), *words[1:]], capture_output=True, text=True, timeout=60, **options)
+    done = subprocess.run(
+        [str(LAB / "bin" / words[0]), *words[1:]], capture_output=True, text=True, timeout=60, **options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def facts(job: str) -> dict[str, str]:
+    """What `scontrol show job` says."""
+    return dict(re.findall(r"(\w+)=(\S*)", command("scontrol", "show", "job", job)))
+
+
+def await_(what: Callable[[], bool], within_s: float, otherwise: Callable[[], str] = str) -> None:
+    """Wait until something holds; otherwise is what to show if it does not."""
+    until = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < until, otherwise()
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -43,13 +60,28 @@ class Job:
     @property
     def facts(self) -> dict[str, str]:
         """What `scontrol show job` says."""
-        return dict(re.findall(r"(\w+)=(\S*)", command("scontrol", "show", "job", self.number)))
+        return facts(self.number)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Where it runs; the batch shell and rank 0 are on the first."""
+        return command("scontrol", "show", "hostnames", self.facts["NodeList"]).split()
 
     @property
     def log(self) -> str:
         """What the job has printed in all its starts."""
         path = self.cfg.run.dir.parent / "job.txt"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def checkpoints(self) -> set[str]:
+        """The names of the checkpoints that it has left."""
+        return {path.name for path in (self.cfg.run.dir / "checkpoints").glob("step-*")}
+
+    @property
+    def starts(self) -> int:
+        """How many starts have taken the run folder."""
+        return len(list((self.cfg.run.dir / "fence").glob("[0-9]*")))
 
     def steps(self) -> list[int]:
         """The steps on record."""
@@ -61,22 +93,22 @@ class Job:
 
     def await_(self, what: Callable[[], bool], within_s: float) -> None:
         """Wait until something holds."""
-        until = time.monotonic() + within_s
-        while not what():
-            assert time.monotonic() < until, f"{self.facts}\n{self.log[-6000:]}"
-            time.sleep(0.5)
+        await_(what, within_s, lambda: f"{self.facts}\n{self.log[-6000:]}")
 
     def await_checkpoint(self) -> None:
-        """Wait until there is something to go on from."""
-        self.await_(lambda: bool(list((self.cfg.run.dir / "checkpoints").glob("step-*"))), 120)
+        """Wait until there is something to go on from, or more of it."""
+        before = self.checkpoints
+        self.await_(lambda: bool(self.checkpoints - before), 120)
 
     def await_done(self, within_s: float = 300) -> None:
         """Wait until the run is done, and the job with it."""
-        self.await_(lambda: (self.cfg.run.dir / "done").exists() and self.facts["JobState"] == "COMPLETED", within_s)
+        self.await_(lambda: self.facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"), within_s)
+        assert self.facts["JobState"] == "COMPLETED", self.log[-6000:]
+        assert (self.cfg.run.dir / "done").exists(), self.log[-6000:]
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def nodes() -> Iterator[None]:
     """The cluster, for as long as its tests run."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
@@ -87,50 +119,68 @@ def cluster() -> Iterator[None]:
     subprocess.run([str(HERE / "stop_cluster")], check=True)
 
 
+@pytest.fixture
+def cluster(nodes: None) -> Iterator[None]:
+    """The cluster, with all nodes and no job but those of the test."""
+    start_nodes()
+    yield
+    command("scancel", "--user=root")
+    start_nodes()
+    await_(lambda: not command("squeue", "--noheader"), 60, lambda: command("squeue"))
+
+
 def start_nodes() -> None:
     """Bring up the cluster, or what is missing of it."""
-    environment = {**os.environ, "LAB_NODES": "2", "LAB_GPUS": "0"}
+    environment = {**os.environ, "LAB_NODES": str(len(NODES)), "LAB_GPUS": "0"}
     done = subprocess.run([str(HERE / "start_cluster")], capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
 
 
+def power_off(node: str) -> None:
+    """End a node with everything on it, as if its plug was pulled."""
+    subprocess.run(["kill", "-9", (LAB / "run" / f"{node}.pid").read_text().split()[0]], check=True)
+
+
+def settings(**more: str) -> dict[str, str]:
+    """The environment that a job is submitted from."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
 @pytest.fixture(scope="session")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run of 400 steps, long enough for something to happen to it, on a prepared corpus."""
+    """A run on a prepared corpus, long enough for something to happen to it."""
     folder = tmp_path_factory.mktemp("slurm")
     values = small_values(folder)
     (folder / "text.txt").write_text(small_text())
     prepare(parse_config(values), say=lambda line: None)
-    values["train"] |= {"steps": STEPS, "tokens_per_step": 2048, "micro_batch_sequences": 2}
+    values["optim"]["decay_steps"] = LONGEST
     values["sample"] = {"prompts": []}
     values["eval"] = {"every_steps": None, "sequences": 4, "train_sequences": None}
-    values["checkpoint"] = {"every_steps": 20, "keep": 3}
+    values["checkpoint"] = {"every_steps": 10, "keep": 3}
     return values
 
 
-def submit(values: dict[str, Any], folder: Path, *options: str) -> Job:
-    """Put a two-node ZeRO-2 job into the queue."""
+def submit(values: dict[str, Any], folder: Path, *options: str, steps: int = 60, step_s: float = 0.25) -> Job:
+    """Put a ZeRO-2 job into the queue, on two nodes unless the options say otherwise; its steps take a given time."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = parse_config({**values, "run": {**values["run"], "dir": str(folder / "run")}})
+    run, train = {**values["run"], "dir": str(folder / "run")}, {**values["train"], "steps": steps}
+    cfg = parse_config({**values, "run": run, "train": train})
     (folder / "config.yaml").write_text(dump_config(cfg))
-    settings = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "eth0",
-        "ENGINE": "zero2",
-    }
+    interpreter = folder / "paced"
+    interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "paced.py"} {step_s} "$@"\n')
+    interpreter.chmod(0o755)
+    environment = settings(GLOO_SOCKET_IFNAME="eth0", ENGINE="zero2", PYTHON_EXEC=str(interpreter))
     words = ["sbatch", "--parsable", "--nodes=2", "--time=20", f"--output={folder / 'job.txt'}", *options]
-    number = command(*words, "launch/slurm/train.sbatch", str(folder / "config.yaml"), cwd=ROOT, env=settings)
+    number = command(*words, "launch/slurm/train.sbatch", str(folder / "config.yaml"), cwd=ROOT, env=environment)
     return Job(number.strip(), cfg)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: None, values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of a job to which nothing happens."""
-    job = submit(values, tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(nodes: None, values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job to which nothing happens."""
+    job = submit(values, tmp_path_factory.mktemp("undisturbed"), steps=LONGEST, step_s=0.0)
     job.await_done()
-    assert job.steps() == list(range(1, STEPS + 1))
+    assert job.steps() == list(range(1, LONGEST + 1))
     assert job.facts["Restarts"] == "0"
-    return job.losses()
+    return job
