@@ -76,7 +76,9 @@ def test_after_a_hundred_kills_there_is_always_a_whole_checkpoint(tmp_path: Path
     rng = random.Random(5)
     where_killed = set()
     newest_step = 0
-    for _ in range(KILLS):
+    kills = 0
+    while kills < KILLS or (newest_step <= KILLS / 10 and kills < 5 * KILLS):  # a busy machine saves little
+        kills += 1
         child = os.fork()
         if child == 0:
             try:
