@@ -19,7 +19,6 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.compile_cache import keep_compiled
 from gptscale.runtime.device import describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -110,8 +109,6 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)
     model.recompute = cfg.train.activation_checkpointing
-    if cfg.train.compile:
-        keep_compiled()
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
