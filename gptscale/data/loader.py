@@ -121,6 +121,7 @@ class StepLoader:
         self._windows = _Windows(stream, context_length, micro_batch_sequences, Buffers(pin))
         self._rank, self._world = rank, world
         self._found_from, self._found = 0, np.empty((0, sequences_per_step), np.int64)
+        self._total_steps = total_steps
         self._steps = iter(range(first_step, total_steps))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._ahead: deque[Future[list[MicroBatch]]] = deque()
@@ -167,7 +168,7 @@ class StepLoader:
         """
         size = self.sequences_per_step
         if not self._found_from <= step < self._found_from + len(self._found):
-            steps = max(1, _FOUND_AT_ONCE // size)
+            steps = min(self._total_steps - step, max(1, _FOUND_AT_ONCE // size))
             first = step * size + self._position_shift
             positions = positions_of(np.arange(first, first + steps * size), self._skipped)
             self._found_from, self._found = step, self.sampler.starts(positions).reshape(steps, size)
