@@ -1,5 +1,6 @@
 """What tests of several packages share: a small corpus and a small run."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it, and so would what they start
 
 WORDS = [
     "the",

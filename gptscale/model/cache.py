@@ -82,7 +82,8 @@ class LayerCache:
 
     def _room(self, first: Tensor) -> Tensor:
         b, h, t, d = first.shape
-        room = first.new_empty(b, h, self._shared.capacity, d)
+        # A slot that is masked counts 0 times, and 0 times what stood in memory there may be nan.
+        room = first.new_zeros(b, h, self._shared.capacity, d)
         room[:, :, :t] = first
         return room
 

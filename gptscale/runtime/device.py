@@ -1,6 +1,5 @@
 """What a device can do."""
 
-import ctypes
 import os
 import resource
 import sys
@@ -11,10 +10,6 @@ import torch
 
 from gptscale.runtime.gpus import gpu_of_product
 from gptscale.runtime.launch import launched_local_rank, says_yes
-
-# Names in glibc's malloc.h, see mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
 
 
 @cache
@@ -86,18 +81,6 @@ def peak_memory_bytes(device: torch.device) -> int:
         return peak
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def keep_freed_memory() -> None:
-    """Let malloc keep what tensors on the CPU give back, for those of the next step.
-
-    Else each large tensor is memory that the system clears, page by page, at every step. Does nothing where
-    malloc is not glibc's.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)  # take large blocks from the heap too
-        mallopt(_M_TRIM_THRESHOLD, -1)  # and never give the heap's end back
 
 
 def free_bytes(device: torch.device) -> int:

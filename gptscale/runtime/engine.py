@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gptscale.config.schema import Precision
 from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
-from gptscale.runtime.device import keep_freed_memory
 from gptscale.runtime.fragments import (
     Fragment,
     gradient_fragments,
@@ -53,8 +52,6 @@ class Engine:
         self.device: torch.device = self._accelerator.device
         self.rank = launched_rank()
         self.world = launched_world()
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.dtype = _DTYPES[settings.precision]
         self._loss_scale = LossScale(self.device) if settings.precision == "fp16" else None
         self.name = "ddp" if self.world > 1 else "none"
