@@ -76,7 +76,7 @@ def _storages(tensors: Iterable[Any]) -> dict[int, int]:
     for t in tensors:
         if isinstance(t, Tensor):
             memory = (t._local_tensor if isinstance(t, DTensor) else t).untyped_storage()
-            if memory.nbytes():
+            if memory.nbytes() and memory.data_ptr():  # not one on the meta device
                 found[memory.data_ptr()] = memory.nbytes()
     return found
 
