@@ -41,6 +41,18 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best_s
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bf16 in hardware, or about as fast as those of fp32.
+
+    CPUs below AVX-512 do not: a product takes hundreds of times as long as in fp32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

@@ -3,10 +3,15 @@
 import os
 from typing import Literal
 
+from gptscale.errors import ConfigError
+
 EngineKind = Literal["plain", "zero", "fsdp2"]
 
 COLLECTIVE_TIMEOUT_S = 600.0
 """How long a rank waits for the others before it gives up; GPTSCALE_COLLECTIVE_TIMEOUT_S overrides it."""
+
+LONGEST_TIMEOUT_S = 1e6
+"""Eleven days: longer than any save, and within what the backends can count."""
 
 
 def launched_rank() -> int:
@@ -32,8 +37,18 @@ def launched_engine() -> EngineKind:
 
 
 def collective_timeout_s() -> float:
-    """How long a rank waits for the others."""
-    return float(os.environ.get("GPTSCALE_COLLECTIVE_TIMEOUT_S", COLLECTIVE_TIMEOUT_S))
+    """How long a rank waits for the others. Raises ConfigError for what is no number of seconds."""
+    said = os.environ.get("GPTSCALE_COLLECTIVE_TIMEOUT_S", "")
+    try:
+        seconds = float(said or COLLECTIVE_TIMEOUT_S)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= LONGEST_TIMEOUT_S:
+        raise ConfigError(
+            f"GPTSCALE_COLLECTIVE_TIMEOUT_S={said} is no number of seconds from 1 to {LONGEST_TIMEOUT_S:g}; "
+            f"unset it for {COLLECTIVE_TIMEOUT_S:g}"
+        )
+    return seconds
 
 
 def says_yes(variable: str) -> bool:

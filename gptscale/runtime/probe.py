@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gptscale.runtime import ranks
-from gptscale.runtime.device import local_device, matmul_flops, peak_flops, synchronize
+from gptscale.runtime.device import computes_bf16, local_device, matmul_flops, peak_flops, synchronize
 from gptscale.runtime.gpu_probe import gpu_rows
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.rows import Row
@@ -74,11 +74,14 @@ def write_bytes_per_s(folder: Path, size: int = 64 * MIB) -> float:
 
 def _matrix_product(device: torch.device) -> Row:
     found = f"{matmul_flops(device, torch.float32) / 1e12:.2f} TFLOP/s in fp32"
-    if device.type != "cuda":
-        return Row("matrix product", found)
-    rate, peak = matmul_flops(device, torch.bfloat16), peak_flops(device, torch.bfloat16)
-    found += f", {rate / 1e12:.0f} in bf16"
-    if rate < peak / 2:
+    half = "bf16" if computes_bf16(device) else "fp16"
+    if device.type == "cpu" and half != "bf16":
+        advice = "set train.precision=fp32 here; bf16 takes hundreds of times as long"
+        return Row("matrix product", f"{found}, no bf16 in hardware", "look", advice)
+    dtype = torch.bfloat16 if half == "bf16" else torch.float16
+    rate = matmul_flops(device, dtype)
+    found += f", {rate / 1e12:.3g} in {half}"
+    if device.type == "cuda" and rate < (peak := peak_flops(device, dtype)) / 2:
         advice = (
             f"the data sheet says {peak / 1e12:.0f}; see by nvidia-smi -q whether it is hot, capped or in other hands"
         )
@@ -111,10 +114,12 @@ def _shared_memory() -> Row:
 
 def _disk(folder: Path) -> Row:
     there = _existing(folder)
+    if not there.is_dir():
+        return Row("disk", f"{there} is a file", "bad", "choose a folder as run.dir, or move the file")
     try:
         rate, free = write_bytes_per_s(there), shutil.disk_usage(there).free
     except OSError as error:
-        advice = "mend its permissions, or choose another run.dir"
+        advice = "free space, mend its permissions, or choose another run.dir"
         return Row("disk", f"{there} cannot be written: {error.strerror}", "bad", advice)
     found = f"{rate / 1e6:,.0f} MB/s written and synced, {free / 1e9:,.0f} GB free at {there}"
     if free < LITTLE_ROOM_BYTES:
@@ -153,5 +158,5 @@ def _skew_of_disk(folder: Path) -> float | None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or what is there of the way to it."""
-    return next(path for path in (folder, *folder.resolve().parents) if path.is_dir())
+    """The folder, or what may be seen of the way to it, which can end at a file."""
+    return next(path for path in (folder, *folder.resolve().parents) if os.path.exists(path))

@@ -1,5 +1,6 @@
 """gptscale doctor: a row for each thing, a verdict, and what to do."""
 
+import os
 import shutil
 import threading
 import time
@@ -7,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -63,7 +65,26 @@ def test_a_disk_that_cannot_be_written_stops_a_run(
     with pytest.raises(doctor.typer.Exit) as end:
         doctor.run_doctor(tmp_path)
     assert end.value.exit_code == 2
-    assert f"{tmp_path} cannot be written: Permission denied: mend its permissions" in capsys.readouterr().out
+    assert f"{tmp_path} cannot be written: Permission denied: free space, mend its" in capsys.readouterr().out
+
+
+def test_a_run_folder_that_is_a_file_stops_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        row = probe._disk(folder)
+        assert (row.found, row.verdict) == (f"{tmp_path / 'file'} is a file", "bad")
+        assert row.advice == "choose a folder as run.dir, or move the file"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody who may not look")
+def test_a_folder_that_may_not_be_looked_into_stops_a_run() -> None:
+    with TemporaryDirectory() as private:  # which only its owner may enter
+        os.seteuid(65534)
+        try:
+            row = probe._disk(Path(private) / "run")
+        finally:
+            os.seteuid(0)
+    assert (row.found, row.verdict) == (f"{private} cannot be written: Permission denied", "bad")
 
 
 def test_a_slow_disk_is_worth_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,15 +252,34 @@ def test_gpus_of_several_kinds_or_without_bf16_are_worth_a_look(
     assert advice in row.advice
 
 
-@pytest.mark.parametrize(("bf16", "verdict"), [(700e12, "good"), (400e12, "look")])
+@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize(("rate", "verdict"), [(700e12, "good"), (400e12, "look")])
 def test_a_gpu_far_below_its_data_sheet_is_worth_a_look(
-    monkeypatch: pytest.MonkeyPatch, bf16: float, verdict: str
+    monkeypatch: pytest.MonkeyPatch, rate: float, verdict: str, has_bf16: bool
 ) -> None:
-    monkeypatch.setattr(probe, "matmul_flops", lambda device, dtype: 50e12 if dtype == torch.float32 else bf16)
+    half = torch.bfloat16 if has_bf16 else torch.float16
+    monkeypatch.setattr(probe, "computes_bf16", lambda device: has_bf16)
+    monkeypatch.setattr(probe, "matmul_flops", lambda device, dtype: {torch.float32: 50e12, half: rate}[dtype])
     monkeypatch.setattr(probe, "peak_flops", lambda device, dtype: 989e12)
     row = probe._matrix_product(torch.device("cuda"))
     assert row.verdict == verdict
-    assert row.found == f"50.00 TFLOP/s in fp32, {bf16 / 1e12:.0f} in bf16"
+    assert row.found == f"50.00 TFLOP/s in fp32, {rate / 1e12:.0f} in {'bf16' if has_bf16 else 'fp16'}"
+
+
+def test_a_cpu_without_bf16_is_told_to_train_in_fp32_and_its_bf16_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "matmul_flops", lambda device, dtype: {torch.float32: 0.15e12}[dtype])
+    monkeypatch.setattr(probe, "computes_bf16", lambda device: False)
+    row = probe._matrix_product(torch.device("cpu"))
+    assert (row.found, row.verdict) == ("0.15 TFLOP/s in fp32, no bf16 in hardware", "look")
+    assert row.advice == "set train.precision=fp32 here; bf16 takes hundreds of times as long"
+
+
+def test_a_cpu_with_bf16_is_timed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {torch.float32: 0.15e12, torch.bfloat16: 0.3e12}
+    monkeypatch.setattr(probe, "matmul_flops", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(probe, "computes_bf16", lambda device: True)
+    row = probe._matrix_product(torch.device("cpu"))
+    assert (row.found, row.verdict) == ("0.15 TFLOP/s in fp32, 0.3 in bf16", "good")
 
 
 def test_a_key_in_netrc_is_found_and_not_shown(tmp_path: Path) -> None:
