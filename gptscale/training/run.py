@@ -3,6 +3,7 @@
 import gc
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.device import describe_device, peak_flops
+from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_world
@@ -263,7 +264,13 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: 
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
         f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
+        *_advice(engine),
     ]
+
+
+def _advice(engine: Engine) -> Iterator[str]:
+    if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
+        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision=fp32 here"
 
 
 def _filling(plan: Plan) -> str:
