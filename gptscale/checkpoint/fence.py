@@ -104,6 +104,8 @@ def sweep(run_dir: Path, number: int) -> None:
             doomed = discarded_dir(leftover)
             with suppress(FileNotFoundError):  # it became a checkpoint just now
                 leftover.rename(doomed)
+        if doomed.is_symlink():  # to a checkpoint that somebody keeps elsewhere
+            doomed.unlink(missing_ok=True)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

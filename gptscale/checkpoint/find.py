@@ -45,7 +45,8 @@ def newest_good(
     """
     problems: list[str] = []
     bad: list[Path] = []
-    found = ranks.gather(list_checkpoints(run_dir))[0]  # a shared disk may show other ranks another list
+    seen = ranks.agree(lambda: list_checkpoints(run_dir))
+    found = ranks.gather(seen)[0]  # a shared disk may show other ranks another list
     for path in found:
         try:
             manifest = ranks.agree(lambda path=path: verified_share(path, ranks))  # type: ignore[misc]

@@ -9,6 +9,7 @@ A folder that is named step-* is whole: it was renamed to that name after everyt
 """
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -21,6 +22,17 @@ from gptscale.errors import CheckpointError
 FORMAT = "gptscale-checkpoint-"
 VERSION = 2
 MANIFEST = "manifest.json"
+_MEND_ACCESS = "mend its permissions or the disk, or use another checkpoint"
+_KINDS: dict[str, type] = {
+    "step": int,
+    "world": int,
+    "engine": str,
+    "data_fingerprint": str,
+    "ledger": dict,
+    "config": dict,
+    "files": dict,
+    "parameters": dict,
+}
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -91,10 +103,16 @@ def tensor_key(kind: str, name: str, start: int) -> str:
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """A run's checkpoint folders, newest first."""
-    folders = checkpoints_dir(run_dir).glob("step-*")
-    steps = [(int(match[1]), path) for path in folders if (match := _STEP_FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(steps, reverse=True)]
+    """A run's checkpoint folders, newest first. Raises CheckpointError if nobody can say which there are."""
+    folder = checkpoints_dir(run_dir)
+    try:
+        names = os.listdir(folder)  # glob would take a folder that cannot be read for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}; {_MEND_ACCESS}") from None
+    steps = [(int(match[1]), name) for name in names if (match := _STEP_FOLDER.fullmatch(name))]
+    return [folder / name for _, name in sorted(steps, reverse=True)]
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
@@ -119,7 +137,9 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(
             f"{path} was changed after it was written; restore it from a copy, or use an older checkpoint"
         )
-    return _parse(body)
+    manifest = _parse(path, body)
+    _check_step(folder, manifest.step)
+    return manifest
 
 
 def verify_file(folder: Path, name: str, record: FileRecord) -> None:
@@ -129,7 +149,11 @@ def verify_file(folder: Path, name: str, record: FileRecord) -> None:
         raise CheckpointError(f"{path} is missing; restore it from a copy, or use an older checkpoint")
     if (found := path.stat().st_size) != record.bytes:
         raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
-    if fast_hash_file(path) != record.xxh3:
+    try:
+        found_hash = fast_hash_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {_MEND_ACCESS}") from None
+    if found_hash != record.xxh3:
         raise CheckpointError(f"{path} is damaged: its hash is not the one in {MANIFEST}")
 
 
@@ -146,14 +170,31 @@ def _check_format(folder: Path, found: Any) -> None:
     raise CheckpointError(f"{folder} is no checkpoint (its format is {found!r}); give a step-* folder")
 
 
+def _check_step(folder: Path, step: int) -> None:
+    """Refuse a folder that somebody has renamed: under a later step's name an old one would win for ever."""
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    if match and int(match[1]) != step:
+        raise CheckpointError(f"{folder} holds step {step}, so somebody has renamed it; name it step-{step:08d} again")
+
+
 def _digest(body: dict[str, Any]) -> str:
     return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _parse(body: dict[str, Any]) -> CheckpointManifest:
-    files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
-    parameters = {}
-    for name, record in body.pop("parameters").items():
-        ranges = [Range(**r) for r in record.pop("ranges")]
-        parameters[name] = ParameterRecord(**record, ranges=ranges)
-    return CheckpointManifest(**body, files=files, parameters=parameters)
+def _parse(path: Path, body: dict[str, Any]) -> CheckpointManifest:
+    """What another program may have written, with a digest that is right."""
+    try:
+        for name, kind in _KINDS.items():
+            if not isinstance(body[name], kind):
+                raise TypeError(f"{name} is {body[name]!r}")
+        files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
+        parameters = {}
+        for name, record in body.pop("parameters").items():
+            ranges = [Range(**r) for r in record.pop("ranges")]
+            parameters[name] = ParameterRecord(**record, ranges=ranges)
+        return CheckpointManifest(**body, files=files, parameters=parameters)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not what format {VERSION} asks for ({type(error).__name__}: {error}); write it as "
+            "README.md says, or use another checkpoint"
+        ) from None

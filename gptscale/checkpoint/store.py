@@ -153,7 +153,8 @@ class Store:
 
     def has_checkpoint(self) -> bool:
         """Whether there is one to go back to, also one that is on its way. All ranks call this together."""
-        return self._ranks.gather(self._save is not None or bool(list_checkpoints(self.run_dir)))[0]
+        seen = self._ranks.agree(lambda: list_checkpoints(self.run_dir))
+        return self._ranks.gather(self._save is not None or bool(seen))[0]
 
     def amend(self, folder: Path, **changes: Any) -> None:
         """Change what a checkpoint's ledger says; its tensors stay. All ranks call this together."""

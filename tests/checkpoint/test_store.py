@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gptscale.checkpoint import layout
 from gptscale.checkpoint.find import load_fragments, newest_good
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest
 from gptscale.checkpoint.portable import write_part
@@ -92,6 +94,37 @@ def test_only_the_newest_are_kept(store: Store) -> None:
     save(store, 1, 2, 10)
     assert [p.name for p in list_checkpoints(store.run_dir)] == ["step-00000010", "step-00000002"]
     assert sorted(p.name for p in (store.run_dir / "checkpoints").iterdir()) == ["step-00000002", "step-00000010"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1)
+
+    def denied(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(CheckpointError, match=r"/checkpoints cannot be read: Permission denied; mend its permissions"):
+        newest_good(store.run_dir, Alone(), print)
+
+
+def test_a_part_that_cannot_be_read_is_passed_over_loudly(
+    store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1, 2)
+    hash_file = layout.fast_hash_file
+
+    def failing(path: Path) -> str:
+        if path.parent.name == "step-00000002":
+            raise OSError(errno.EIO, "Input/output error")
+        return hash_file(path)
+
+    monkeypatch.setattr(layout, "fast_hash_file", failing)
+    found = newest_good(store.run_dir, Alone(), said.append)
+    assert found is not None
+    assert found[1].step == 1
+    assert re.search(r"part-00000-of-00001.safetensors cannot be read: Input/output error; mend its perm", said[0])
 
 
 def test_no_checkpoint_is_no_error(store: Store) -> None:
@@ -286,6 +319,39 @@ def test_an_interrupted_write_is_no_checkpoint(store: Store, monkeypatch: pytest
     assert sorted(p.name for p in (store.run_dir / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
 
 
+def test_a_renamed_checkpoint_does_not_count_as_the_step_of_its_name(store: Store, said: list[str]) -> None:
+    save(store, 1, 2)
+    folder = store.run_dir / "checkpoints"
+    (folder / "step-00000001").rename(folder / "step-00000009")
+    found = newest_good(store.run_dir, Alone(), said.append)
+    assert found is not None
+    assert found[1].step == 2
+    assert re.search(r"now .*bad-step-00000009: .*step-00000009 holds step 1, .*; name it step-00000001 again", said[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("ledger", ["step"], r"TypeError: ledger is \['step'\]"),
+        ("step", None, "TypeError: step is None"),
+        ("files", {"part": {"bytes": 1}}, r"TypeError: .*missing .*'xxh3'"),
+        ("parameters", {"w": {"shape": [2]}}, "KeyError: 'ranges'"),
+        ("parameters", {"w": 2}, "AttributeError: "),
+    ],
+)
+def test_a_manifest_of_another_program_with_other_fields_is_refused(
+    store: Store, field: str, value: Any, message: str
+) -> None:
+    save(store, 2)
+    path = store.run_dir / "checkpoints" / "step-00000002" / MANIFEST
+    body = {**json.loads(path.read_text()), field: value}
+    del body["digest"]
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))  # the digest as README.md describes it
+    path.write_text(json.dumps({**body, "digest": sha256(text.encode()).hexdigest()}))
+    with pytest.raises(CheckpointError, match=rf"manifest.json is not what format 2 asks for \({message}.*README.md"):
+        read_manifest(path.parent)
+
+
 def test_another_model_is_refused(store: Store) -> None:
     save(store, 1)
     path, manifest = newest(store)
@@ -383,6 +449,17 @@ def test_an_older_checkpoint_goes_only_after_the_new_one_has_its_name(
     monkeypatch.setattr("gptscale.checkpoint.store.shutil.rmtree", note)
     save(store, 3)
     assert seen[0] == ["step-00000003", "step-00000002"]
+
+
+def test_a_checkpoint_that_is_a_link_goes_as_a_link(store: Store, tmp_path: Path) -> None:
+    save(store, 1)
+    folder = store.run_dir / "checkpoints"
+    (folder / "step-00000001").rename(tmp_path / "elsewhere")
+    (folder / "step-00000001").symlink_to(tmp_path / "elsewhere")
+    assert newest(store)[1].step == 1
+    save(store, 2, 3)  # of which two are kept
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000002", "step-00000003"]
+    assert part_of(tmp_path / "elsewhere").is_file()
 
 
 @pytest.mark.parametrize("background", [True, False])
