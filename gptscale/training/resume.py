@@ -42,6 +42,7 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
             load_initial_weights(cfg, engine)
         return TrainState(segments=[plan.segment]), plan
     path, manifest = found
+    _check_goes_on(path, manifest)
     check_same_run(cfg, manifest)
     check_same_data(cfg, data_fingerprint, path, manifest)
     load_fragments(path, manifest, engine, engine.wanted_fragments(), engine.parameter_names())
@@ -55,6 +56,14 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
     plan = make_plan(cfg, plan.samples_per_epoch, plan.world, state.segments[-1])
     _tell_jump(cfg, manifest, engine, plan)
     return state, plan
+
+
+def _check_goes_on(path: Path, manifest: CheckpointManifest) -> None:
+    """Raise CheckpointError for weights that nobody has trained, such as `gptscale import` writes."""
+    if "samples" not in manifest.ledger:
+        raise CheckpointError(
+            f"{path} holds weights and no training to go on with; move it away and start from it with model.init_from"
+        )
 
 
 def check_same_data(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointManifest) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.checkpoint.imported import write_imported
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.loader import StepLoader
 from gptscale.errors import CheckpointError, GptscaleError
+from gptscale.model.gpt import GPTModel
 from gptscale.tracking.jsonl import read_log
 from gptscale.training.run import train
 
@@ -56,6 +58,16 @@ def test_another_corpus_is_refused(trained: dict[str, Any], tmp_path: Path) -> N
     cfg = changed(trained, data=other, train={"steps": 8})
     prepare(cfg, say=lambda line: None)
     with pytest.raises(CheckpointError, match=r"was trained on data \w{12}, but data.dir=.*other holds \w{12}; point"):
+        train(cfg)
+
+
+def test_imported_weights_in_a_run_folder_are_no_run(values: dict[str, Any]) -> None:
+    cfg = changed(values)
+    model = GPTModel(cfg.model, seed=1)
+    folder = step_dir(cfg.run.dir, 0)
+    folder.mkdir(parents=True)
+    write_imported(folder, cfg, ((name, p.detach()) for name, p in model.named_parameters()))
+    with pytest.raises(CheckpointError, match=r"step-00000000 holds weights and no training .* with model.init_from"):
         train(cfg)
 
 
