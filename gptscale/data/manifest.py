@@ -105,14 +105,21 @@ class Manifest(Record):
         return [shard for shard in self.shards if shard.split == split]
 
     def save(self, folder: Path) -> None:
-        """Write manifest.json, whole or not at all."""
-        _write_json(folder / FILE_NAME, self)
+        """Write manifest.json with its own digest, whole or not at all."""
+        _write_json(folder / FILE_NAME, _Written(**dict(self), digest=hash_json(self.model_dump(mode="json"))))
+
+
+class _Written(Manifest):
+    """A manifest as it is on disk."""
+
+    digest: str | None = None
+    """The SHA-256 of all the rest; null in a manifest that is older than digests."""
 
 
 def load_manifest(folder: Path) -> Manifest:
     """Read a corpus folder's manifest.
 
-    Raises DataError when there is none or when it is damaged.
+    Raises DataError when there is none, when it is damaged and when it was changed since.
     """
     try:
         content = (folder / FILE_NAME).read_bytes()
@@ -121,9 +128,16 @@ def load_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise DataError(f"data.dir={folder}: its {FILE_NAME} cannot be read: {error.strerror}") from None
     try:
-        return Manifest.model_validate_json(content)
+        written = _Written.model_validate_json(content)
     except ValidationError as error:
         raise DataError(_no_manifest(folder, content, error)) from None
+    fields = json.loads(content)  # and not what was made of them: a later version may have more of them
+    if written.digest is not None and fields.pop("digest") != hash_json(fields):
+        raise DataError(
+            f"{folder / FILE_NAME} was changed after it was written; restore it from a copy, or delete it and run "
+            "`gptscale prepare CONFIG` (or adopt) again"
+        )
+    return Manifest(**{name: value for name, value in written if name != "digest"})
 
 
 def load_settings(folder: Path) -> Settings | None:

@@ -12,7 +12,7 @@ from gptscale.data import corpus as module
 from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import check_corpus, check_split, open_corpus
 from gptscale.data.loader import StepLoader
-from gptscale.data.manifest import Split
+from gptscale.data.manifest import Split, load_manifest
 from gptscale.data.prepare import prepare
 from gptscale.errors import DataError
 
@@ -129,9 +129,10 @@ def test_a_validation_split_without_one_window_is_refused(cfg: Config) -> None:
 
 
 def test_other_ranks_of_the_same_tokenizer_are_refused(cfg: Config, tmp_path: Path) -> None:
-    manifest = cfg.data.dir / "manifest.json"
-    ranks = str(open_corpus(cfg.data.dir).manifest.settings.tokenizer["ranks_sha256"])
-    manifest.write_text(manifest.read_text().replace(ranks, "0" * 64))
+    manifest = load_manifest(cfg.data.dir)
+    tokenizer = {**manifest.settings.tokenizer, "ranks_sha256": "0" * 64}
+    settings = manifest.settings.model_copy(update={"tokenizer": tokenizer})
+    manifest.model_copy(update={"settings": settings}).save(cfg.data.dir)
     corpus = open_corpus(cfg.data.dir)
     match = (
         r"was made with other ranks of tokenizer bytes: 000000000000..., not [0-9a-f]{12}...; choose another data.dir$"

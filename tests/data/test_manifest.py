@@ -1,5 +1,6 @@
 """Manifests come back as they were, and their names follow from the tokens."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_a_damaged_manifest_says_what_is_wrong(tmp_path: Path, old: str, new: st
     (tmp_path / "manifest.json").write_text((tmp_path / "manifest.json").read_text().replace(old, new))
     with pytest.raises(DataError, match=rf"manifest.json is no manifest of this version \({where}.*delete it"):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"n_vocab": 257', '"n_vocab": 258'), ('"documents": 2', '"documents": 3'), ('"left_out": 0,', "")]
+)
+def test_a_manifest_that_was_changed_is_refused(tmp_path: Path, old: str, new: str) -> None:
+    MANIFEST.save(tmp_path)
+    path = tmp_path / "manifest.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(DataError, match=r"manifest.json was changed after it was written; restore it from a copy, or"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_of_before_there_were_digests_is_read(tmp_path: Path) -> None:
+    MANIFEST.save(tmp_path)
+    fields = json.loads((tmp_path / "manifest.json").read_text())
+    del fields["digest"]
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    assert load_manifest(tmp_path) == MANIFEST
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"shards": []}', '{"settings": {"dtype": "x"}}', "[1]"])
