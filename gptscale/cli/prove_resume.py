@@ -60,10 +60,15 @@ def _empty_folder(folder: Path) -> Path:
     marker = folder / ".prove-resume"
     if marker.exists():
         shutil.rmtree(folder)  # of an earlier proof
-    if folder.exists() and any(folder.iterdir()):
-        raise TrainingError(f"--scratch={folder} is not empty; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise TrainingError(f"--scratch={folder} is not empty; choose a new folder")
+        marker.touch()
+    except OSError as error:
+        raise TrainingError(
+            f"--scratch={folder} is no folder to write in: {error.strerror}; choose a new one"
+        ) from None
     return folder
 
 

@@ -14,7 +14,7 @@ from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
-from gptscale.training.plan import Segment
+from gptscale.training.plan import Segment, make_plan
 from gptscale.training.provenance import recorded_fingerprint
 from gptscale.training.state import TrainState
 
@@ -40,12 +40,18 @@ def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterat
         )
     opened = list(zip(corpora.folders, corpora.parts, strict=True))
     documents = Documents(opened, load_tokenizer(cfg.data.tokenizer))
-    return trace_positions(corpora.sampler(cfg), documents, _positions(run_dir, cfg, step), cfg.model.context_length)
+    sampler = corpora.sampler(cfg)
+    positions = _positions(run_dir, cfg, step, sampler.samples)
+    return trace_positions(sampler, documents, positions, cfg.model.context_length)
 
 
-def _positions(run_dir: Path, cfg: Config, step: int) -> npt.NDArray[np.int64]:
+def _positions(run_dir: Path, cfg: Config, step: int, samples_per_epoch: int) -> npt.NDArray[np.int64]:
     """The positions of a step's samples, in the segment of the run that the step lies in."""
-    segment = [s for s in _segments(run_dir, cfg) if s.step < step][-1]
+    segments = _segments(run_dir, cfg)
+    last = make_plan(cfg, samples_per_epoch, 1, segments[-1]).total_steps
+    if step > last:
+        raise TrainingError(f"--step={step} is behind the last step of {run_dir}; give a step from 1 to {last}")
+    segment = [s for s in segments if s.step < step][-1]
     sequences = segment.tokens_per_step // cfg.model.context_length
     first = segment.samples + (step - 1 - segment.step) * sequences
     return positions_of(np.arange(first, first + sequences), _skipped(run_dir))

@@ -236,6 +236,7 @@ def flip_bit(path: Path) -> None:
         (["generate", ".", "--prompt", "a", "--length-penalty", "nan"], "Invalid value for '--length-penalty'"),
         (["evaluate", ".", "--cloze", "missing.jsonl"], "missing.jsonl cannot be read"),
         (["report", ".", "--live", "--port", "70000"], "Invalid value for '--port'"),
+        (["prove-resume", "CONFIG", "--scratch", "text.txt"], "--scratch=text.txt is no folder to write in: File exists"),
         (["import", "gpt2-larg", "--to", "new"], "no name of GPT-2's; did you mean gpt2-large?"),
         (["export", "nowhere", "--to", "new"], "nowhere does not exist; give a run folder"),
         (["export", ".", "--to", "new", "--format", "onnx"], "--format=onnx is none of transformers, nanogpt"),
@@ -316,6 +317,8 @@ def test_trace_shows_the_text_that_a_step_read(command: Any, config: Path, tmp_p
     assert code == 0
     assert f"position 8: epoch 0, sample {samples[0]['sample']}, tokens {samples[0]['start']} to " in out
     assert f"{tmp_path / 'corpus' / 'train-00000.bin'} at token {samples[0]['start']}: document 0 (row 0" in out
+    code, _, err = command("trace", run, "--step", "3")
+    assert (code, err) == (2, f"gptscale: --step=3 is behind the last step of {run}; give a step from 1 to 2\n")
     (tmp_path / "text.txt").write_text("another text " * 3000)
     assert command("prepare", config, f"data.dir={tmp_path / 'new'}")[0] == 0
     code, _, err = command("trace", run, "--step", "1", "--data-dir", tmp_path / "new")
