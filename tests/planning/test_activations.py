@@ -13,6 +13,7 @@ from gptscale.planning import activations as formulas
 from gptscale.planning.activations import activations
 from gptscale.planning.launch import Launch
 from gptscale.planning.memory import memory_of
+from gptscale.runtime.device import computes_bf16
 from gptscale.training.optimizer import build_optimizer
 from tests.conftest import small_values
 from tests.planning.measure import loss_of, new_model, peak_bytes, saved_bytes
@@ -79,7 +80,10 @@ def test_a_micro_batch_takes_no_more_and_no_less_than_planned(shape: str, precis
     loss_of(model, cfg, SEQUENCES).backward()  # from here on the gradients are there
     measured = peak_bytes(lambda: loss_of(model, cfg, SEQUENCES).backward())
     planned = activations(cfg, SEQUENCES)
-    assert planned.kept + max(planned.loss, planned.block) == pytest.approx(measured, rel=0.08)
+    # without bf16 in hardware torch takes other kernels under autocast, which hold up to 9 % less at the fullest moment
+    other_kernels = precision == "bf16" and not computes_bf16(torch.device("cpu"))
+    rel = 0.10 if other_kernels else 0.08
+    assert planned.kept + max(planned.loss, planned.block) == pytest.approx(measured, rel=rel)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
