@@ -1,6 +1,6 @@
 """Two processes with a thread each beside one process with two threads, on the same batches, and what they send.
 
-    python benchmarks/scaling.py [--shape 6x384] [--rounds 5] [--steps 4]
+    python benchmarks/scaling.py [--shape 6x384] [--rounds 11] [--steps 2] [--precision bf16]
 
 Both compute the same steps, in turn; the two processes exchange gradients under DDP over Gloo. Prints their tokens/s
 as a share of the one process's, and the bytes that the loopback interface carried in a step beside those that DDP
@@ -14,10 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, ratios, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, native_precision, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.device import local_device
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 LEAST = 0.90
@@ -27,14 +28,16 @@ def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
+    precision = asked.precision or native_precision(local_device())
     model = SHAPES[asked.shape]
     with tempfile.TemporaryDirectory() as folder:
         batches = Path(folder, "batches.npy")
         write_batches(batches, 50, SEQUENCES[asked.shape], ModelConfig(**model).context_length)
-        setup = Setup("gptscale_step", model, str(batches))
+        setup = Setup("gptscale_step", model, str(batches), precision=precision)
         with (
             Contestant("one", setup, env={"OMP_NUM_THREADS": "2"}) as one,
             Contestant("two", setup, TORCHRUN, env={"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}) as two,
@@ -46,6 +49,7 @@ def main() -> int:
             seconds = interleaved([one, two], asked.rounds, asked.steps)
             differing = max(abs(a - b) for a, b in zip(one.losses, two.losses, strict=False))
     median, least, most = ratios(seconds["one"], seconds["two"])
+    print(f"{asked.shape}, {precision}, {asked.rounds} rounds of {asked.steps} steps")
     print(f"one process, 2 threads:   {statistics.median(seconds['one']):.3f} s a step")
     print(
         f"two processes, 1 thread:  {statistics.median(seconds['two']):.3f} s a step; losses differ by {differing:.4f}"

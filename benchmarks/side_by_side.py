@@ -59,6 +59,8 @@ class Setup:
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
+    log_every_steps: int = 10
+    """How often the whole loop writes a record."""
 
 
 class Contest:
@@ -72,7 +74,7 @@ class Contest:
         self._answers = answers
         self._losses: list[Tensor | float] = []
         self._steps_left = 1
-        self._since = time.perf_counter()
+        self._start_clock()
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets (B, T) without an end, the same for all; on CUDA they lie there already."""
@@ -94,15 +96,18 @@ class Contest:
         self._steps_left -= 1
         if self._steps_left == 0:
             synchronize(self.device)
-            self._answer(time.perf_counter() - self._since)
+            self._answer(time.perf_counter() - self._since, time.process_time() - self._cpu_since)
             self._steps_left = self._next_turn()
-            self._since = time.perf_counter()
+            self._start_clock()
 
-    def _answer(self, seconds: float) -> None:
+    def _start_clock(self) -> None:
+        self._since, self._cpu_since = time.perf_counter(), time.process_time()
+
+    def _answer(self, seconds: float, cpu_s: float) -> None:
         if launched_rank() == 0:
             losses = [float(loss) for loss in self._losses]
-            answer = {"seconds": seconds, "losses": losses, "peak_bytes": peak_memory_bytes(self.device)}
-            print(json.dumps(answer), file=self._answers)
+            peak_bytes = peak_memory_bytes(self.device)
+            print(json.dumps(asdict(Turn(seconds, cpu_s, losses, peak_bytes))), file=self._answers)
         self._losses.clear()
 
     def _next_turn(self) -> int:
@@ -119,6 +124,8 @@ class Turn:
     """What a loop did in a turn."""
 
     seconds: float
+    cpu_s: float
+    """CPU time of all threads of its (first) process."""
     losses: list[float]
     peak_bytes: int
 
@@ -202,13 +209,23 @@ def prose() -> str:
     return "\n".join(topics.values())
 
 
+def prose_ids() -> np.ndarray:
+    """That text in GPT-2's token ids, (n,)."""
+    return np.array(load_tokenizer("gpt2").encode(prose()), np.int64)
+
+
 def write_batches(path: Path, count: int, sequences: int, context_length: int) -> None:
     """Write batches of prose as an .npy file of token ids (count, 2, B, T)."""
-    ids = np.array(load_tokenizer("gpt2").encode(prose()), np.int64)
     length = count * sequences * context_length
-    stream = np.resize(ids, length + 1)
+    stream = np.resize(prose_ids(), length + 1)
     both = np.stack([stream[:-1], stream[1:]]).reshape(2, count, sequences, context_length)
     np.save(path, both.swapaxes(0, 1))
+
+
+def native_precision(device: torch.device) -> str:
+    """bf16 where products in it are the faster ones, else fp32: without instructions for it, bf16 takes ages."""
+    bf16, fp32 = (torch.ones(256, 256, device=device, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
+    return "bf16" if _least_s(lambda: bf16 @ bf16, device, 0.2) < _least_s(lambda: fp32 @ fp32, device, 0.2) else "fp32"
 
 
 def best_matmul_flops(dtype: torch.dtype, device: torch.device, seconds: float = 2.0) -> float:
