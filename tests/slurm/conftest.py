@@ -1,5 +1,6 @@
 """A SLURM cluster of four nodes on this machine, and jobs on it. Skipped without root or SLURM."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -18,20 +19,27 @@ from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
 from gptscale.tracking.jsonl import read_log
 from tests.conftest import small_text, small_values
+from tests.e2e.test_wandb import merged_log, read_back
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LAB = Path("/run/gptscale-slurm")
+LOCK = Path("/run/gptscale-slurm.tests")
 NODES = ["g1", "g2", "g3", "g4"]
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "pgrep", "nsenter")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "ip", "pgrep", "nsenter", "unshare")
+SPACES = ("--pid", "--fork", "--net", "--uts", "--ipc", "--mount")
+"""What `unshare` makes for a node; a container's root may not be allowed to."""
+PATIENCE_S = 400.0
+"""How long a test waits for what comes in seconds on a machine with nothing else to do."""
 LONGEST = 400
 """Steps of the undisturbed run; shorter ones have its first losses, since all have one horizon."""
+OFFLINE = {"mode": "offline", "project": "slurm"}
 
 
 def command(*words: str, **options: Any) -> str:
     """Run a command of the cluster and give what it printed."""
     done = subprocess.run(
-        [str(LAB / "bin" / words[0]), *words[1:]], capture_output=True, text=True, timeout=60, **options
+        [str(LAB / "bin" / words[0]), *words[1:]], capture_output=True, text=True, timeout=PATIENCE_S, **options
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -42,7 +50,7 @@ def facts(job: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", command("scontrol", "show", "job", job)))
 
 
-def await_(what: Callable[[], bool], within_s: float, otherwise: Callable[[], str] = str) -> None:
+def await_(what: Callable[[], bool], otherwise: Callable[[], str] = str, within_s: float = PATIENCE_S) -> None:
     """Wait until something holds; otherwise is what to show if it does not."""
     until = time.monotonic() + within_s
     while not what():
@@ -91,16 +99,30 @@ class Job:
         """The losses on record."""
         return [r["train/loss"] for r in read_log(self.cfg.run.dir / "log.jsonl") if "train/loss" in r]
 
-    def await_(self, what: Callable[[], bool], within_s: float) -> None:
+    @property
+    def wandb_id(self) -> str:
+        """What W&B calls the run."""
+        return (self.cfg.run.dir / "wandb" / "run-id").read_text()
+
+    def assert_wandb_has_the_log(self) -> None:
+        """All starts together left one W&B run, with every step once, as it stands in the log."""
+        (path,) = (self.cfg.run.dir / "wandb").rglob("*.wandb")
+        assert path.name == f"run-{self.wandb_id}.wandb"
+        _, rows = read_back(path)
+        assert [row["_step"] for row in rows] == [0, *self.steps()]
+        told = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+        assert told == merged_log(self.cfg.run.dir)
+
+    def await_(self, what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
         """Wait until something holds."""
-        await_(what, within_s, lambda: f"{self.facts}\n{self.log[-6000:]}")
+        await_(what, lambda: f"{self.facts}\n{self.log[-6000:]}", within_s)
 
     def await_checkpoint(self) -> None:
         """Wait until there is something to go on from, or more of it."""
         before = self.checkpoints
-        self.await_(lambda: bool(self.checkpoints - before), 120)
+        self.await_(lambda: bool(self.checkpoints - before))
 
-    def await_done(self, within_s: float = 300) -> None:
+    def await_done(self, within_s: float = PATIENCE_S) -> None:
         """Wait until the run is done, and the job with it."""
         self.await_(lambda: self.facts["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL"), within_s)
         assert self.facts["JobState"] == "COMPLETED", self.log[-6000:]
@@ -114,9 +136,13 @@ def nodes() -> Iterator[None]:
     missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs {', '.join(missing) or 'root'}")
-    start_nodes()
-    yield
-    subprocess.run([str(HERE / "stop_cluster")], check=True)
+    if subprocess.run(["unshare", *SPACES, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs a root that may make namespaces")
+    with LOCK.open("w") as lock:  # another run of them on this machine ends first
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start_nodes()
+        yield
+        subprocess.run([str(HERE / "stop_cluster")], check=True)
 
 
 @pytest.fixture
@@ -126,13 +152,15 @@ def cluster(nodes: None) -> Iterator[None]:
     yield
     command("scancel", "--user=root")
     start_nodes()
-    await_(lambda: not command("squeue", "--noheader"), 60, lambda: command("squeue"))
+    await_(lambda: not command("squeue", "--noheader"), lambda: command("squeue"))
 
 
 def start_nodes() -> None:
     """Bring up the cluster, or what is missing of it."""
     environment = {**os.environ, "LAB_NODES": str(len(NODES)), "LAB_GPUS": "0"}
-    done = subprocess.run([str(HERE / "start_cluster")], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(
+        [str(HERE / "start_cluster")], capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -68,15 +68,15 @@ def test_an_array_with_a_killed_task_makes_the_same_corpus_to_the_byte(
     cfg: Config, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     array, finish = submit_array(tmp_path)
-    await_(lambda: any(units_of(2, cfg)), 60, lambda: said(tmp_path))
+    await_(lambda: any(units_of(2, cfg)), lambda: said(tmp_path))
     node = facts(f"{array}_2")["NodeList"]
     command("on-node", node, "pkill", "-KILL", "-f", "[-]-task 2 ")
-    await_(lambda: state(finish) == "CANCELLED", 120, lambda: said(tmp_path))
+    await_(lambda: state(finish) == "CANCELLED", lambda: said(tmp_path))
     assert [state(f"{array}_{task}") for task in range(TASKS)] == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"]
     assert not all(units_of(2, cfg))
     assert not (cfg.data.folder / "manifest.json").exists()
     _, finish = submit_array(tmp_path)
-    await_(lambda: state(finish) == "COMPLETED", 120, lambda: said(tmp_path))
+    await_(lambda: state(finish) == "COMPLETED", lambda: said(tmp_path))
     assert contents(cfg.data.folder) == whole
 
 
@@ -84,10 +84,10 @@ def test_an_array_that_loses_a_node_makes_the_same_corpus_by_itself(
     cfg: Config, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     array, finish = submit_array(tmp_path)
-    await_(lambda: any(units_of(2, cfg)), 60, lambda: said(tmp_path))
+    await_(lambda: any(units_of(2, cfg)), lambda: said(tmp_path))
     power_off(facts(f"{array}_2")["NodeList"])
     assert not all(units_of(2, cfg))
-    await_(lambda: state(finish) == "COMPLETED", 180, lambda: said(tmp_path))
+    await_(lambda: state(finish) == "COMPLETED", lambda: said(tmp_path))
     assert facts(f"{array}_2")["Restarts"] == "1"
     assert contents(cfg.data.folder) == whole
 
@@ -101,7 +101,7 @@ def test_an_evaluation_says_what_it_says_without_slurm(undisturbed: Job, tmp_pat
     words = [str(undisturbed.cfg.run.dir), "--json"]
     submitted = ["sbatch", "--parsable", f"--output={output}", "launch/slurm/evaluate.sbatch", *words]
     number = command(*submitted, cwd=ROOT, env=settings()).strip()
-    await_(lambda: state(number) == "COMPLETED", 120, output.read_text)
+    await_(lambda: state(number) == "COMPLETED", output.read_text)
     here = [sys.executable, "-m", "gptscale", "evaluate", *words]
     done = subprocess.run(here, capture_output=True, text=True, env=settings(), check=True)
     assert json.loads(output.read_text()) == json.loads(done.stdout)
