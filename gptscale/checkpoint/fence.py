@@ -64,12 +64,18 @@ class Fence:
         return cls(run_dir, number)
 
     def holds(self, *, fresh: bool = False) -> bool:
-        """Whether nobody has taken a number since; fresh asks the server of a network file system."""
-        return _newest(self.run_dir, fresh=fresh) <= self.number
+        """Whether this number is the last, and still there; fresh asks the server of a network file system."""
+        return _newest(self.run_dir, fresh=fresh) == self.number
 
     def check(self, *, fresh: bool = False) -> None:
-        """Raise TrainingError if somebody has taken a number since."""
-        if not self.holds(fresh=fresh):
+        """Raise TrainingError if somebody has taken a number since, or the folder is gone."""
+        newest = _newest(self.run_dir, fresh=fresh)
+        if newest < self.number:
+            raise TrainingError(
+                f"run.dir={self.run_dir} was deleted or moved while this run was writing it; move it back and start "
+                "the same command again to go on from its last checkpoint. Without it, that begins anew"
+            )
+        if newest > self.number:
             raise TrainingError(
                 f"run.dir={self.run_dir} was taken over by a later start ({_holder(self.run_dir)}); this one has "
                 "written nothing since and ends. If it was started twice by mistake, the later one goes on alone"

@@ -58,10 +58,14 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Hands every record to every sink, in the order given; a context manager that closes them."""
+    """Hands every record to every sink, in the order given; a context manager that closes them.
+
+    One rank keeps the record, so a failure of it waits for `check`, where the ranks can agree to end.
+    """
 
     def __init__(self, *sinks: Sink | None) -> None:
         self._sinks = [sink for sink in sinks if sink is not None]
+        self._failure: Exception | None = None
 
     def log(self, record: Record) -> None:
         """Record the measurements of one step."""
@@ -76,8 +80,14 @@ class Tracker:
         self._each(lambda sink: sink.histograms(progress, found))
 
     def flush(self) -> None:
-        """Make what was recorded safe, before a checkpoint that counts on it."""
+        """Make what was recorded safe, before a checkpoint that counts on it; raises what `check` raises."""
         self._each(lambda sink: sink.flush())
+        self.check()
+
+    def check(self) -> None:
+        """Raise what kept the record from being written, if something did."""
+        if self._failure is not None:
+            raise self._failure
 
     def close(self, failed: bool = False) -> None:
         """Close every sink once, the views before the record."""
@@ -94,7 +104,10 @@ class Tracker:
         self.close(failed=kind is not None)
 
     def _each(self, act: Callable[[Sink], None]) -> None:
-        self._sinks = [sink for sink in self._sinks if _attempt(sink, act)]
+        try:
+            self._sinks = [sink for sink in self._sinks if _attempt(sink, act)]
+        except Exception as error:
+            self._failure = self._failure or error
 
 
 def _attempt(sink: Sink, act: Callable[[Sink], None]) -> bool:

@@ -28,7 +28,7 @@ class Deadline:
         end: float | None = None,
         reason: str = "a rank was asked to stop",
         guessed_save_s: float = 0.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """End is on the given clock, null for none; guessed_save_s counts until a checkpoint was timed."""
         self.end = end
@@ -53,11 +53,15 @@ class Deadline:
 
 
 def open_deadline(cfg: Config, parameters: int, started: float) -> Deadline:
-    """The nearer of run.stop_after, from `started` on, and the end of the SLURM job."""
+    """The nearer of run.stop_after, from `started` on, and the end of the SLURM job.
+
+    All on the clock of `time.monotonic`: somebody may set the time of day in the middle of a run.
+    """
     guessed_save_s = 12 * parameters / UNMEASURED_BYTES_PER_S
     ends = []
     if cfg.run.stop_after_s is not None:
         ends.append((started + cfg.run.stop_after_s, f"run.stop_after={cfg.run.stop_after} is nearly over"))
     if (end := job_end()) is not None:
-        ends.append((end - LEAVING_S, f"the job ends at {time.strftime('%H:%M:%S', time.localtime(end))}"))
+        at = time.monotonic() + end - time.time()
+        ends.append((at - LEAVING_S, f"the job ends at {time.strftime('%H:%M:%S', time.localtime(end))}"))
     return Deadline(*min(ends), guessed_save_s) if ends else Deadline()

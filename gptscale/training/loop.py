@@ -51,6 +51,7 @@ def fit(run: Run, state: TrainState) -> bool:
         run.store.finish()
         raise
     _settle_save(run, state, wait=True)
+    run.engine.agree(run.tracker.flush)
     return finished
 
 
@@ -103,6 +104,7 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
             batches = run.loader.next_step()
         if run.engine.is_first:
             run.fence.check()
+        run.tracker.check()
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
@@ -190,7 +192,7 @@ def _save(run: Run, state: TrainState, *, sound: bool = False) -> None:
     _settle_save(run, state, wait=True)
     with run.meter.paused():
         state.time_s = run.meter.total_s
-        run.tracker.flush()  # the record is never behind the checkpoint
+        run.engine.agree(run.tracker.flush)  # the record is never behind the checkpoint
         state.note_save()
         ledger = state.ledger(
             lr=lr_at(state.step - 1, run.cfg.optim, run.plan.total_steps),

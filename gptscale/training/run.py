@@ -105,7 +105,7 @@ class Start:
 
 
 def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
-    started = time.time()
+    started = time.monotonic()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)

@@ -44,6 +44,16 @@ def test_numbers_only_grow_and_the_last_one_holds(tmp_path: Path) -> None:
         first.check()
 
 
+def test_a_folder_that_is_gone_is_nobodys(tmp_path: Path) -> None:
+    fence = Fence.take(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert not fence.holds()
+    with pytest.raises(TrainingError, match=r"run.dir=.*run was deleted or moved while this run was writing it; move"):
+        fence.check(fresh=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    fence.check()
+
+
 def test_many_starts_at_one_moment_get_one_number_each(tmp_path: Path) -> None:
     taken: list[int] = []
     together = threading.Barrier(16)
@@ -163,11 +173,18 @@ def test_a_sweep_leaves_what_a_later_start_is_writing(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [names[2], "step-00000001"]
 
 
+class Unseen(Fence):
+    """A start whose number has not yet come to anybody's eyes."""
+
+    def check(self, *, fresh: bool = False) -> None:
+        pass
+
+
 def test_a_checkpoint_that_another_process_put_there_is_not_replaced(tmp_path: Path) -> None:
     with closing(store_of(Fence.take(tmp_path))) as store:
         store.save(2, {"value": 2.0}, fragments(2.0))
         with closing(Store(tmp_path, Alone(), Retention(None), fence=Fence(tmp_path, 1), **ABOUT)) as twin:
-            twin._fence = Fence(tmp_path, 10**6)
+            twin._fence = Unseen(tmp_path, 10**6)
             save(twin, 2, 20.0)
         with pytest.raises(CheckpointError, match="checkpoint .*step-00000002 could not be written: .*older"):
             store.finish()

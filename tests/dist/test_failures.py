@@ -1,5 +1,8 @@
 """A failure on one rank ends all of them, soon, with one message."""
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +30,33 @@ def test_a_fault_of_one_rank_is_told_once_and_ends_the_job(
     assert done.returncode != 0
     assert message in done.output, done.output
     assert done.output.count("gptscale: ") == 1, done.output
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]).returncode:
+        pytest.skip("needs root, to mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("gone:0", "was deleted or moved while this run was writing it; move it back and start the same command again"),
+        ("full:0", "log.jsonl: No space left on device; free space or mend the permissions of that folder"),
+    ],
+)
+def test_a_run_that_loses_its_disk_says_so_once(
+    plain_values: dict[str, Any], small_disk: Path, fault: str, message: str
+) -> None:
+    quiet: dict[str, Any] = {"sample": {"prompts": []}, "eval": {"sequences": 1, "train_sequences": None}}
+    cfg = changed(plain_values, small_disk, **quiet)
+    done = launch(cfg, torchrun(2), {"FAULT": fault, "RUN_DIR": str(cfg.run.dir)})
+    assert done.returncode != 0
+    assert message in done.output, done.output
+    assert done.output.count("gptscale: ") == 1, done.output
+    assert not (cfg.run.dir / "done").exists()

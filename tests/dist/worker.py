@@ -8,9 +8,11 @@ fp16 pass, which the command wants a GPU for.
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -101,6 +103,10 @@ def fail(kind: str) -> None:
         StepLoader.next_step = wrapped(lambda batches: _signal(kind, batches))  # type: ignore[method-assign]
     elif kind == "spike":
         _spike()
+    elif kind == "gone":
+        StepLoader.next_step = wrapped(_delete_run)  # type: ignore[method-assign]
+    elif kind == "full":
+        StepLoader.next_step = wrapped(_fill_disk)  # type: ignore[method-assign]
     elif kind == "hang":
         StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
     else:
@@ -144,6 +150,18 @@ def _die(batches: list[MicroBatch]) -> list[MicroBatch]:
 
 def _signal(name: str, batches: list[MicroBatch]) -> list[MicroBatch]:
     os.kill(os.getpid(), signal.Signals[name])
+    return batches
+
+
+def _delete_run(batches: list[MicroBatch]) -> list[MicroBatch]:
+    shutil.rmtree(os.environ["RUN_DIR"])
+    return batches
+
+
+def _fill_disk(batches: list[MicroBatch]) -> list[MicroBatch]:
+    with suppress(OSError), (Path(os.environ["RUN_DIR"]) / "fill").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
     return batches
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from gptscale.config.load import parse_config
+from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
 from gptscale.runtime import slurm
 from gptscale.tracking.jsonl import read_log
+from gptscale.training import run
 from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.run import train
 
@@ -61,12 +63,21 @@ def test_the_nearer_of_two_ends_counts(values: dict[str, Any], monkeypatch: pyte
     values["run"]["stop_after"] = "100s"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1050")
-    deadline = open_deadline(parse_config(values), 10**9, started=1000.0)
-    assert deadline.end == 1035.0
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    deadline = open_deadline(parse_config(values), 10**9, started=50.0)
+    assert deadline.end == 50.0 + 50.0 - 15.0
     assert deadline.reason.startswith("the job ends at ")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "9000")
-    deadline = open_deadline(parse_config(values), 10**9, started=1000.0)
-    assert (deadline.end, deadline.reason) == (1100.0, "run.stop_after=100s is nearly over")
+    deadline = open_deadline(parse_config(values), 10**9, started=50.0)
+    assert (deadline.end, deadline.reason) == (150.0, "run.stop_after=100s is nearly over")
+
+
+def test_a_time_of_day_that_jumps_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline, now = Deadline(time.monotonic() + 3600), time.time
+    for jump_s in (0, 86_400, -86_400):
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: now() + jump_s)
+        assert not deadline.near(1.0)
 
 
 def test_an_older_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,12 +111,19 @@ def test_outside_slurm_there_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_whose_time_is_over_stops_with_a_checkpoint_and_goes_on(
-    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    began = 0.0
+
+    def noted(cfg: Config, parameters: int, started: float) -> Deadline:
+        nonlocal began
+        began = started  # what was imported before is not the run's
+        return open_deadline(cfg, parameters, started)
+
+    monkeypatch.setattr(run, "open_deadline", noted)
     values["train"]["steps"] = 100_000
     values["run"]["stop_after"] = "6s"
     values["sample"]["prompts"] = []
-    began = time.monotonic()
     assert not train(parse_config(values))
     assert time.monotonic() - began < 9
     said = capsys.readouterr().out
