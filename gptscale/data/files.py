@@ -25,11 +25,15 @@ def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
         disk.write_whole(path, *pieces)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of writers that were killed; those of other living processes stay."""
+def remove_leftovers(folder: Path, *, finished: bool = False) -> None:
+    """Delete the temporary files of writers that were killed; those of other living processes stay.
+
+    In a finished corpus all of another machine's are left over: it was lost, or makes what is there already.
+    """
     for path in folder.glob(".*.tmp"):
         found = _TEMPORARY.fullmatch(path.name)
-        if found and _is_leftover(path, found["host"], int(found["pid"])):
+        elsewhere = finished and found is not None and found["host"] != disk.this_host()
+        if found and (elsewhere or _is_leftover(path, found["host"], int(found["pid"]))):
             path.unlink(missing_ok=True)
 
 

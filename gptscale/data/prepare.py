@@ -10,6 +10,7 @@ from itertools import groupby
 from gptscale.config.data import DataConfig
 from gptscale.config.schema import Config
 from gptscale.data.estimate import check_need
+from gptscale.data.files import remove_leftovers
 from gptscale.data.job import Job, earlier_manifest, open_job, remove_all
 from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest
 from gptscale.data.progress import Progress, Say, summary
@@ -54,6 +55,7 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
             f"data.dir={job.data.folder}: {len(missing)} of {len(job.units)} units are not there: {_ranges(missing)}; "
             f"run their tasks again (unit u is of task u modulo --tasks), or `gptscale prepare CONFIG` for all of them"
         )
+    remove_leftovers(job.data.folder, finished=True)
     return _finish(job, [receipts[unit.number] for unit in job.units], say)
 
 

@@ -95,3 +95,11 @@ def test_what_another_machine_has_not_touched_for_a_day_is_a_leftover(tmp_path: 
         os.utime(path, (time.time() - hours * 3600,) * 2)
     remove_leftovers(tmp_path)
     assert [path.name[:4] for path in tmp_path.iterdir()] == [".new"]
+
+
+def test_in_a_finished_corpus_all_of_another_machines_is_left_over(tmp_path: Path) -> None:
+    other, living = f"another-{this_host()}", f".new.{this_host()}.{os.getppid()}.00ff00ff.tmp"
+    for name in (f".new.{other}.12.00ff00ff.tmp", living, "train-00000.bin"):
+        (tmp_path / name).write_bytes(b"half")
+    remove_leftovers(tmp_path, finished=True)
+    assert {path.name for path in tmp_path.iterdir()} == {living, "train-00000.bin"}

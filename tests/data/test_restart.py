@@ -88,6 +88,17 @@ def test_any_number_of_tasks_makes_the_same_files(
     assert contents(cfg.data.dir) == whole
 
 
+def test_finishing_takes_away_what_a_lost_machine_was_writing(
+    make: Callable[[str], Config], whole: dict[str, str]
+) -> None:
+    cfg = make("corpus")
+    for task in range(2):
+        prepare_task(cfg, task, 2, quiet)
+    (cfg.data.folder / ".train-00001.bin.lost.817.c8b98cc1.tmp").write_bytes(b"half")
+    finish(cfg, quiet)
+    assert contents(cfg.data.folder) == whole
+
+
 def test_finishing_names_the_missing_units(make: Callable[[str], Config], whole: dict[str, str]) -> None:
     cfg = make("corpus")
     prepare_task(cfg, 0, 4, quiet)  # units 0, 4, 8
