@@ -55,6 +55,10 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
     Raises CheckpointError if none is left.
     """
     if (path / MANIFEST).is_file():
+        if best:
+            raise CheckpointError(
+                f"{path} is one checkpoint, and --best chooses among those of a run; give the run folder"
+            )
         return path, verified_manifest(path)
     if best:
         path = _best(path)

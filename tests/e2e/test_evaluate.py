@@ -66,6 +66,10 @@ def test_the_best_checkpoint_can_be_asked_for(trained: Config) -> None:
     best = read_manifest(list_checkpoints(trained.run.dir)[0]).ledger["best"]
     assert evaluate(trained.run.dir, best=True, sequences=16).loss == best["val_loss"]
     assert evaluate(step_dir(trained.run.dir, 2), sequences=16).loss != best["val_loss"]
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002 is one checkpoint, and --best chooses .*; give the run f"
+    ):
+        evaluate(step_dir(trained.run.dir, 2), best=True)
 
 
 @pytest.mark.parametrize(
