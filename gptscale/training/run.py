@@ -20,6 +20,7 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
+from gptscale.runtime.compiled import remove_halves
 from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -110,6 +111,8 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     model = _new_model(cfg, engine)
     model.recompute = cfg.train.activation_checkpointing
+    if cfg.train.compile:
+        _mend_compiled(engine)
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
@@ -182,6 +185,12 @@ def _new_model(cfg: Config, engine: Engine) -> GPTModel:
         return GPTModel(cfg.model, cfg.run.seed).to(engine.device)
     with torch.device("meta"):
         return GPTModel(cfg.model, seed=None)
+
+
+def _mend_compiled(engine: Engine) -> None:
+    """Take away what an earlier start's compiler could not finish, before this start takes it for finished."""
+    for path in engine.agree(remove_halves):
+        engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 
 
 def _leave_out(store: Store, engine: Engine, spike: Rollback) -> None:

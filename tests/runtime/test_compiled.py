@@ -1,0 +1,60 @@
+"""What a killed compiler left is found and removed; what is whole, or being written, stays."""
+
+import fcntl
+import struct
+from pathlib import Path
+
+import pytest
+
+from gptscale.runtime.compiled import remove_halves
+
+
+def elf(sections: int = 2) -> bytes:
+    """A 64-bit ELF file of a header and a table of sections right behind it."""
+    place = struct.pack("QQ", 0, 64)  # of the programs' table and the sections'
+    sizes = struct.pack("IHHHHHH", 0, 64, 0, 0, 64, sections, 0)
+    return b"\x7fELF".ljust(32, b"\0") + place + sizes + bytes(64 * sections)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with a whole library in it, and no other on this machine."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert len(elf()) == 64 + 2 * 64
+    (tmp_path / "cache" / "ab").mkdir(parents=True)
+    (tmp_path / "cache" / "ab" / "cabc.main.so").write_bytes(elf())
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x7fELF", bytes(192), elf()[:-1], elf()[:64], b"\x7fELF" + bytes(188)],
+    ids=["empty", "four bytes", "zeros", "one byte short", "the header alone", "no table yet"],
+)
+def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes) -> None:
+    half = cache / "ab" / "chalf.main.so"
+    half.write_bytes(content)
+    assert remove_halves() == [half]
+    assert [path.name for path in (cache / "ab").iterdir()] == ["cabc.main.so"]
+    assert remove_halves() == []
+
+
+def test_a_header_whose_compiler_was_killed_goes(cache: Path) -> None:
+    headers = cache / "precompiled_headers"
+    (headers / "ckilled.h_CxxBuild").mkdir(parents=True)  # torch removes it once the compiler is done
+    for name in ("ckilled.h.gch", "cwhole.h.gch"):
+        (headers / name).write_bytes(b"gpch")
+    assert remove_halves() == [headers / "ckilled.h.gch"]
+    assert (headers / "cwhole.h.gch").exists()
+
+
+def test_what_somebody_is_writing_stays(cache: Path) -> None:
+    half = cache / "ab" / "chalf.main.so"
+    half.write_bytes(b"\x7fELF")
+    (cache / "locks").mkdir()
+    with (cache / "locks" / "chalf.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert remove_halves() == []
+    assert half.exists()
+    assert remove_halves() == [half]
