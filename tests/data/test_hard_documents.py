@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +19,11 @@ import tiktoken
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import unit
-from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256
+from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
 from gptscale.data.prepare import prepare
 from gptscale.data.ranks import read_ranks
 from gptscale.data.shard import open_shard, read_starts
+from gptscale.data.texts import Texts
 from gptscale.data.tokenizer import load_tokenizer
 
 Make = Callable[..., Config]
@@ -97,6 +99,42 @@ def peak_megabytes(cfg: Config) -> float:
     path.write_text(dump_config(cfg))
     done = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024 / 1e6
+
+
+class Untouched(np.ndarray):
+    """Ids that whole-array code may use and nobody may take out one by one."""
+
+    def _refuse(self, *of: Any) -> Any:
+        raise AssertionError("a token became a Python object")
+
+    tolist = item = __iter__ = __int__ = __index__ = _refuse
+
+
+@pytest.mark.parametrize("engine", ["gigatoken", "tiktoken"])
+@pytest.mark.parametrize("end_of_text", [True, False])
+def test_no_token_becomes_a_python_int(
+    engine: str, end_of_text: bool, tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: BpeTokenizer, texts: Texts) -> tuple[Any, Any]:
+        ids, offsets = real(self, texts)
+        return ids.view(Untouched), offsets
+
+    def refuse(*of: Any, **options: Any) -> Any:
+        raise AssertionError("tiktoken was asked for a list")
+
+    real = BpeTokenizer.encode_texts
+    monkeypatch.setattr(BpeTokenizer, "encode_texts", encode)
+    for name in ("encode", "encode_ordinary", "encode_batch", "encode_ordinary_batch", "encode_with_unstable"):
+        monkeypatch.setattr(tiktoken.Encoding, name, refuse)
+    pq.write_table(
+        pa.table({"text": [f"{i} some words" for i in range(5000)] + ["long " * 10**5]}), tmp_path / "a.parquet"
+    )
+    data = {"tokenizer": "gpt2", "tokenizer_engine": engine, "validation_fraction": 0.1, "end_of_text": end_of_text}
+    cfg = make_config(tmp_path / "a.parquet", data=data, model={"vocab_size": 50257})
+    manifest = prepare(cfg, lambda line: None)
+    assert sum(shard.documents for shard in manifest.shards) == 5001
+    with pytest.raises(AssertionError, match="a token became"):
+        next(iter(np.arange(3).view(Untouched)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
