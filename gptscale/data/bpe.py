@@ -35,8 +35,15 @@ _JUDGED_BYTES = 2048  # at the start and in the middle of each
 class BpeTokenizer:
     """A tiktoken encoding; where gigatoken reads its ranks too, batches are encoded by gigatoken."""
 
-    def __init__(self, name: str, encoding: "tiktoken.Encoding", gigatoken_ranks: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoding: "tiktoken.Encoding",
+        ranks_sha256: str | None = None,
+        gigatoken_ranks: Path | None = None,
+    ) -> None:
         self.name = name
+        self._ranks_sha256 = ranks_sha256
         self.n_vocab = encoding.n_vocab
         self.end_of_text = encoding.eot_token
         self.pattern: str | None = encoding._pat_str
@@ -47,6 +54,8 @@ class BpeTokenizer:
     @cached_property
     def identity(self) -> dict[str, str | int]:
         """What decides the ids, as it stands in a corpus' manifest."""
+        if self._ranks_sha256 is not None:
+            return {"name": self.name, "ranks_sha256": self._ranks_sha256, "n_vocab": self.n_vocab}
         return identity_of(self.name, self._ordinary, self.n_vocab)
 
     @cached_property
@@ -131,7 +140,7 @@ def gpt2_bpe(engine: str) -> BpeTokenizer:
     encoding = tiktoken.Encoding(
         "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}
     )
-    return BpeTokenizer("gpt2", encoding, GPT2_RANKS if engine == "gigatoken" else None)
+    return BpeTokenizer("gpt2", encoding, GPT2_RANKS_SHA256, GPT2_RANKS if engine == "gigatoken" else None)
 
 
 def tiktoken_bpe(name: str) -> BpeTokenizer:

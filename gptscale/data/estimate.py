@@ -8,7 +8,7 @@ import numpy as np
 
 from gptscale.data.job import Job
 from gptscale.data.sources import Streamed
-from gptscale.data.texts import flat
+from gptscale.data.texts import flat, list_texts
 from gptscale.data.unit import Unit
 from gptscale.errors import DataError
 
@@ -57,5 +57,5 @@ def _sample(job: Job, unit: Unit) -> tuple[int, int, int, int]:
     texts = next(iter(job.source.read(unit.start, unit.stop)))
     content, _ = flat(texts)
     excerpt = str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
-    ids = job.tokenizer.encode(excerpt)  # tiktoken's, which is there at once
+    ids, _ = job.tokenizer.encode_texts(list_texts([excerpt]))
     return len(texts), len(content), min(len(content), _SAMPLED_BYTES), len(ids)

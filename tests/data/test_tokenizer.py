@@ -14,6 +14,7 @@ from gptscale.data import bpe
 from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
 from gptscale.data.texts import utf8
 from gptscale.data.tokenizer import Tokenizer, ids_to_text, known_ranks, load_tokenizer, text_to_ids
+from gptscale.data.vocabulary import identity_of
 from gptscale.errors import DataError
 
 ODD_TEXTS = [
@@ -57,6 +58,7 @@ def test_gpt2_has_50257_ids_and_the_last_is_end_of_text(gpt2: Tokenizer) -> None
 def test_identity_is_json_and_its_hash_is_that_of_the_rank_file(gpt2: Tokenizer) -> None:
     expected = {"name": "gpt2", "ranks_sha256": GPT2_RANKS_SHA256, "n_vocab": 50257}
     assert json.loads(json.dumps(gpt2.identity)) == expected
+    assert identity_of("gpt2", [*gpt2.pieces[:50256], None], 50257) == expected  # from the tokens themselves
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
