@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,9 @@ from gptscale.data.manifest import (
     load_settings,
 )
 from gptscale.data.sources import Source, Streamed, open_source
+from gptscale.data.texts import list_texts
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
-from gptscale.data.unit import Receipt, Unit, cut_units, finished, make_unit, read_receipts, remove_unit
+from gptscale.data.unit import Receipt, Unit, WrittenUnit, cut_units, finished, read_receipts, remove_unit, write_unit
 from gptscale.errors import DataError
 
 
@@ -32,11 +34,8 @@ class Job:
     data: DataConfig
     source: Source | Streamed
     settings: Settings
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The corpus' tokenizer, loaded once in each process."""
-        return load_tokenizer(self.data.tokenizer, self.data.tokenizer_engine)
+    tokenizer: Tokenizer
+    """The corpus' own, loaded anew in a process to which the job is sent."""
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -45,15 +44,18 @@ class Job:
 
     def do(self, unit: Unit) -> tuple[Receipt, bool]:
         """Make a unit unless it is finished; says whether it was made."""
-        receipt = finished(self.data.folder, unit, self.settings.key)
-        if receipt is not None:
-            return receipt, False
-        return make_unit(unit, self.source, self.tokenizer, self.data, self.settings), True
+        found = self.begin(unit)
+        return (found.seal(), True) if isinstance(found, WrittenUnit) else (found, False)
 
-    def get_ready(self) -> None:
-        """Load the tokenizer, and let Arrow give memory back: its own pool keeps what a long text took."""
+    def begin(self, unit: Unit) -> Receipt | WrittenUnit:
+        """The receipt of a unit that is finished; else write it, which its seal will finish."""
+        receipt = finished(self.data.folder, unit, self.settings.key)
+        return receipt or write_unit(unit, self.source, self.tokenizer, self.data, self.settings)
+
+    @staticmethod
+    def get_ready() -> None:
+        """Let Arrow give memory back in this process: its own pool keeps what a long text took."""
         pa.set_memory_pool(pa.system_memory_pool())
-        assert self.tokenizer.n_vocab
 
     def receipts(self) -> dict[int, Receipt]:
         """The receipts under these settings, by unit; the files are not looked at."""
@@ -62,6 +64,9 @@ class Job:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("data", "source", "settings")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, tokenizer=_load_all(state["data"]))
 
 
 def open_job(data: DataConfig) -> Job:
@@ -76,8 +81,10 @@ def open_job(data: DataConfig) -> Job:
         )
     earlier = load_manifest(data.folder) if os.path.exists(data.folder / FILE_NAME) else None
     begun = earlier.settings if earlier else load_settings(data.folder)
-    tokenizer = load_tokenizer(data.tokenizer)
-    source = open_source(_pinned(data.given_source, begun))
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(_load_all, data)  # while the source's files are hashed, which leaves Python's lock
+        source = open_source(_pinned(data.given_source, begun))
+        tokenizer = loading.result()
     settings = _settings(data, tokenizer, source)
     _make_folder(data.folder)
     if earlier is not None:
@@ -88,7 +95,14 @@ def open_job(data: DataConfig) -> Job:
     _remove_damaged(data.folder)
     if earlier is None:
         settings.save(data.folder)
-    return Job(data, source, settings)
+    return Job(data, source, settings, tokenizer)
+
+
+def _load_all(data: DataConfig) -> Tokenizer:
+    """The tokenizer with its engines, which are loaded when they are first used."""
+    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_engine)
+    tokenizer.encode_texts(list_texts(["first"]))
+    return tokenizer
 
 
 def remove_all(folder: Path) -> None:

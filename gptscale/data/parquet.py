@@ -16,7 +16,7 @@ from gptscale.data.source_files import rows_by_file
 from gptscale.data.texts import Texts
 from gptscale.errors import DataError
 
-_BATCH_BYTES = 2**22  # of text, as the row group's mean length has it
+_BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
 _READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
 _FOOTERS_AT_ONCE = 16  # they are small, and a network file system answers slowly
 

@@ -1,12 +1,14 @@
 """The split of documents into training and validation text."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from gptscale.config.data import DataConfig
 from gptscale.data.texts import Texts, choose, flat, list_texts, pieces, to_list
@@ -27,6 +29,14 @@ class Documents:
         """Those of the documents that have text."""
         _, offsets = flat(self.texts)
         return self.where(np.diff(offsets) > 0)
+
+
+def joined(documents: Sequence[Documents]) -> Documents:
+    """Documents one after another."""
+    if len(documents) == 1:
+        return documents[0]
+    rows = np.concatenate([part.rows for part in documents])
+    return Documents(rows, pa.concat_arrays([part.texts for part in documents]))
 
 
 def split_documents(documents: Documents, cfg: DataConfig) -> tuple[Documents, Documents]:

@@ -21,14 +21,15 @@ from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
 from gptscale.data.shard import ShardWriter, Tokens, starts_path
 from gptscale.data.sources import Source, Streamed
-from gptscale.data.split import Documents, split_documents
+from gptscale.data.split import Documents, joined, split_documents
 from gptscale.data.texts import Offsets, Texts, cut_at, flat
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.data.vocabulary import Ids
 from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")
-_BATCH_BYTES = 2**22  # of text to the tokenizer at once; a longer document is a batch of its own
+_BATCH_BYTES = 2**23  # of text to the tokenizer at once; a longer document is a batch of its own
+_FEW_BYTES = 2**21  # wait for more
 _LONGEST = 3
 
 
@@ -64,6 +65,13 @@ def make_unit(
     unit: Unit, source: Source | Streamed, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
 ) -> Receipt:
     """Tokenize a unit's documents, write its shards and then its receipt."""
+    return write_unit(unit, source, tokenizer, cfg, settings).seal()
+
+
+def write_unit(
+    unit: Unit, source: Source | Streamed, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
+) -> "WrittenUnit":
+    """Tokenize a unit's documents and write them under temporary names."""
     documents = left_out = 0
     with ExitStack() as stack:
 
@@ -80,10 +88,30 @@ def make_unit(
             left_out += len(texts) - len(batch.rows)
             for part, of_it in zip((train, val), split_documents(batch, cfg), strict=True):
                 part.add(of_it, tokenizer)
-        shards = tuple(part.finish() for part in (train, val) if part.rows)
-    receipt = Receipt(key=settings.key, shards=shards, documents=documents, left_out=left_out)
-    write_whole(receipt_path(cfg.folder, unit.number), receipt.model_dump_json().encode())
-    return receipt
+        for part in (train, val):
+            part.encode_waiting(tokenizer)
+        path = receipt_path(cfg.folder, unit.number)
+        return WrittenUnit(path, settings.key, (train, val), documents, left_out, stack.pop_all())
+
+
+@dataclass(frozen=True)
+class WrittenUnit:
+    """A unit whose shards are written, but neither safe on disk nor under their names."""
+
+    receipt_path: Path
+    key: str
+    sides: "tuple[_Side, _Side]"
+    documents: int
+    left_out: int
+    stack: ExitStack
+
+    def seal(self) -> Receipt:
+        """Force the shards to disk, read them back and hash them; then write the receipt."""
+        with self.stack:
+            shards = tuple(side.finish() for side in self.sides if side.rows)
+        receipt = Receipt(key=self.key, shards=shards, documents=self.documents, left_out=self.left_out)
+        write_whole(self.receipt_path, receipt.model_dump_json().encode())
+        return receipt
 
 
 def finished(folder: Path, unit: Unit, key: str) -> Receipt | None:
@@ -163,12 +191,28 @@ class _Side:
     rows: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
     starts: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
     text_bytes: int = 0
+    waiting: list[Documents] = field(default_factory=list)
+    waiting_bytes: int = 0
 
     def add(self, documents: Documents, tokenizer: Tokenizer) -> None:
+        """Take documents; they are encoded when there are enough of them, since each call of an engine costs."""
         if len(documents.rows) == 0:
             return
+        self.waiting.append(documents)
+        self.waiting_bytes += len(flat(documents.texts)[0])
+        if self.waiting_bytes >= _FEW_BYTES:
+            self.encode_waiting(tokenizer)
+
+    def encode_waiting(self, tokenizer: Tokenizer) -> None:
+        if not self.waiting:
+            return
+        documents = joined(self.waiting)
+        self.text_bytes += self.waiting_bytes
+        self.waiting, self.waiting_bytes = [], 0
+        self._encode(documents, tokenizer)
+
+    def _encode(self, documents: Documents, tokenizer: Tokenizer) -> None:
         self.rows.append(documents.rows)
-        self.text_bytes += len(flat(documents.texts)[0])
         if len(documents.rows) == 1:
             self._add_one(documents.texts, tokenizer)
             return

@@ -1,21 +1,26 @@
-"""Worker processes that make units: one each, since Python would hold the lock of threads.
+"""Worker processes that make units, since Python would hold the lock of threads.
 
-They end with the process that started them, however it ends: what they were writing does not count.
+A worker asks for a unit, tokenizes it, and asks for the next one while a thread of it forces to disk what it wrote.
+Workers end with the process that started them, however it ends: what they were writing does not count.
 """
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from threading import Thread
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
+from threading import Lock, Thread
 
 from gptscale.data.job import Job
-from gptscale.data.unit import Receipt, Unit
-from gptscale.errors import DataError
+from gptscale.data.unit import Receipt, Unit, WrittenUnit
+from gptscale.errors import DataError, GptscaleError
 
 Done = tuple[Unit, Receipt, bool]
 """A unit, what it wrote, and whether that was made now."""
@@ -26,32 +31,67 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def do_units(job: Job, units: Sequence[Unit], workers: int) -> Iterator[Done]:
+def do_units(job: Job, units: Sequence[Unit], workers: int) -> Generator[Done, None, None]:
     """Make units in up to so many processes; they come as they are done. One worker is this process itself."""
     if min(workers, len(units)) <= 1:
         for unit in units:
             yield (unit, *job.do(unit))
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of this process hold
+    with _workers(job, min(workers, len(units))) as pipes:
+        try:
+            yield from _hand_out(units, pipes)
+        except (EOFError, ConnectionError):
+            raise DataError(
+                f"a worker process was ended from outside, perhaps for want of memory; run prepare again, which goes "
+                f"on from here, with fewer than --workers={workers}"
+            ) from None
+
+
+def _hand_out(units: Sequence[Unit], pipes: Sequence[Connection]) -> Iterator[Done]:
+    """Answer each worker that asks with the next unit, or with None, and pass on what is done."""
+    waiting, left = iter(units), len(units)
+    while left:
+        for pipe in wait(pipes):
+            assert isinstance(pipe, Connection)
+            said: Done | BaseException | None = pipe.recv()
+            if said is None:
+                pipe.send(next(waiting, None))
+            elif isinstance(said, BaseException):
+                raise said
+            else:
+                left -= 1
+                yield said
+
+
+@contextmanager
+def _workers(job: Job, number: int) -> Iterator[list[Connection]]:
+    """So many workers, each behind a pipe; none is left at the end, whatever it was at."""
+    context = _context()
     ours, theirs = context.Pipe()
-    pool = ProcessPoolExecutor(
-        min(workers, len(units)), mp_context=context, initializer=_start, initargs=(job, ours, theirs)
-    )
+    pipes, processes = [], []
     try:
         with _holding_ctrl_c_back():
-            waiting = {pool.submit(_do, unit): unit for unit in units}  # the first of them starts the workers
-        for future in as_completed(waiting):
-            yield (waiting.pop(future), *future.result())
-        pool.shutdown()
-    except BrokenProcessPool:
-        raise DataError(
-            f"a worker process was ended from outside, perhaps for want of memory; run prepare again, which goes on "
-            f"from here, with fewer than --workers={workers}"
-        ) from None
+            for _ in range(number):
+                here, there = context.Pipe()
+                process = context.Process(target=_work, args=(job, there, ours, theirs), daemon=True)
+                process.start()
+                there.close()  # so that the end of the worker is the end of the pipe
+                pipes.append(here)
+                processes.append(process)
+        yield pipes
     finally:
-        ours.close()  # which ends workers that are still at work
+        ours.close()  # which ends the workers
         theirs.close()
-        pool.shutdown(cancel_futures=True)
+        for process in processes:
+            process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def _context() -> ForkContext | SpawnContext:
+    """How processes start: as a fork, which is at work at once, where no thread could hold a lock meanwhile."""
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    return multiprocessing.get_context("fork") if alone else multiprocessing.get_context("spawn")
 
 
 @contextmanager
@@ -62,25 +102,67 @@ def _holding_ctrl_c_back() -> Iterator[None]:
     """
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a fork beside any thread, such as numpy's, which rest and see to forks themselves.
+            warnings.filterwarnings("ignore", "(?s).*use of fork", DeprecationWarning)
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
-_job: Job
-
-
-def _start(job: Job, ours: Connection, theirs: Connection) -> None:
-    """Set up a worker."""
-    global _job  # noqa: PLW0603 - a worker process has one job
-    _job = job
-    _job.get_ready()
+def _work(job: Job, pipe: Connection, ours: Connection, theirs: Connection) -> None:
+    """Make units until there are no more, then wait for the end."""
     ours.close()
-    Thread(target=_end_with_parent, args=(theirs,), daemon=True).start()
+    end = Thread(target=_end_with_parent, args=(theirs,), daemon=True)
+    end.start()
+    try:
+        job.get_ready()
+        _make_units(job, _Talk(pipe))
+    except BaseException as error:
+        pipe.send(_with_traceback(error))
+    end.join()
 
 
-def _do(unit: Unit) -> tuple[Receipt, bool]:
-    return _job.do(unit)
+def _make_units(job: Job, talk: "_Talk") -> None:
+    with ThreadPoolExecutor(1) as disk:
+        sealed = None
+        while (unit := talk.ask()) is not None:
+            found = job.begin(unit)
+            if sealed is not None:
+                sealed.result()
+            sealed = disk.submit(_seal, unit, found, talk)
+        if sealed is not None:
+            sealed.result()
+
+
+def _seal(unit: Unit, found: Receipt | WrittenUnit, talk: "_Talk") -> None:
+    made = isinstance(found, WrittenUnit)
+    talk.say((unit, found.seal() if isinstance(found, WrittenUnit) else found, made))
+
+
+class _Talk:
+    """A worker's end of its pipe, for two threads."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = Lock()
+
+    def ask(self) -> Unit | None:
+        """The next unit; None if there is no more. One thread asks."""
+        self.say(None)
+        unit: Unit | None = self._pipe.recv()
+        return unit
+
+    def say(self, done: Done | None) -> None:
+        with self._lock:
+            self._pipe.send(done)
+
+
+def _with_traceback(error: BaseException) -> BaseException:
+    """An error of ours with a note of where it arose, which it would lose on its way to another process."""
+    if not isinstance(error, GptscaleError):
+        error.add_note("".join(traceback.format_exception(error)))
+    return error
 
 
 def _end_with_parent(pipe: Connection) -> None:

@@ -51,7 +51,7 @@ def verbs(said: list[str]) -> list[str]:
 
 
 def kill_after_two_units(cfg: Config) -> None:
-    real, made = module.make_unit, []
+    real, made = module.write_unit, []
 
     def make_two(unit: Any, *rest: Any) -> Any:
         if len(made) == 2:
@@ -60,7 +60,7 @@ def kill_after_two_units(cfg: Config) -> None:
         return real(unit, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_unit", make_two)
+        patch.setattr(module, "write_unit", make_two)
         with pytest.raises(KeyboardInterrupt):
             run(cfg)
 

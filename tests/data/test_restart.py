@@ -1,6 +1,7 @@
 """However a preparation is spread, stopped or doubled, the corpus is the same to the byte."""
 
 import hashlib
+import multiprocessing
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import estimate
+from gptscale.data import workers as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import finish, prepare, prepare_task
@@ -65,11 +67,12 @@ def whole(make: Callable[[str], Config]) -> dict[str, str]:
     return contents(cfg.data.dir)
 
 
-@pytest.mark.parametrize("workers", [2, 7])
+@pytest.mark.parametrize(("workers", "start"), [(2, "spawn"), (2, "fork"), (7, "fork")])
 def test_any_number_of_workers_makes_the_same_files(
-    workers: int, make: Callable[[str], Config], whole: dict[str, str]
+    workers: int, start: str, make: Callable[[str], Config], whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = make("corpus")
+    monkeypatch.setattr(module, "_context", lambda: multiprocessing.get_context(start))
     prepare(cfg, quiet, workers=workers)
     assert len(whole) == UNITS * (2 + 2 + 1) + 1
     assert contents(cfg.data.dir) == whole
@@ -205,7 +208,7 @@ def children(pid: int) -> list[str]:
     """The worker processes of a process (spawn also starts a resource tracker, which ends by itself)."""
     tasks = Path(f"/proc/{pid}/task")
     found = [child for task in tasks.glob("*") for child in (task / "children").read_text().split()]
-    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in found if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_two_processes_on_the_same_units_do_no_harm(make: Callable[[str], Config], whole: dict[str, str]) -> None:
