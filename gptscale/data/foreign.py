@@ -44,13 +44,16 @@ def recognise(path: Path) -> TokenFile:
     try:
         found = _recognise(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be adopted: {error.strerror}; check its path") from None
+        hint = "; its index is there without it" if path.with_suffix(".idx").exists() else ""
+        raise DataError(f"{path} cannot be adopted: {error.strerror}{hint}; check its path") from None
     if found.tokens == 0:
         raise DataError(f"{path} ({found.format}) holds no tokens; leave it out")
     return found
 
 
 def _recognise(path: Path) -> TokenFile:
+    if path.suffix == ".idx":
+        raise DataError(f"{path} is an index; name {path.with_suffix('.bin').name}, which lies beside it")
     size = path.stat().st_size
     if path.with_suffix(".idx").exists():
         return _megatron(path, size)
@@ -58,7 +61,10 @@ def _recognise(path: Path) -> TokenFile:
     if header is not None:
         return _with_header(path, size, header)
     if size == 0 or size % 2:
-        raise DataError(f"{path} has {size:,} bytes, which are no uint16 tokens, and no header that is known")
+        raise DataError(
+            f"{path} has {size:,} bytes, which are no uint16 tokens, and no header that is known; "
+            "copy it again if it was cut off"
+        )
     return TokenFile(path, "nanoGPT (uint16 without a header)", "uint16", 0, size // 2)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from gptscale.data.columns import Columns, arrow_types
-from gptscale.data.source_files import rows_by_file, unreadable_is_said
+from gptscale.data.source_files import rows_by_file, unreadable, unreadable_is_said
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 
@@ -159,7 +159,14 @@ def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8", "surrogatepass"))
     except ValueError as error:
-        raise DataError(f"data.source.path={path} cannot be read as json: {file.name}: {error}") from None
+        raise unreadable(path, "json", f"{_place(line, file)}: {error}") from None
     if not isinstance(row, dict):
-        raise DataError(f"data.source.path={path} cannot be read as json: {file.name}: a line holds no object")
+        raise unreadable(path, "json", f"{_place(line, file)} holds no object")
     return row
+
+
+def _place(line: bytes, file: Path) -> str:
+    """The file's name and the number of the first line that reads so, which is as bad as any later one."""
+    with file.open("rb") as opened:
+        number = next(n for n, found in enumerate(opened, 1) if found.rstrip(b"\n") == line.rstrip(b"\n"))
+    return f"{file.name}, line {number:,}"

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptscale.data.columns import Columns, arrow_types
-from gptscale.data.source_files import rows_by_file
+from gptscale.data.source_files import rows_by_file, unreadable
 from gptscale.data.texts import Texts
-from gptscale.errors import DataError
 
 _BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
 _READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
@@ -66,7 +65,7 @@ def _unreadable_is_said(file: Path, path: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data.source.path={path} cannot be read as parquet: {file.name}: {reason}") from None
+        raise unreadable(path, "parquet", f"{file.name}: {reason}") from None
 
 
 def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[Any]:

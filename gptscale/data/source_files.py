@@ -83,6 +83,13 @@ def unreadable_is_said(path: str) -> Iterator[None]:
         raise DataError(f"data.source.path={path} cannot be read: {error.strerror}{where}") from None
 
 
+def unreadable(path: str, kind: str, reason: str) -> DataError:
+    """The error for a file whose content is not what its kind says."""
+    return DataError(
+        f"data.source.path={path} cannot be read as {kind}: {reason}; mend that file, copy it again, or move it away"
+    )
+
+
 def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | int]]:
     """Name, size and identity of each file; names are relative to root, so the folder may move."""
     small = sum(path.stat().st_size for path in files) <= HASHED_BYTES

@@ -32,6 +32,7 @@ from gptscale.data.source_files import (
     expand,
     find_files,
     is_local,
+    unreadable,
     unreadable_is_said,
 )
 from gptscale.data.texts import Texts
@@ -147,7 +148,7 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: s
     try:
         return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=str(cache), **options)
     except _failures(datasets) as error:
-        raise DataError(f"data.source.path={cfg.path} cannot be read as {kind}: {_reason(error)}") from None
+        raise unreadable(cfg.path, kind, _reason(error)) from None
 
 
 def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:

@@ -108,13 +108,20 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:
     assert "train.bin cannot be adopted: No such file" in refused(tmp_path, path)
     assert "--train nothing*.bin matches no file" in refused(tmp_path, "nothing*.bin")
     path.write_bytes(b"abc")
-    assert "has 3 bytes, which are no uint16 tokens, and no header" in refused(tmp_path, path)
+    assert "has 3 bytes, which are no uint16 tokens, and no header that is known; copy it" in refused(tmp_path, path)
     nanogpt(path, [1, 60000])
     assert "holds id 60,000, and tokenizer gpt2 has 50,257; it is no such file, or choose" in refused(tmp_path, path)
     llmc(path, IDS).write_bytes(path.read_bytes()[:-1])
     assert "has 1,039 bytes, but its header says 1,040; copy it again" in refused(tmp_path, path)
     llmc(path, IDS, "<u4")
     assert "tokens of two widths" in refused(tmp_path, path)
+
+
+def test_an_index_alone_is_refused(tmp_path: Path) -> None:
+    path = megatron(tmp_path / "train.bin", [IDS])
+    assert "train.idx is an index; name train.bin, which lies" in refused(tmp_path, path.with_suffix(".idx"))
+    path.unlink()
+    assert "No such file or directory; its index is there without it; check its path" in refused(tmp_path, path)
 
 
 def test_a_file_without_tokens_is_refused(tmp_path: Path) -> None:

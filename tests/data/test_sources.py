@@ -113,7 +113,9 @@ def test_a_parquet_file_whose_pages_are_damaged_is_one_line(tmp_path: Path) -> N
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[5000:9000] = bytes(4000)
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(DataError, match=r"data.source.path=.*a.parquet cannot be read as parquet: a.parquet: [^\n]+$"):
+    with pytest.raises(
+        DataError, match=r"data.source.path=.*a.parquet cannot be read as parquet: a.parquet: [^\n]+; mend"
+    ):
         documents(tmp_path / "a.parquet")
 
 
@@ -157,7 +159,9 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"data.source.path=.*{name} cannot be read as {kind}: [^\n]+$"):
+    with pytest.raises(
+        DataError, match=rf"data.source.path=.*{name} cannot be read as {kind}: [^\n]+; mend that file, copy it"
+    ):
         source(tmp_path / name)
 
 
