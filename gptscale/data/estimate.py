@@ -13,6 +13,7 @@ from gptscale.data.unit import Unit
 from gptscale.errors import DataError
 
 _SAMPLED_UNITS = 4
+_SAMPLED_DOCUMENTS = 256  # of each, at most
 _SAMPLED_BYTES = 2**17  # of text in each
 _STARTS_BYTES = 16  # a document's start: two int64
 
@@ -54,7 +55,7 @@ def _sample(job: Job, unit: Unit) -> tuple[int, int, int, int]:
     """Documents and their bytes at the beginning of a unit; how many of the bytes were encoded, and to what tokens."""
     assert not isinstance(job.source, Streamed)
     assert unit.stop is not None
-    texts = next(iter(job.source.read(unit.start, unit.stop)))
+    texts = next(iter(job.source.read(unit.start, min(unit.stop, unit.start + _SAMPLED_DOCUMENTS))))
     content, _ = flat(texts)
     excerpt = str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
     ids, _ = job.tokenizer.encode_texts(list_texts([excerpt]))

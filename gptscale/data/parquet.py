@@ -75,7 +75,7 @@ def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[A
         about = file.metadata.row_group(group)
         rows = about.num_rows
         if start < at + rows and at < stop:
-            size = max(1, _BATCH_BYTES * rows // max(1, about.total_byte_size))
+            size = max(1, min(_BATCH_BYTES * rows // max(1, about.total_byte_size), stop - at))
             for batch in file.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 cut = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
                 at += batch.num_rows
