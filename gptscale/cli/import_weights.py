@@ -62,7 +62,7 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
         cfg = _config(found, to, overrides)
         check_source(found, cfg.model)
         write_imported(folder, cfg, read_parameters(found, cfg.model))
-        lines = _check(found, folder)
+        lines = _check(found, cfg, folder)
     for line in [*found.notes, *lines, f"checkpoint: {to}"]:
         print(line)
     return cfg
@@ -89,19 +89,23 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
     return parse_config(values, f"import {found.origin}")
 
 
-def _check(found: "Source", folder: Path) -> list[str]:
-    """Read the checkpoint back and compare it with the source; gives what to tell."""
-    from gptscale.checkpoint.model import load_model
-    from gptscale.weights.check import compare_logits
+def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
+    """Read the checkpoint back and compare it with the source; gives what to tell.
 
-    model, cfg = load_model(folder)
+    One model after the other: there is never more than one copy of the weights in memory.
+    """
+    from gptscale.checkpoint.model import load_model
+    from gptscale.weights.check import compare_logits, probe, their_logits
+
+    expected = their_logits(found.folder, probe(cfg.model)) if found.folder else None
+    model, _ = load_model(folder)
     lines = [f"weights: {found.origin}, {model.num_parameters():,} parameters"]
     if (known := found.fields["context_length"]) > cfg.model.context_length:
         lines.append(f"positions: the first {cfg.model.context_length} of {known}")
     checked = "checked: names, shapes, finite values"
     if found.folder is None:
         return [*lines, f"{checked}; logits not, since transformers cannot read this form"]
-    difference = compare_logits(model, found.folder)
-    if difference is None:
+    if expected is None:
         return [*lines, f"{checked}; logits not, since transformers is not installed"]
+    difference = compare_logits(model, expected, found.folder)
     return [*lines, f"{checked}, logits (equal to transformers' within {difference:.1e})"]

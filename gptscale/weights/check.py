@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from gptscale.config.schema import ModelConfig
 from gptscale.errors import WeightsError
 from gptscale.model.gpt import GPTModel
 
@@ -12,11 +14,17 @@ TOLERANCE = 1e-4
 PROBE_TOKENS = 64
 
 
-@torch.no_grad()
-def compare_logits(model: GPTModel, folder: Path) -> float | None:
-    """The largest difference between the model's logits and those of transformers with a folder's weights.
+def probe(cfg: ModelConfig) -> Tensor:
+    """Two rows of tokens that a model can read."""
+    length = min(PROBE_TOKENS, cfg.context_length)
+    return torch.randint(cfg.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
 
-    None if transformers is not installed. Raises WeightsError if they are not the same function.
+
+@torch.no_grad()
+def their_logits(folder: Path, tokens: Tensor) -> Tensor | None:
+    """What transformers computes with a folder's weights, which it lets go of; None if it is not installed.
+
+    Raises WeightsError if it cannot read the folder.
     """
     try:
         from transformers import GPT2LMHeadModel
@@ -30,10 +38,16 @@ def compare_logits(model: GPTModel, folder: Path) -> float | None:
     except Exception as error:  # transformers' kinds are many
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{folder}: transformers cannot read it ({first}); copy its config.json again") from None
-    length = min(PROBE_TOKENS, model.cfg.context_length)
-    tokens = torch.randint(model.cfg.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
-    expected = theirs(tokens).logits
-    difference = float((model(tokens) - expected).abs().max())
+    return theirs(tokens).logits  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def compare_logits(model: GPTModel, expected: Tensor, folder: Path) -> float:
+    """The largest difference between the model's logits for the probe and those that transformers gave.
+
+    Raises WeightsError if the two are not the same function.
+    """
+    difference = float((model(probe(model.cfg)) - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise WeightsError(
             f"{folder}: the logits differ from transformers' by {difference:.3g}; nothing was imported. "

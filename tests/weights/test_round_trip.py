@@ -1,12 +1,13 @@
 """In and out: what transformers computes before and after is the same, bit for bit."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptscale.checkpoint.imported import write_imported
 from gptscale.checkpoint.model import load_model
@@ -179,3 +180,24 @@ def test_an_export_that_cannot_be_made_is_refused(tmp_path: Path, options: dict[
     checkpoint(tmp_path / "ours")
     with pytest.raises(WeightsError, match=message):
         export(tmp_path / "ours", tmp_path / options.pop("to", "new"), **options)
+
+
+def test_an_import_holds_one_model_at_a_time(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = saved()
+    read: list[weakref.ref[GPT2LMHeadModel]] = []
+    from_pretrained = GPT2LMHeadModel.from_pretrained
+
+    def noted(*args: Any, **options: Any) -> GPT2LMHeadModel:
+        model = from_pretrained(*args, **options)
+        read.append(weakref.ref(model))
+        return model
+
+    def loaded(path: Path) -> Any:
+        assert [model() for model in read] == [None]  # theirs was read, and is gone
+        read.clear()
+        return load_model(path)
+
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", noted)
+    monkeypatch.setattr("gptscale.checkpoint.model.load_model", loaded)
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    assert not read
