@@ -1,7 +1,6 @@
 """A checkpoint of any engine goes on under any other, with any number of ranks."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.schema import Config
 from gptscale.weights.files import open_tensors
-from tests.dist.conftest import ENGINES, changed, launch, forked
+from tests.dist.conftest import ENGINES, changed, forked, launch
 from tests.dist.crossing_worker import STEPS
 from tests.dist.worker import state_hash
 

@@ -1,6 +1,7 @@
 """A failure on one rank ends all of them, soon, with one message."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,3 +61,20 @@ def test_a_run_that_loses_its_disk_says_so_once(
     assert message in done.output, done.output
     assert done.output.count("gptscale: ") == 1, done.output
     assert not (cfg.run.dir / "done").exists()
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_a_part_that_one_rank_cannot_write_ends_all_at_the_next_step_with_its_cause(
+    plain_values: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    cfg = changed(plain_values, tmp_path, sample={"prompts": []}, eval={"sequences": 1}, checkpoint={"every_steps": 4})
+    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "writer:1"})
+    assert done.returncode != 0
+    cause = (
+        r"gptscale: checkpoint \S*/step-00000004 could not be written: \[Errno 5\] Input/output error; older checkpoi"
+    )
+    assert len(re.findall(cause, done.output)) == done.output.count("gptscale: ") == 1, done.output
+    assert 4 <= len(done.log("train/loss")) <= 6, (
+        "the step after the save tells, or the one after it: not the last of 50"
+    )
+    assert list((cfg.run.dir / "checkpoints").iterdir()) == []

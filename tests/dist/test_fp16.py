@@ -1,14 +1,13 @@
 """fp16 and its loss scale under every engine: torch's CPU autocast knows fp16, so the engines' own code runs here."""
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 
 pytestmark = pytest.mark.dist
 
@@ -16,9 +15,7 @@ pytestmark = pytest.mark.dist
 CLOSE = 1e-3
 
 
-def trained(
-    values: dict[str, Any], folder: Path, engine: str, steps: int, precision: str = "fp16", **env: str
-) -> Done:
+def trained(values: dict[str, Any], folder: Path, engine: str, steps: int, precision: str = "fp16", **env: str) -> Done:
     cfg = changed(
         values,
         folder,

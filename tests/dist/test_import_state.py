@@ -10,7 +10,7 @@ from gptscale.checkpoint.layout import step_dir
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.training.migrate import import_state
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.foreign_worker import SAVED_AFTER
 from tests.dist.test_crossing import saved_state
 

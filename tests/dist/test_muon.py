@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch.multiprocessing as mp
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime.zero_fragments import Piece
 from gptscale.runtime.zero_muon import ZeroMuon
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
-from tests.dist.test_options import losses, six_steps
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.test_crossing import saved_state
+from tests.dist.test_options import losses, six_steps
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist

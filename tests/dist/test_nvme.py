@@ -1,7 +1,6 @@
 """ZeRO-3 with its optimizer state on a disk: the same run, and checkpoints that go anywhere."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from gptscale.checkpoint.layout import step_dir
 from gptscale.runtime.zero_config import can_swap
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.test_crossing import saved_state
 from tests.dist.worker import state_hash
 

@@ -1,12 +1,11 @@
 """What a config can ask for beside the plain recipe, under the engines: the same numbers, or a clear no."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 
 pytestmark = pytest.mark.dist
 

@@ -1,13 +1,12 @@
 """bf16 under every engine, and bf16-sharded from the same start."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptscale.model.gpt import GPTModel
-from tests.dist.conftest import ENGINES, Done, changed, launch, forked
+from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist

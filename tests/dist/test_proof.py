@@ -30,7 +30,9 @@ def prove(values: dict[str, Any], folder: Path, *options: str) -> subprocess.Com
         (["--engine-before=fsdp2", "--ranks-after=1"], "1 instead of 2 ranks add the same numbers in another order"),
     ],
 )  # fmt: skip
-def test_a_resume_is_proved(plain_values: dict[str, Any], tmp_path: Path, options: list[str], verdict: str | None) -> None:
+def test_a_resume_is_proved(
+    plain_values: dict[str, Any], tmp_path: Path, options: list[str], verdict: str | None
+) -> None:
     done = prove(plain_values, tmp_path, "--steps", "30", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]

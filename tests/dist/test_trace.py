@@ -1,24 +1,19 @@
 """The engine and the number of ranks are where a run lives, not what it is."""
 
-import shutil
 from collections.abc import Callable
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import StepLoader
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.seeding import seed_micro_batch
 from gptscale.training.schedule import lr_at
-from gptscale.weights.files import open_tensors
-from tests.dist.conftest import ENGINES, Done, changed, launch, torchrun
-from tests.dist.worker import state_hash
+from tests.dist.conftest import ENGINES, Done
 
 pytestmark = pytest.mark.dist
 

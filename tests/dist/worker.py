@@ -6,6 +6,7 @@ FAULTY_CALL says. FP16_ON_CPU lets
 fp16 pass, which the command wants a GPU for.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from gptscale.checkpoint import portable
 from gptscale.cli.main import main
 from gptscale.data.loader import MicroBatch, StepLoader
 from gptscale.runtime import distributed
@@ -107,6 +109,8 @@ def fail(kind: str) -> None:
         StepLoader.next_step = wrapped(_delete_run)  # type: ignore[method-assign]
     elif kind == "full":
         StepLoader.next_step = wrapped(_fill_disk)  # type: ignore[method-assign]
+    elif kind == "writer":
+        portable.write_tensors = _broken_writer
     elif kind == "hang":
         StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
     else:
@@ -141,6 +145,10 @@ def _spike() -> None:
 
 def _broken_disk(batches: list[MicroBatch]) -> list[MicroBatch]:
     raise OSError("the disk is gone")
+
+
+def _broken_writer(*args: Any) -> Any:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def _die(batches: list[MicroBatch]) -> list[MicroBatch]:
