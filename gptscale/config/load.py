@@ -90,7 +90,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist{_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     try:
         values = yaml.load(text, _Loader)

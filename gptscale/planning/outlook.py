@@ -154,7 +154,8 @@ def _filling(cfg: Config, launch: Launch) -> str:
     nearest = [f"--gpus {n}" for n in nearest_counts(launch.gpus, legal_gpu_counts(cfg, micro_batch))]
     smaller = [n for n in range(1, micro_batch) if sequences % (launch.gpus * n) == 0][-1:]
     nearest += [f"train.micro_batch_sequences={n}" for n in smaller]
+    gpus = "1 GPU does" if launch.gpus == 1 else f"{launch.gpus} GPUs do"
     return (
-        f", but {launch.gpus} GPUs do not divide the step's {sequences} sequences in micro-batches of {micro_batch}: "
+        f", but {gpus} not divide the step's {sequences} sequences in micro-batches of {micro_batch}: "
         f"{filler / (filler + sequences):.0%} of the work is filling; nearest that do: {' or '.join(nearest)}"
     )

@@ -136,6 +136,9 @@ def test_gpus_that_do_not_divide_a_step_are_told_what_filling_costs(say: Say) ->
     assert verdict.endswith("nearest that do: --gpus 32 or train.micro_batch_sequences=8")
     verdict = say(GPT2, ["train.micro_batch_sequences=12"], gpus=8, engine="ddp").splitlines()[-1]
     assert verdict.endswith("nearest that do: train.micro_batch_sequences=8")
+    # 74 micro-batches of 7 hold 518 sequences
+    verdict = say(GPT2, ["train.micro_batch_sequences=7"]).splitlines()[-1]
+    assert "but 1 GPU does not divide the step's 512 sequences in micro-batches of 7: 1% of the work" in verdict
 
 
 def test_a_gpu_without_bf16_is_refused_for_it(say: Say) -> None:

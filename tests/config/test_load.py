@@ -128,6 +128,11 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path, text: str, message: st
         load_config(write(tmp_path, text))
 
 
+def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"config file {tmp_path} cannot be read: Is a directory; give a YAML file$"):
+        load_config(tmp_path)
+
+
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):

@@ -1,9 +1,12 @@
 """What lies in launch/: shellcheck has nothing to say, and each reader takes its files."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,21 @@ def test_the_training_job_takes_its_counts_from_slurm() -> None:
     job = (ROOT / "launch/slurm/train.sbatch").read_text()
     assert not re.search(r"^#SBATCH --nodes", job, re.MULTILINE)
     assert "srun --kill-on-bad-exit=1" in job
+
+
+def test_the_container_file_copies_what_is_there_and_what_an_installation_needs() -> None:
+    text = (ROOT / "launch/Dockerfile").read_text()
+    copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()}
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {"pyproject.toml", "constraints.txt", project["readme"], *project["license-files"]}
+    assert {name.partition("/")[0] for name in needed} <= copied
+    (python,) = re.findall(r"^FROM python:(\d+)\.(\d+)-slim$", text, re.MULTILINE)
+    assert tuple(map(int, python)) >= (3, 11)
+    assert project["requires-python"] == ">=3.11"
+    (script,) = re.findall(r"^#     (\S+) configs/gpt2-124m.yaml$", text, re.MULTILINE)
+    assert os.access(ROOT / script, os.X_OK)
+    assert json.loads(re.findall(r"^CMD (.*)$", text, re.MULTILINE)[0])[0] in project["scripts"]
 
 
 def test_the_kubernetes_job_is_one_yaml_document() -> None:
