@@ -47,9 +47,10 @@ def computes_bf16(device: torch.device) -> bool:
     CPUs below AVX-512 do not: a product takes hundreds of times as long as in fp32.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        has_mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return bool(has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True
 
 
