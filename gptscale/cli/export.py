@@ -1,6 +1,6 @@
 """gptscale export: a checkpoint for other people's programs."""
 
-from math import nan
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,8 +30,8 @@ def run_export(
     part_size_mb: Annotated[int, typer.Option(min=1, help="Most megabytes of one safetensors file.")] = 1000,
 ) -> None:
     """Write a folder that transformers, vLLM and the evaluation harness load, or nanoGPT's ckpt.pt."""
-    export(checkpoint, to, form=form, dtype=dtype, part_size_mb=part_size_mb)
-    print(f"exported to {to}")
+    for line in [*export(checkpoint, to, form=form, dtype=dtype, part_size_mb=part_size_mb), f"exported to {to}"]:
+        print(line)
 
 
 def export(
@@ -41,9 +41,10 @@ def export(
     form: str = "transformers",
     dtype: str = "float32",
     part_size_mb: int = 1000,
-) -> None:
+) -> list[str]:
     """Export a checkpoint, or a run's newest, into a new folder; needs no GPU, and memory for one part.
 
+    Gives what the reader should know of it.
     Raises WeightsError if the other program could not compute the same, or a value does not fit dtype.
     """
     from gptscale.checkpoint.model import find_checkpoint
@@ -64,13 +65,16 @@ def export(
         source = checkpoint_source(folder, manifest)
         tokenizer = load_tokenizer(cfg.data.tokenizer)
         if form == "nanogpt":
-            loss = losses(folder, manifest.step).get("val/loss", nan)
+            loss = losses(folder, manifest.step).get("val/loss", inf)
             write_nanogpt(new, source, cfg.model, dtype, manifest.step, loss)
         else:
             end, part_bytes = tokenizer.end_of_text, part_size_mb * MEGABYTE
             write_transformers(new, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
             write_tokenizer(new, tokenizer, cfg.model.context_length)
             (new / "README.md").write_text(_card(Path(to).name, folder, manifest, cfg), encoding="utf-8")
+    if form == "nanogpt" and cfg.model.gelu != "erf":
+        return ["nanoGPT computes GELU exactly, this model in its tanh form: the logits will be slightly others there"]
+    return []
 
 
 def losses(folder: Path, step: int) -> dict[str, float]:

@@ -42,7 +42,7 @@ def write_nanogpt(folder: Path, source: Source, cfg: ModelConfig, dtype: str, st
     """Write ckpt.pt as nanoGPT's train.py does, without its optimizer's state.
 
     nanoGPT computes GELU exactly, also for GPT-2's weights, so a model with the tanh form has slightly other logits
-    there. Raises WeightsError for a head of its own, which nanoGPT does not have.
+    there. Raises WeightsError for a head of its own, which nanoGPT does not have, and for a disk without room.
     """
     if not cfg.tie_embeddings:
         raise WeightsError(
@@ -59,7 +59,11 @@ def write_nanogpt(folder: Path, source: Source, cfg: ModelConfig, dtype: str, st
         "best_val_loss": val_loss,
         "config": {"gelu": cfg.gelu},  # for our own import; nanoGPT keeps its settings here
     }
-    torch.save(checkpoint, folder / "ckpt.pt")
+    try:
+        torch.save(checkpoint, folder / "ckpt.pt")
+    except RuntimeError as error:  # what torch makes of a full disk
+        first = next(iter(str(error).splitlines()), "")
+        raise WeightsError(f"ckpt.pt could not be written whole ({first}); make room on the disk of --to") from None
 
 
 def transformers_config(cfg: ModelConfig, end_of_text: int, dtype: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The book's files and nanoGPT's, made here from a model of transformers, which says what they compute."""
 
+import resource
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +127,11 @@ def test_a_config_may_have_biases_and_a_head_that_the_source_lacks(tmp_path: Pat
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
 def test_an_export_to_nanogpt_has_its_names_and_comes_back(tmp_path: Path, gelu: str) -> None:
     ours = checkpoint(tmp_path / "ours", gelu=gelu, qkv_bias=False)
-    export(tmp_path / "ours", tmp_path / "exported", form="nanogpt")
+    told = export(tmp_path / "ours", tmp_path / "exported", form="nanogpt")
+    assert [line for line in told if "nanoGPT computes GELU exactly, this model in its tanh form" in line] == told
+    assert bool(told) == (gelu == "tanh")
     content = torch.load(tmp_path / "exported" / "ckpt.pt", weights_only=True)
+    assert content["best_val_loss"] == inf  # unknown; every loss is lower, so nanoGPT keeps its next checkpoint
     block = [
         f"{part}.{kind}"
         for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
@@ -153,6 +158,18 @@ def test_an_export_to_nanogpt_has_its_names_and_comes_back(tmp_path: Path, gelu:
     }
     import_weights(str(tmp_path / "exported" / "ckpt.pt"), tmp_path / "again", BYTES)
     assert torch.equal(logits_of(load_model(tmp_path / "again")[0]), logits_of(ours))
+
+
+def test_a_disk_without_room_for_nanogpts_file_is_said(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ours")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the file has 300 kB
+    try:
+        with pytest.raises(WeightsError, match="ckpt.pt could not be written whole .*; make room on the disk of --to"):
+            export(tmp_path / "ours", tmp_path / "exported", form="nanogpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("*exported*"))
 
 
 def test_nanogpt_cannot_have_a_head_of_its_own(tmp_path: Path) -> None:
