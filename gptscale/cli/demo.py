@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run_demo(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The run to make.")] = Path("configs/demo.yaml"),
     overrides: Overrides = None,
 ) -> None:
@@ -33,10 +34,10 @@ def run_demo(
     prepare(cfg)
     print(f"\n== 2/4 train -> {cfg.run.dir} (Ctrl-C stops with a checkpoint; the same command goes on)")
     if train(cfg):
-        _look_back(cfg, config)
+        _look_back(context, cfg, config)
 
 
-def _look_back(cfg: "Config", config: Path) -> None:
+def _look_back(context: typer.Context, cfg: "Config", config: Path) -> None:
     from gptscale.checkpoint.model import find_checkpoint
     from gptscale.cli.evaluate import run_evaluate
     from gptscale.cli.generate import run_generate
@@ -46,7 +47,7 @@ def _look_back(cfg: "Config", config: Path) -> None:
     run = cfg.run.dir
     print("\n== 3/4 evaluate and write")
     run_evaluate(run, sequences=cfg.eval.sequences)
-    run_generate(run, [cfg.sample.prompts[0]] if cfg.sample.prompts else ["\n"])
+    run_generate(context, run, [cfg.sample.prompts[0]] if cfg.sample.prompts else ["\n"])
     print("\n== 4/4 plot")
     plots = write_report(run)
     page = write_page([run], run / "report" / "index.html")

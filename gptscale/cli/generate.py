@@ -1,8 +1,10 @@
 """gptscale generate: text from a checkpoint."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
     Search = Callable[[str], list[tuple[str, float]]]
 
 
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+OF_BEAMS = ("length_penalty",)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("generate")(run_generate)
 
 
 def run_generate(
+    context: typer.Context,
     checkpoint: Checkpoint,
     prompt: Annotated[list[str] | None, typer.Option(help="Text to continue; may be given several times.")] = None,
     interactive: Annotated[bool, typer.Option("--interactive", help="Continue each line that is typed.")] = False,
@@ -55,6 +62,8 @@ def run_generate(
 
     prompts, stops = prompt or [], stop or []
     _check_ways(prompts, interactive, beams, n_best, log_probabilities, stops)
+    _check_given(context, "sampling" if beams is None else "beams")
+    _write_any_character()
     model, tokenizer = _load(checkpoint)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
     if beams is not None:
@@ -85,6 +94,25 @@ def _check_ways(
         raise ConfigError(f"--n-best={n_best} shows what --beams finds; give --beams {n_best} or more")
     if "" in stops:
         raise ConfigError("--stop is empty; give at least one character, or leave it out")
+
+
+def _check_given(context: typer.Context, way: str) -> None:
+    """Refuse options that the other way of writing would take, and this one would not even look at."""
+    from gptscale.errors import ConfigError
+
+    unread = OF_SAMPLING if way == "beams" else OF_BEAMS
+    said = [name for name in unread if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
+    if said:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+        why = "--beams searches the likeliest text and draws nothing" if way == "beams" else "only --beams reads that"
+        raise ConfigError(f"{why}; leave out {options}")
+
+
+def _write_any_character() -> None:
+    """Let a terminal that cannot show a character show its code instead, and not end the text."""
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _load(checkpoint: Path) -> "tuple[GPTModel, Tokenizer]":

@@ -29,6 +29,12 @@ from gptscale.runtime.launch import launched_rank, launched_world
 
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
 
+GOES_ON = {
+    "prepare": "; the same command goes on with what is not finished",
+    **dict.fromkeys(("train", "demo"), "; the same command goes on from the last checkpoint"),
+}
+"""What becomes of a verb that was interrupted; the others begin anew."""
+
 app = typer.Typer(
     help="Pre-train GPT-2-family language models.",
     add_completion=False,
@@ -76,7 +82,7 @@ def main() -> None:
         _end(USERS_MISTAKE)
     except KeyboardInterrupt:
         if launched_rank() == 0:
-            print("gptscale: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            print(f"gptscale: interrupted{GOES_ON.get(sys.argv[1], '')}", file=sys.stderr)
         _end(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's usage errors, whose class is not public

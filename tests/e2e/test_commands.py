@@ -1,6 +1,7 @@
 """The commands as a user types them, with their mistakes: one line that names the fix, and exit code 2."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from gptscale.config.load import load_config
 from gptscale.model.gpt import GPTModel
 
 pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
 
 VERBS = [
     "prepare",
@@ -171,6 +174,28 @@ def test_ctrl_c_ends_a_text_and_not_the_conversation(
     assert "two " in out
 
 
+def test_a_text_that_is_interrupted_promises_nothing(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptscale.cli.generate._load", interrupted)
+    assert command("generate", "run", "--prompt", "a") == (130, "", "gptscale: interrupted\n")
+
+
+def test_what_a_terminal_cannot_show_is_shown_as_its_code(config: Path, tmp_path: Path, command: Any) -> None:
+    assert command("train", config, "train.steps=2")[0] == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "gptscale", "generate", "run", "--prompt", "caf\u00e9", "--max-new-tokens", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("caf\\xe9")
+
+
 def test_the_demo_makes_everything_and_reuses_it(command: Any, config: Path, tmp_path: Path) -> None:
     code, out, _ = command("demo", config)
     assert code == 0
@@ -232,6 +257,9 @@ def flip_bit(path: Path) -> None:
         (["generate", ".", "--prompt", "a", "--interactive"], "generate needs --prompt TEXT, once or several times"),
         (["generate", ".", "--interactive", "--beams", "2"], "--beams searches whole texts; leave out --interactive"),
         (["generate", ".", "--prompt", "a", "--n-best", "2"], "--n-best=2 shows what --beams finds; give --beams 2 or more"),
+        (["generate", ".", "--prompt", "a", "--beams", "2", "--top-p", "1", "--seed", "0"],
+         "--beams searches the likeliest text and draws nothing; leave out --top-p, --seed"),
+        (["generate", ".", "--prompt", "a", "--length-penalty", "1"], "only --beams reads that; leave out --length-penalty"),
         (["generate", ".", "--prompt", "a", "--stop", ""], "--stop is empty; give at least one character"),
         (["generate", ".", "--prompt", "a", "--length-penalty", "nan"], "Invalid value for '--length-penalty'"),
         (["evaluate", ".", "--cloze", "missing.jsonl"], "missing.jsonl cannot be read"),
