@@ -35,6 +35,7 @@ class Pace:
 class Console:
     """A sink for people. It moves with the records alone; no thread redraws it."""
 
+    name = "the console"
     required = False
 
     def __init__(

@@ -13,6 +13,11 @@ class Fenced:
         self._holds = holds
 
     @property
+    def name(self) -> str:
+        """As the sink's own."""
+        return self._sink.name
+
+    @property
     def required(self) -> bool:
         """As the sink's own."""
         return self._sink.required

@@ -25,6 +25,7 @@ HISTOGRAMS_FILE = "histograms.jsonl"
 class JsonlSink:
     """Appends to the files of a run folder; every line has left the process when the call returns."""
 
+    name = "log.jsonl"
     required = True
 
     def __init__(self, run_dir: Path) -> None:

@@ -15,6 +15,7 @@ class TensorboardSink:
     Raises TrainingError if the package is missing.
     """
 
+    name = "TensorBoard"
     required = False
 
     def __init__(self, run_dir: Path, step: int = 0) -> None:

@@ -38,6 +38,10 @@ class Sink(Protocol):
     """A place that keeps or shows records."""
 
     @property
+    def name(self) -> str:
+        """What a reader knows it by."""
+
+    @property
     def required(self) -> bool:
         """Whether a failure ends the run; a view fails alone."""
 
@@ -119,7 +123,7 @@ def _attempt(sink: Sink, act: Callable[[Sink], None]) -> bool:
             raise
         LOG.warning(
             "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on",
-            type(sink).__name__,
+            sink.name,
             type(error).__name__,
             error,
         )

@@ -2,12 +2,16 @@
 
 Online, a resume rewinds the W&B run to the checkpoint's step. Offline, where nobody can rewind what was written, a
 resume writes the whole history anew from the run folder; so the newest file always holds all of it, for `wandb sync`.
+A run that W&B fails in goes on offline in the same way. All of this happens beside training, on a thread of its own.
 """
 
 import json
 import logging
+import math
+import os
 import secrets
 import shutil
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -18,6 +22,7 @@ from typing import Any
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
+from gptscale.tracking.beside import Beside
 from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
 from gptscale.tracking.tracker import Histograms, Record
 
@@ -25,6 +30,15 @@ LOG = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0
 """How long W&B may hold up the start or the end of a run; what it could not send stays on disk."""
+
+
+def wandb_beside(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> Beside | None:
+    """Start W&B beside training, as `open_wandb` does; raises TrainingError if the package is missing."""
+    if cfg.wandb.mode == "disabled":
+        return None
+    _package()
+    # Until it is offline, has named the last checkpoint, and has sent the rest.
+    return Beside("W&B", lambda: open_wandb(cfg, run_dir, step, **facts), patience_s=3 * PATIENCE_S)
 
 
 def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "WandbSink | None":
@@ -36,19 +50,23 @@ def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "Wand
     if cfg.wandb.mode == "disabled":
         return None
     wandb = _package()
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one; it would go on with a killed run
     try:
         return WandbSink(wandb, cfg, run_dir, step, facts)
     except Exception as error:  # W&B raises more kinds of errors than its own
         LOG.warning("W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", _line(error))
+        _tear_down(wandb)
         return None
 
 
 class WandbSink:
     """One W&B run for the life of a run folder, however often it is resumed.
 
-    An online run that finds no key or no server is recorded offline, for `wandb sync`, and says so in one line.
+    An online run that finds no key or no server, and a run that W&B fails in, is recorded offline, for `wandb sync`,
+    and says so in one line. What the sink is given must be in the run folder already.
     """
 
+    name = "W&B"
     required = False
 
     def __init__(self, wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str, Any]) -> None:
@@ -56,49 +74,93 @@ class WandbSink:
         self._cfg = cfg
         self._run_dir = run_dir
         self._samples: list[tuple[int, str, str]] = []
+        self._reached = 0.0
+        """The last step told from the run folder, which may be ahead of what was given."""
+        self._failed = False
         self._checkpoints: SimpleQueue[int | None] = SimpleQueue()
         self._errand = Thread(target=self._tell_checkpoints, daemon=True)
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
-        older = list((run_dir / "wandb").glob("offline-run-*"))
-        self._run, offline = _start(wandb, _options(wandb, cfg, run_dir, facts), cfg, step)
+        self._options = _options(wandb, cfg, run_dir, facts)
+        self._run: Any = None
+        if cfg.wandb.mode == "offline" or not self._begin_online(step):
+            self._begin_offline()
         self._errand.start()
-        for progress in ("step", "tokens", "epoch", "time_s"):
-            self._run.define_metric(progress)
-        self._run.define_metric("*", step_metric=cfg.wandb.x_axis)
-        if offline:
-            self._replay()
-            for folder in older:  # what they held is in the new one
-                shutil.rmtree(folder, ignore_errors=True)
 
     def log(self, record: Record) -> None:
         """Add the record to the row of its step."""
-        self._tell_samples()
-        self._run.log(dict(record), step=int(record["step"]))
-        if "checkpoint/step" in record and self._cfg.wandb.checkpoints != "none":
-            self._checkpoints.put(int(record["checkpoint/step"]))
+        self._tell(record["step"], lambda: self._log(record))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Keep the text for the table of its step."""
-        self._samples.append((step, prompt, text))
+        if step >= self._reached:
+            self._samples.append((step, prompt, text))
 
     def histograms(self, progress: Record, found: Histograms) -> None:
         """Add the histograms to the row of their step."""
-        self._tell_samples()
-        made = {
-            name: self._wandb.Histogram(np_histogram=(list(histogram.counts), histogram.edges))
-            for name, histogram in found.items()
-        }
-        self._run.log({**progress, **made}, step=int(progress["step"]))
+        self._tell(progress["step"], lambda: self._histograms(progress, found))
 
     def flush(self) -> None:
         """Nothing: this is a view."""
 
     def close(self, failed: bool = False) -> None:
         """Send the rest and mark the W&B run as finished, or as failed."""
-        self._tell_samples()
+        self._tell(math.inf, self._tell_samples)
         self._checkpoints.put(None)
         self._errand.join(PATIENCE_S)
         self._run.finish(exit_code=int(failed))
+
+    def _begin_online(self, step: int) -> bool:
+        """Begin or continue the folder's W&B run; says whether that went well."""
+        try:
+            self._run = _online(self._wandb, self._options, step, self._cfg.wandb.rewind)
+        except Exception as error:
+            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _line(error))
+            _tear_down(self._wandb)
+            return False
+        self._define_axes()
+        return True
+
+    def _begin_offline(self) -> None:
+        """Write the whole history anew."""
+        older = set((self._run_dir / "wandb").glob("offline-run-*"))
+        self._run = self._wandb.init(mode="offline", **self._options)
+        self._define_axes()
+        self._replay()
+        for folder in older - {Path(self._run.dir).parent}:  # what they held is in the new one
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _define_axes(self) -> None:
+        for progress in ("step", "tokens", "epoch", "time_s"):
+            self._run.define_metric(progress)
+        self._run.define_metric("*", step_metric=self._cfg.wandb.x_axis)
+
+    def _tell(self, step: float, act: Callable[[], None]) -> None:
+        """Act, unless that was told from the run folder; where W&B fails, go on offline, once."""
+        if step < self._reached:
+            return
+        try:
+            act()
+        except Exception as error:
+            if self._failed:
+                raise
+            self._failed = True
+            LOG.warning("W&B records offline from here, for wandb sync, since it failed: %s", _line(error))
+            _tear_down(self._wandb)
+            self._begin_offline()
+
+    def _log(self, record: Record) -> None:
+        self._tell_samples()
+        self._run.log(dict(record), step=int(record["step"]))
+        if "checkpoint/step" in record and self._cfg.wandb.checkpoints != "none":
+            self._checkpoints.put(int(record["checkpoint/step"]))
+
+    def _histograms(self, progress: Record, found: Histograms) -> None:
+        self._tell_samples()
+        made = {
+            name: self._wandb.Histogram(np_histogram=(list(histogram.counts), histogram.edges))
+            for name, histogram in found.items()
+        }
+        self._run.log({**progress, **made}, step=int(progress["step"]))
 
     def _tell_samples(self) -> None:
         """Log the samples of the last evaluation."""
@@ -133,14 +195,16 @@ class WandbSink:
 
     def _replay(self) -> None:
         """Write the history so far, as the files of the run folder have it, in the order of its steps."""
+        self._samples.clear()
         counted = read_histograms(self._run_dir / HISTOGRAMS_FILE)
-        told = [(progress["step"], partial(self.histograms, progress, found)) for progress, found in counted]
-        told += [(record["step"], partial(self.log, record)) for record in read_log(self._run_dir / LOG_FILE)]
+        told = [(progress["step"], partial(self._histograms, progress, found)) for progress, found in counted]
+        told += [(record["step"], partial(self._log, record)) for record in read_log(self._run_dir / LOG_FILE)]
         samples = [(its["step"], its["prompt"], its["text"]) for its in read_samples(self._run_dir / SAMPLES_FILE)]
         for step, of_one in groupby(samples, itemgetter(0)):
             told.append((step, partial(self._tell_table, list(of_one))))
-        for _, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
+        for step, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
             tell()
+            self._reached = step
 
 
 def _package() -> Any:
@@ -153,17 +217,19 @@ def _package() -> Any:
     return wandb
 
 
-def _start(wandb: Any, options: dict[str, Any], cfg: Config, step: int) -> tuple[Any, bool]:
-    """Begin or continue the folder's W&B run, and say whether it is offline."""
-    if cfg.wandb.mode == "online":
-        try:
-            if not wandb.login(prompt=False, verify=False):  # asks nobody, and not the network
-                raise TrainingError("no key: run wandb login")
-            return wandb.init(mode="online", **options, **_place(options["id"], step, cfg.wandb.rewind)), False
-        except Exception as error:
-            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _line(error))
-            wandb.teardown()  # its service still holds the run id
-    return wandb.init(mode="offline", **options), True
+def _online(wandb: Any, options: dict[str, Any], step: int, rewind: bool) -> Any:
+    """Begin or continue the W&B run at the server; raises whatever W&B does."""
+    if not wandb.login(prompt=False, verify=False):  # asks nobody, and not the network
+        raise TrainingError("no key: run wandb login")
+    return wandb.init(mode="online", **options, **_place(options["id"], step, rewind))
+
+
+def _tear_down(wandb: Any) -> None:
+    """End W&B's service, which still holds the run id; where it was killed, W&B wants to end this process too."""
+    try:
+        wandb.teardown()
+    except (Exception, SystemExit) as error:
+        LOG.debug("W&B's service: %s", error)
 
 
 def _place(run_id: str, step: int, rewind: bool) -> dict[str, str]:

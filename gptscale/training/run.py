@@ -31,7 +31,7 @@ from gptscale.tracking.fenced import Fenced
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tensorboard import TensorboardSink
 from gptscale.tracking.tracker import Tracker
-from gptscale.tracking.wandb import open_wandb
+from gptscale.tracking.wandb import wandb_beside
 from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.folder import mark_done, open_folder, take_over
 from gptscale.training.health import Health, Rollback
@@ -239,7 +239,7 @@ def _open_tracker(start: Start, plan: Plan, state: TrainState) -> Tracker:
     facts = {"parameters": start.model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
     kept = (
         JsonlSink(cfg.run.dir),
-        open_wandb(cfg, cfg.run.dir, state.step, **facts),
+        wandb_beside(cfg, cfg.run.dir, state.step, **facts),
         TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
     )
     fenced = [Fenced(sink, start.fence.holds) for sink in kept if sink is not None]

@@ -9,6 +9,8 @@ from gptscale.tracking.tracker import Histogram
 
 
 class Heard:
+    name = "heard"
+
     def __init__(self, required: bool) -> None:
         self.required = required
         self.calls: list[Any] = []
@@ -43,6 +45,7 @@ def test_a_sink_hears_nothing_after_the_fence_is_lost(required: bool, end: list[
     sink.close(True)  # a view of a run that goes on elsewhere is not marked as failed
     assert heard.calls == [{"step": 1}, "b", {}, *end]
     assert sink.required is required
+    assert sink.name == "heard"
 
 
 def test_a_sink_that_holds_is_closed() -> None:

@@ -61,14 +61,14 @@ def test_a_tracker_without_sinks_does_nothing() -> None:
 
 
 def test_a_view_that_fails_is_left_out_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    view, record = Notebook(error=ConnectionResetError("Connection lost")), Notebook(required=True)
+    view, record = Notebook("TensorBoard", error=ConnectionResetError("Connection lost")), Notebook(required=True)
     with caplog.at_level(logging.WARNING), Tracker(view, record) as tracker:
         tracker.log({"step": 1})
         tracker.log({"step": 2})
     assert view.calls == [("log", {"step": 1})]
     assert record.calls == [("log", {"step": 1}), ("log", {"step": 2}), ("close", False)]
     assert caplog.messages == [
-        "Notebook failed (ConnectionResetError: Connection lost) and is off until the next start; "
+        "TensorBoard failed (ConnectionResetError: Connection lost) and is off until the next start; "
         "training and log.jsonl go on"
     ]
 

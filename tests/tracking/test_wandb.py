@@ -1,5 +1,11 @@
+import contextlib
+import gc
 import logging
+import os
+import signal
+import socket
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,8 +14,10 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
-from gptscale.tracking.tracker import Histogram
-from gptscale.tracking.wandb import open_wandb
+from gptscale.tracking.jsonl import JsonlSink
+from gptscale.tracking.tracker import Histogram, Tracker
+from gptscale.tracking.wandb import open_wandb, wandb_beside
+from tests.e2e.test_wandb import read_back
 
 
 def config(mode: str, run_dir: Path) -> Config:
@@ -32,6 +40,9 @@ class FakeWandb(ModuleType):
         self.calls: list[tuple[str, Any]] = []
         self.Settings = dict
         self.id = "fake"
+        self.dir = "run/files"
+        self.lost: set[int] = set()
+        """Steps at which the connection is lost, once each."""
 
     def login(self, prompt: bool, verify: bool) -> bool:
         assert (prompt, verify) == (False, False)
@@ -50,6 +61,9 @@ class FakeWandb(ModuleType):
         self.calls.append(("define_metric", (name, step_metric)))
 
     def log(self, data: dict[str, Any], step: int) -> None:
+        if step in self.lost:
+            self.lost.remove(step)
+            raise ConnectionResetError("Connection lost\nmore about it")
         self.calls.append(("log", (step, data)))
 
     def Table(self, columns: list[str], data: list[Any]) -> Any:  # noqa: N802
@@ -92,6 +106,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 def test_a_disabled_wandb_is_no_sink(tmp_path: Path) -> None:
     assert open_wandb(config("disabled", tmp_path), tmp_path) is None
+    assert wandb_beside(config("disabled", tmp_path), tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,6 +222,14 @@ def test_a_checkpoint_that_wandb_refuses_stops_nothing(
     assert caplog.messages == [f"W&B did not take checkpoint {place}: quota exceeded"]
 
 
+def test_the_service_of_a_process_that_started_this_one_is_not_used(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-elsewhere")
+    open_wandb(config("offline", tmp_path), tmp_path)
+    assert "WANDB_SERVICE" not in os.environ
+
+
 def test_an_online_resume_rewinds_the_same_wandb_run(fake: FakeWandb, tmp_path: Path) -> None:
     open_wandb(config("online", tmp_path), tmp_path)
     open_wandb(config("online", tmp_path), tmp_path, 40)
@@ -250,7 +273,7 @@ def test_online_without_a_key_records_offline_and_says_so_in_one_line(
 def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # makes the import fail
     with pytest.raises(TrainingError, match=r"run pip install wandb, or set wandb\.mode=disabled"):
-        open_wandb(config("offline", tmp_path), tmp_path)
+        wandb_beside(config("offline", tmp_path), tmp_path)
 
 
 def test_an_unreachable_server_makes_the_run_offline(
@@ -278,22 +301,104 @@ def test_a_wandb_that_cannot_start_at_all_leaves_the_run_alone(
     ]
 
 
-@pytest.mark.long
-def test_the_real_package_without_a_server_records_offline(
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_an_error_inside_wandb_makes_the_run_offline_with_its_whole_history(
+    fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    sink = open_wandb(config(mode, tmp_path), tmp_path)
+    assert sink is not None
+    fake.lost = {2}
+    with caplog.at_level(logging.WARNING):
+        for step in range(4):
+            with (tmp_path / "log.jsonl").open("a") as log:
+                log.write(f'{{"step": {step}, "train/loss": 4.0}}\n')
+            sink.log({"step": step, "train/loss": 4.0})
+    told = [data if kind == "log" else data and data["mode"] for kind, data in fake.calls if kind != "define_metric"]
+    rows = [(step, {"step": step, "train/loss": 4.0}) for step in range(4)]
+    assert told == [mode, *rows[:2], None, "offline", *rows[:3], rows[3]]  # None is the teardown
+    assert caplog.messages == ["W&B records offline from here, for wandb sync, since it failed: Connection lost"]
+
+
+def test_what_was_told_from_the_run_folder_is_not_told_again(fake: FakeWandb, tmp_path: Path) -> None:
+    # The record may be ahead of a W&B that starts beside training.
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(3)))
+    sink = open_wandb(config("offline", tmp_path), tmp_path)
+    assert sink is not None
+    for step in range(4):
+        sink.sample(step, "a", "b")
+        sink.histograms({"step": step}, {})
+        sink.log({"step": step})
+    steps = [data[0] for kind, data in fake.calls if kind == "log" and "samples" not in data[1]]
+    assert steps == [0, 1, 2, 2, 2, 3, 3]  # what is told again of step 2 has its values
+    assert [data[0] for kind, data in fake.calls if kind == "log" and "samples" in data[1]] == [2, 3]
+
+
+def test_a_wandb_that_fails_twice_is_off(fake: FakeWandb, tmp_path: Path) -> None:
+    sink = open_wandb(config("offline", tmp_path), tmp_path)
+    assert sink is not None
+    fake.lost = {1, 2}
+    sink.log({"step": 1})
+    with pytest.raises(ConnectionResetError, match="Connection lost"):
+        sink.log({"step": 2})
+
+
+def service_of(process: int) -> int:
+    """The process id of W&B's own process below one of ours."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith(("wandb-core", "gpu_stats")) and int(rest.split()[1]) == process:
+                return int(folder.name)
+    raise AssertionError("W&B has no process")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux lists them")
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_package_whose_process_is_killed_has_the_whole_history(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("gptscale.tracking.wandb.PATIENCE_S", 2.0)
-    with caplog.at_level(logging.WARNING, "gptscale"):
-        sink = open_wandb(config("online", tmp_path / "run"), tmp_path / "run")
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    run_dir = tmp_path / "run"
+    sink = open_wandb(config("offline", run_dir), run_dir)
     assert sink is not None
-    sink.log({"step": 0, "tokens": 0, "epoch": 0.0, "val/loss": 1.0})
-    sink.close()
+    with caplog.at_level(logging.WARNING, "gptscale"), Tracker(JsonlSink(run_dir), sink) as tracker:
+        tracker.log({"step": 0, "val/loss": 4.0})
+        os.kill(service_of(os.getpid()), signal.SIGKILL)
+        for step in range(1, 6):
+            time.sleep(0.1)  # what is sent before the loss is noticed is lost without a word
+            tracker.log({"step": step, "train/loss": 4.0})
+    (told,) = [message for message in caplog.messages if "W&B" in message]
+    assert told.startswith("W&B records offline from here, for wandb sync, since it failed: ")
+    (path,) = run_dir.rglob("*.wandb")
+    assert [row["_step"] for row in read_back(path)[1]] == [0, 1, 2, 3, 4, 5]
+    del sink, tracker
+    gc.collect()  # here, where it is no warning that nobody waited for the killed process
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_package_without_a_server_records_offline_and_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, listens: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it takes connections and never answers
+        port = server.getsockname()[1] if listens else 9
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setattr("gptscale.tracking.wandb.PATIENCE_S", 20.0)
+        view = wandb_beside(config("online", tmp_path / "run"), tmp_path / "run")
+        assert view is not None
+        with caplog.at_level(logging.WARNING, "gptscale"), Tracker(JsonlSink(tmp_path / "run"), view) as tracker:
+            begin = time.monotonic()
+            for step in range(100):
+                tracker.log({"step": step, "val/loss": 1.0})
+            assert time.monotonic() - begin < 2  # while W&B waits for its server
     (told,) = [message for message in caplog.messages if "W&B" in message]
     assert told.startswith("W&B records offline, for wandb sync, since it cannot start online: ")
-    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert [row["_step"] for row in read_back(path)[1]] == list(range(100))
 
 
 def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""A sink that works on a thread of its own, so that training never waits for it."""
+
+import logging
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Event, Thread
+
+from gptscale.tracking.tracker import Histograms, Record, Sink
+
+LOG = logging.getLogger(__name__)
+
+
+class Beside:
+    """Opens a view beside training and hands it everything in its order; a view that fails is left behind.
+
+    A view that hangs keeps what it was not told in memory, and costs the end of the run no more than patience_s.
+    """
+
+    required = False
+
+    def __init__(self, name: str, open_sink: Callable[[], Sink | None], patience_s: float) -> None:
+        self.name = name
+        self._open_sink = open_sink
+        self._patience_s = patience_s
+        self._todo: SimpleQueue[Callable[[Sink], None] | None] = SimpleQueue()
+        self._dead = Event()
+        self._thread = Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def log(self, record: Record) -> None:
+        """Have it logged."""
+        self._put(lambda sink: sink.log(record))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Have it shown."""
+        self._put(lambda sink: sink.sample(step, prompt, text))
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Have them shown."""
+        self._put(lambda sink: sink.histograms(progress, found))
+
+    def flush(self) -> None:
+        """Nothing: this is a view."""
+
+    def close(self, failed: bool) -> None:
+        """Have the rest told and the sink closed, and wait for that as long as there is patience."""
+        self._put(lambda sink: sink.close(failed))
+        self._todo.put(None)
+        self._thread.join(self._patience_s)
+        if self._thread.is_alive():
+            LOG.warning("%s has not ended after %.0f s and is left behind", self.name, self._patience_s)
+
+    def _put(self, act: Callable[[Sink], None]) -> None:
+        if not self._dead.is_set():
+            self._todo.put(act)
+
+    def _work(self) -> None:
+        try:
+            if (sink := self._open_sink()) is not None:
+                for act in iter(self._todo.get, None):
+                    act(sink)
+        except BaseException as error:  # also SystemExit, which W&B raises where its own process was killed
+            LOG.warning(
+                "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on",
+                self.name,
+                type(error).__name__,
+                error,
+            )
+        self._dead.set()
