@@ -136,6 +136,12 @@ def _settings(run_dir: Path) -> dict[str, Any]:
         return {}
 
 
+def _of_many(runs: Sequence[dict[str, Any]]) -> bool:
+    """Whether a run has more ranks than one, so that the speed of one is a curve of its own."""
+    rates = ("train/tokens_per_s", "train/tokens_per_s_per_gpu")
+    return any(record.get(rates[0]) != record.get(rates[1]) for run in runs for record in run["records"])
+
+
 def _charts(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The charts in their order: name, title, curves as metric and label, and how they are drawn."""
     sets = dict.fromkeys(name for run in runs for record in run["records"] for name in evaluated_sets(record))
@@ -147,7 +153,9 @@ def _charts(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     norms = [("train/grad_norm", "last"), ("train/grad_norm_mean", "mean of the interval")]
     split = [("time/compute_s", "compute"), ("time/data_s", "waiting for data"), ("time/rest_s", "the rest")]
-    rates = [("train/tokens_per_s", "all ranks"), ("train/tokens_per_s_per_gpu", "one rank")]
+    rates = [("train/tokens_per_s", "")]
+    if _of_many(runs):
+        rates = [("train/tokens_per_s", "all ranks"), ("train/tokens_per_s_per_gpu", "one rank")]
     return [
         {"name": "loss", "title": "loss, nats per token", "curves": losses("loss"), "marked": True},
         {"name": "perplexity", "title": "perplexity", "curves": losses("perplexity"), "marked": True, "log": True},

@@ -83,6 +83,25 @@ def test_what_is_drawn_and_written_is_the_record(page: Path) -> None:
     assert losses == pytest.approx(LOSSES, abs=0.05)
 
 
+def test_the_best_evaluation_is_marked_and_each_is_a_point(page: Path) -> None:
+    document, _ = shown(page, "--dump-dom")
+    assert re.findall(r'<tr class="best"><td>(.*?)</td>', document) == ["5"]  # 3.46875 there, 9.21875 at 0
+    chart = document[document.index('id="chart-loss"') : document.index('id="chart-perplexity"')]
+    assert len(re.findall(r'<path class="point[^"]*"', chart)) == 2
+
+
+def test_smoothed_curves_are_the_weighted_means(page: Path) -> None:
+    page.write_text(page.read_text().replace("smoothing = 1;", "smoothing = 2;"))
+    document, console = shown(page, "--dump-dom")
+    assert console == ""
+    lines = re.findall(r'class="js-line" d="M([^"]*)"', document[document.index('id="chart-loss"') :])
+    # Halving weights: 8, (8/2 + 5) / 1.5, (8/4 + 5/2 + 6) / 1.75, ...
+    expected = [8, 6, 6, 4.4, 130 / 31]
+    raw, smooth = ([float(point.split(",")[1]) for point in line.split("L")] for line in lines[:2])
+    scale = (LOSSES[0] - LOSSES[3]) / (raw[3] - raw[0])
+    assert [LOSSES[0] - (y - raw[0]) * scale for y in smooth] == pytest.approx(expected, abs=0.05)
+
+
 def test_a_broken_page_is_heard_of(page: Path) -> None:
     page.write_text(page.read_text().replace("words(); draw();", "words(); draw(); nothing.at.all;"))
     _, console = shown(page, "--dump-dom")

@@ -106,6 +106,19 @@ def test_the_loss_chart_has_a_curve_for_every_named_set(tmp_path: Path) -> None:
     assert ("val/web/loss", "web") in charts[0]["curves"]
 
 
+def test_the_speed_of_one_rank_is_a_curve_where_there_are_more(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    speed = {"step": 30, "tokens": 1920, "train/tokens_per_s": 8.0, "train/tokens_per_s_per_gpu": 8.0}
+    for of_one, curves in (
+        (8.0, [("train/tokens_per_s", "")]),
+        (4.0, [("train/tokens_per_s", "all ranks"), ("train/tokens_per_s_per_gpu", "one rank")]),
+    ):
+        with (run / "log.jsonl").open("a") as log:
+            log.write(json.dumps({**speed, "train/tokens_per_s_per_gpu": of_one}) + "\n")
+        charts = {chart["name"]: chart for chart in page_data([run])["charts"]}
+        assert charts["throughput"]["curves"] == curves
+
+
 def test_the_settings_in_which_runs_differ_are_listed(tmp_path: Path) -> None:
     runs = [made_run(tmp_path / "a"), made_run(tmp_path / "b", lr="2.0e-3")]
     data = page_data(runs)
