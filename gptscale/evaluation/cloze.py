@@ -108,8 +108,10 @@ def _question(path: Path, number: int, line: str) -> Question:
         if "ctx_a" in fields:
             question = _hellaswag(fields)
         else:
-            question = Question(str(fields["context"]), tuple(map(str, fields["endings"])), int(fields["label"]))
-    except (ValueError, KeyError, TypeError) as error:
+            question = Question(fields["context"], tuple(fields["endings"]), int(fields["label"]))
+        if not all(isinstance(text, str) for text in (question.context, *question.endings)):
+            raise TypeError("its context or an ending is no text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} line {number} is no question ({type(error).__name__}: {error}); it needs context, endings and "
             "label, or HellaSwag's activity_label, ctx_a, ctx_b, endings and label"
@@ -125,7 +127,7 @@ def _question(path: Path, number: int, line: str) -> Question:
 def _hellaswag(fields: dict[str, Any]) -> Question:
     """A line of HellaSwag as the harness asks it."""
     context = f"{fields['activity_label']}: {fields['ctx_a']} {str(fields['ctx_b']).capitalize()}"
-    endings = tuple(_plain(str(ending)) for ending in fields["endings"])
+    endings = tuple(_plain(ending) for ending in fields["endings"])
     return Question(_plain(context), endings, int(fields["label"]))
 
 

@@ -89,7 +89,10 @@ def write_report(run_dir: Path) -> list[Path]:
         folder.mkdir(exist_ok=True)
         return [_write(chart, records, folder, title=run_dir.resolve().name) for chart in charts]
     except OSError as error:
-        raise TrainingError(f"cannot write into {folder}: {error.strerror}; mend its permissions or move it") from None
+        raise TrainingError(
+            f"cannot write into {folder}: {error.strerror}; mend its permissions or move it, "
+            "or use --live, which writes nothing"
+        ) from None
 
 
 def _write(chart: Chart, records: Sequence[Record], folder: Path, title: str) -> Path:

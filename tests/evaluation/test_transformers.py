@@ -163,6 +163,15 @@ def test_hellaswags_own_lines_are_asked_as_the_harness_asks_them(tmp_path: Path)
             '{"context": "a", "endings": "bc", "label": 0}',
             r"line 1 is no question \(TypeError: its endings are a str, not",
         ),
+        ('{"context": null, "endings": ["b"], "label": 0}', r"its context or an ending is no text\); it needs context"),
+        (
+            '{"context": "a", "endings": ["b", 3], "label": 0}',
+            r"its context or an ending is no text\); it needs context",
+        ),
+        (
+            '{"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": [3], "label": 0}',
+            r"line 1 is no question \(AttributeError: 'int' object has no attribute 'strip'\); it needs context",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_asked_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -72,7 +72,9 @@ def test_a_run_that_was_never_finite_has_a_report_too(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write_log(tmp_path / "run", [training(10, 5.0)])
     (tmp_path / "run" / "report").write_text("")
-    with pytest.raises(TrainingError, match=r"cannot write into .*report: File exists; mend its permissions or move"):
+    with pytest.raises(
+        TrainingError, match=r"cannot write into .*report: File exists; mend its permissions or move it, or use --live"
+    ):
         write_report(tmp_path / "run")
 
 
