@@ -76,9 +76,9 @@ class Contest:
         self._steps_left = 1
         self._start_clock()
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets (B, T) without an end, the same for all; on CUDA they lie there already."""
-        found = torch.from_numpy(np.load(self.setup.batches)).to(self.device)
+    def batches(self, device: torch.device | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets (B, T) without an end, the same for all; they lie on the loop's device unless it asks."""
+        found = torch.from_numpy(np.load(self.setup.batches)).to(device or self.device)
         return cycle([(inputs, targets) for inputs, targets in found])
 
     def weights(self, layout: Layout) -> dict[str, Tensor]:
@@ -178,7 +178,9 @@ class Contestant:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:  # nobody knows how long it would go on
+            self._process.kill()
         self.close()
 
     def _answer(self) -> Turn:

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from side_by_side import Contest
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -16,11 +17,11 @@ class Samples(IterableDataset):
     """The rows of the batches. A target is the next token already, so the labels must not be shifted again."""
 
     def __init__(self, contest: Contest) -> None:
-        self._batches = contest.batches()
+        self._batches = contest.batches(torch.device("cpu"))  # a copy from the GPU would wait for it in every step
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for inputs, targets in self._batches:
-            for x, y in zip(inputs.cpu(), targets.cpu(), strict=True):
+            for x, y in zip(inputs, targets, strict=True):
                 yield {"input_ids": x, "labels": y, "shift_labels": y}
 
 
