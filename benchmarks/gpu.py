@@ -2,32 +2,72 @@
 
     python benchmarks/gpu.py [--nanogpt ~/nanoGPT] [--minutes 9]
 
-One command, made for a machine that is lent for minutes: what does not fit into the time is left out, and the table
-comes at the end in any case. All of a group are started together, so that they compile side by side, and then take
-turns. bf16, compiled, T=1,024, random weights. Asks for 60 GB of the GPU's memory.
+One command, made for a machine that is lent for minutes. The sizes come in two groups; all loops of a group are started
+together, so that they compile side by side, and then take turns. Who fails is left out with a line, and the table comes
+at the end of the time in any case, with what was measured by then. bf16, compiled, T=1,024, random weights. A group
+takes up to 75 GB of the GPU's memory. What needs `datasets`, DeepSpeed, gigatoken or W&B is avoided where they are not
+installed. --tiny tries the script with a tiny model in place of the four, on any device.
 """
 
 import argparse
+import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from side_by_side import Contestant, Setup, interleaved, ratios, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, native_precision, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.flops import flops_per_token
 from gptscale.runtime.device import describe_device, local_device, peak_flops
 
-T = 1024
-SEQUENCES = {"124M": 16, "350M": 8, "774M": 8, "1558M": 4}
-"""In a micro-batch."""
-ROUNDS, STEPS = 5, 10
-GROUP_S = 150
-"""Seconds that a group may need; none is started later than that before the end."""
+ROUNDS, STEPS = 9, 20
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, its micro-batch, and the tokens/s asked of it on an H200."""
+
+    model: dict[str, Any]
+    sequences: int
+    asked: int
+
+    @property
+    def tokens(self) -> int:
+        """In a step."""
+        return self.sequences * ModelConfig(**self.model).context_length
+
+
+GPT2 = {
+    preset: Size({"preset": preset, "context_length": 1024}, sequences, asked)
+    for preset, sequences, asked in (
+        ("124M", 16, 500_000),
+        ("350M", 8, 196_000),
+        ("774M", 8, 95_000),
+        ("1558M", 4, 53_000),
+    )
+}
+GROUPS = (("124M", "350M"), ("774M", "1558M"))
+COMPARED = "124M"
+"""The size that is compared with others."""
+PEERS = {"nanogpt": ("nanoGPT, compiled", 1.25), "huggingface": ("Trainer, compiled", 1.5)}
+"""How many times the peer's tokens/s are asked."""
+LOOP, LOOP_ASKED = "whole loop, real data", 0.995
+
+
+@dataclass
+class Table:
+    """What has been measured so far."""
+
+    rows: list[str] = field(default_factory=list)
+    comparisons: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -35,60 +75,110 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", help="path of nanoGPT's repository")
     parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--tiny", action="store_true", help="try the script")
     asked = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not (asked.tiny or torch.cuda.is_available()):
         raise SystemExit("gpu.py needs a CUDA device; benchmarks/train.py measures a CPU")
-    ends = time.monotonic() + 60 * asked.minutes
-    lines: list[str] = []
+    sizes = dict.fromkeys(GPT2, Size(SHAPES["tiny"], SEQUENCES["tiny"], 0)) if asked.tiny else GPT2
+    table = Table()
+    signal.signal(signal.SIGALRM, end_of_time)
+    signal.setitimer(signal.ITIMER_REAL, 60 * asked.minutes)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            for preset in SEQUENCES:
-                if time.monotonic() + GROUP_S > ends:
-                    lines.append(f"{preset}: left out, {asked.minutes:g} minutes are nearly over")
-                else:
-                    lines += group(preset, Path(folder), asked.nanogpt)
+        for names in GROUPS:
+            measure({name: sizes[name] for name in names}, asked.nanogpt, table)
+    except TimeoutError:
+        table.left_out.append(f"{asked.minutes:g} minutes were over before all was measured")
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(f"\n{describe_device(local_device())}, torch {torch.__version__}, {ROUNDS} rounds of {STEPS} steps\n")
-        print("\n".join(lines))
+        print("\n".join([*table.rows, "", *table.comparisons, *table.left_out]))
 
 
-def group(preset: str, folder: Path, nanogpt: str | None) -> list[str]:
-    """Lines of the table for one size; the smallest is compared with others."""
-    model = {"preset": preset, "context_length": T}
-    batches = folder / f"{preset}.npy"
-    write_batches(batches, 20, SEQUENCES[preset], T)
-    ours = Setup("gptscale_step", model, str(batches))
-    setups = {f"gptscale {preset}": ours}
-    if preset == "124M":
-        setups["whole loop, real data"] = replace(ours, peer="gptscale_loop")
-        setups["Trainer, compiled"] = replace(ours, peer="huggingface")
-        if nanogpt:
-            setups["nanoGPT, compiled"] = replace(ours, peer="nanogpt", path=nanogpt)
-    with ExitStack() as stack:
-        contestants = [
-            stack.enter_context(
-                Contestant(name, setup, env={"TORCHINDUCTOR_CACHE_DIR": str(folder / f"cache-{number}")})
-            )
-            for number, (name, setup) in enumerate(setups.items())
-        ]
-        for contestant in contestants:
-            contestant.wait()
-        interleaved(contestants, 1, STEPS)  # to warm up
-        seconds = interleaved(contestants, ROUNDS, STEPS)
-    return [line(contestant, contestants[0], seconds) for contestant in contestants]
+def end_of_time(*_: object) -> None:
+    """Leave what is being measured."""
+    raise TimeoutError
 
 
-def line(contestant: Contestant, ours: Contestant, seconds: dict[str, list[float]]) -> str:
-    """One row."""
-    cfg = ModelConfig(**contestant.setup.model)
-    tokens = SEQUENCES[contestant.setup.model["preset"]] * T
-    rate = tokens / statistics.median(seconds[contestant.name])
-    share = rate * flops_per_token(cfg) / peak_flops(local_device(), torch.bfloat16)
-    median, least, most = ratios(seconds[contestant.name], seconds[ours.name])
-    return (
-        f"{contestant.name:24} {rate:10,.0f} tokens/s  {share:5.1%} of the peak  {contestant.peak_bytes / 1e9:6.1f} GB"
-        f"  gptscale's step against it {median:.3f} ({least:.3f} to {most:.3f})"
+def measure(sizes: dict[str, Size], nanogpt: str | None, table: Table) -> None:
+    """Put one group into the table."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        contestants = {
+            name: stack.enter_context(Contestant(name, setup, env=own_cache(folder, number)))
+            for number, (name, setup) in enumerate(setups(sizes, nanogpt, Path(folder)).items())
+        }
+        working = [contestant for contestant in contestants.values() if works(contestant, table)]
+        compiled_s = time.perf_counter() - began
+        interleaved(working, 1, STEPS)  # to warm up
+        seconds = interleaved(working, ROUNDS, STEPS)
+    for contestant in working:
+        name = contestant.name
+        size = sizes[name if name in sizes else COMPARED]
+        table.rows.append(row(contestant, size, statistics.median(seconds[name])))
+    table.comparisons += comparisons(seconds)
+    print(
+        f"{', '.join(contestants)}: {compiled_s:.0f} s to start, {time.perf_counter() - began:.0f} s in all", flush=True
     )
+
+
+def setups(sizes: dict[str, Size], nanogpt: str | None, folder: Path) -> dict[str, Setup]:
+    """Who takes part in a group: each size's step by its name, and those that one of them is compared with."""
+    precision = native_precision(local_device())
+    found = {}
+    for name, size in sizes.items():
+        batches = folder / f"{name}.npy"
+        write_batches(batches, 20, size.sequences, ModelConfig(**size.model).context_length)
+        found[name] = Setup("gptscale_step", size.model, str(batches), precision=precision)
+    if COMPARED in sizes:
+        ours = found[COMPARED]
+        found[LOOP] = replace(ours, peer="gptscale_loop")
+        found[PEERS["huggingface"][0]] = replace(ours, peer="huggingface")
+        if nanogpt:
+            found[PEERS["nanogpt"][0]] = replace(ours, peer="nanogpt", path=nanogpt)
+    return found
+
+
+def own_cache(folder: str, number: int) -> dict[str, str]:
+    """What keeps a loop from finding what another has compiled."""
+    return {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache-{number}"}
+
+
+def works(contestant: Contestant, table: Table) -> bool:
+    """Whether it comes to its first step."""
+    try:
+        contestant.wait()
+    except SystemExit as failure:
+        table.left_out.append(f"left out: {failure}")
+        return False
+    return True
+
+
+def row(contestant: Contestant, size: Size, step_s: float) -> str:
+    """What one loop reached."""
+    dtype = torch.bfloat16 if contestant.setup.precision == "bf16" else torch.float32
+    rate = size.tokens / step_s
+    share = rate * flops_per_token(ModelConfig(**size.model)) / peak_flops(local_device(), dtype)
+    wanted = f"  at least {size.asked:,} is asked of an H200" if contestant.setup.peer == "gptscale_step" else ""
+    memory = contestant.peak_bytes / 1e9
+    return f"{contestant.name:22} {rate:10,.0f} tokens/s  {share:5.1%} of the peak  {memory:5.1f} GB{wanted}"
+
+
+def comparisons(seconds: dict[str, Sequence[float]]) -> list[str]:
+    """Ratios to our step of the same model, the median of the rounds' and their range."""
+    if COMPARED not in seconds:
+        return []
+    ours = seconds[COMPARED]
+    found = [
+        (f"gptscale against {name}", ratios(seconds[name], ours), wanted)
+        for name, wanted in PEERS.values()
+        if name in seconds
+    ]
+    if LOOP in seconds:
+        found.append(("real data against random tokens", ratios(ours, seconds[LOOP]), LOOP_ASKED))
+    return [
+        f"{what}: {median:.3f} ({least:.3f} to {most:.3f}); at least {wanted} is asked"
+        for what, (median, least, most), wanted in found
+    ]
 
 
 if __name__ == "__main__":
