@@ -5,6 +5,7 @@ from side_by_side import Contest
 from gptscale.config.load import parse_config
 from gptscale.data.loader import MicroBatch
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.device import keeping_freed_memory
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.launch import launched_rank, launched_world
 from gptscale.training.optimizer import build_optimizer
@@ -32,7 +33,8 @@ def train(contest: Contest) -> None:
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), setup.compile)
     plan = make_plan(cfg, len(inputs), launched_world())
     mine = slice(launched_rank() * rows, (launched_rank() + 1) * rows)
-    for step, (inputs, targets) in enumerate(contest.batches()):
-        micro_batches = [MicroBatch(inputs[mine], targets[mine], mine.start)]
-        result = train_step(engine, plan, micro_batches, seed=0, step=step, lr=setup.lr, clip_norm=setup.clip_norm)
-        contest.step_done(engine.total(result.loss))
+    with keeping_freed_memory(engine.device):
+        for step, (inputs, targets) in enumerate(contest.batches()):
+            micro_batches = [MicroBatch(inputs[mine], targets[mine], mine.start)]
+            result = train_step(engine, plan, micro_batches, seed=0, step=step, lr=setup.lr, clip_norm=setup.clip_norm)
+            contest.step_done(engine.total(result.loss))

@@ -1,9 +1,12 @@
 """What a device can do."""
 
+import ctypes
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -104,3 +107,27 @@ def free_bytes(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Of mallopt(3). What glibc begins with is given back below, or what the environment asks for in its place."""
+
+
+@contextmanager
+def keeping_freed_memory(device: torch.device) -> Iterator[None]:
+    """Within it, glibc's malloc keeps what a step frees for the next one, if tensors lie there; then gives it back.
+
+    Otherwise every large tensor is new pages, which the system clears one by one as they are first written.
+    """
+    libc = ctypes.CDLL(None)
+    if device.type != "cpu" or not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, int(os.environ.get("MALLOC_MMAP_MAX_", "65536")))
+        libc.mallopt(_TRIM_THRESHOLD, int(os.environ.get("MALLOC_TRIM_THRESHOLD_", "131072")))
+        libc.malloc_trim(0)

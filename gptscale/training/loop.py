@@ -7,6 +7,7 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.loader import MicroBatch, StepLoader
 from gptscale.errors import GptscaleError
+from gptscale.runtime.device import keeping_freed_memory
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
 from gptscale.runtime.ranks import raise_together
@@ -46,7 +47,8 @@ class Run:
 def fit(run: Run, state: TrainState) -> bool:
     """Train to the last step or until a stop signal; says whether it got to the last. All ranks call this together."""
     try:
-        finished = _fit(run, state)
+        with keeping_freed_memory(run.engine.device):
+            finished = _fit(run, state)
     except (GptscaleError, Rollback):  # all ranks raise these together; a checkpoint on its way is from before
         run.store.finish()
         raise

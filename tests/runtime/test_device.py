@@ -1,7 +1,16 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from gptscale.runtime.device import computes_bf16, describe_device, matmul_flops, peak_flops
+from gptscale.runtime.device import (
+    computes_bf16,
+    describe_device,
+    keeping_freed_memory,
+    matmul_flops,
+    peak_flops,
+)
 
 
 def test_a_known_gpu_is_measured_against_its_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +34,44 @@ def test_a_device_that_has_bf16_multiplies_it_about_as_fast_as_fp32_and_one_that
     cpu = torch.device("cpu")
     share = matmul_flops(cpu, torch.bfloat16) / matmul_flops(cpu, torch.float32)
     assert computes_bf16(cpu) == (share > 0.2)  # measured: 0.8 to 2.5 with AVX-512, 0.002 with AVX2
+
+
+FREED_WITHIN_AND_AFTER = """
+from pathlib import Path
+import torch
+from gptscale.runtime.device import keeping_freed_memory
+
+def held() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS:"))
+
+before = held()
+torch.ones(2**26)
+outside = held()
+with keeping_freed_memory(torch.device("cpu")):
+    torch.ones(2**26)
+    within = held()
+after = held()
+torch.ones(2**26)
+print(outside - before, within - before, after - before, held() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept_only_within() -> None:
+    done = subprocess.run([sys.executable, "-c", FREED_WITHIN_AND_AFTER], capture_output=True, text=True, check=True)
+    outside, within, after, later = map(int, done.stdout.split())  # MiB of 256 MiB tensors
+    assert within > 240
+    assert max(outside, after, later) < 30
+
+
+def test_memory_of_another_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*setting: int) -> None:
+        raise AssertionError(f"mallopt{setting}")
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: type("libc", (), {"mallopt": called}))
+    with keeping_freed_memory(torch.device("cuda")):
+        pass
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a libc without it
+    with keeping_freed_memory(torch.device("cpu")):
+        pass
