@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, native_precision, ratios, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.flops import flops_per_token
@@ -123,7 +123,7 @@ def measure(sizes: dict[str, Size], nanogpt: str | None, table: Table) -> None:
 
 def setups(sizes: dict[str, Size], nanogpt: str | None, folder: Path) -> dict[str, Setup]:
     """Who takes part in a group: each size's step by its name, and those that one of them is compared with."""
-    precision = native_precision(local_device())
+    precision = hardware_precision(local_device())
     found = {}
     for name, size in sizes.items():
         batches = folder / f"{name}.npy"

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, native_precision, ratios, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
 from gptscale.runtime.device import local_device
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2, help="of a turn, and from record to record")
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
-    precision = asked.precision or native_precision(local_device())
+    precision = asked.precision or hardware_precision(local_device())
     model = SHAPES[asked.shape]
     with tempfile.TemporaryDirectory() as folder:
         batches = Path(folder, "batches.npy")

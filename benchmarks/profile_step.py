@@ -16,11 +16,12 @@ from typing import Any
 import torch
 import torch._inductor.config as inductor
 from peers import gptscale_step
-from side_by_side import SEQUENCES, SHAPES, Contest, Setup, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contest, Setup, hardware_precision, write_batches
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from gptscale.config.schema import ModelConfig
+from gptscale.runtime.device import local_device
 
 WARM_UP_STEPS = 2
 GROUPS = {
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default=hardware_precision(local_device()))
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--rows", type=int, default=12)
     asked = parser.parse_args()

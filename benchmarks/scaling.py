@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, interleaved, native_precision, ratios, write_batches
+from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.gpt import GPTModel
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
-    precision = asked.precision or native_precision(local_device())
+    precision = asked.precision or hardware_precision(local_device())
     model = SHAPES[asked.shape]
     with tempfile.TemporaryDirectory() as folder:
         batches = Path(folder, "batches.npy")

@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 
 from resume_time import config, seconds_to_step
+from side_by_side import hardware_precision
 
 from gptscale.config.load import dump_config, parse_config
 from gptscale.data.prepare import prepare
+from gptscale.runtime.device import local_device
 
 MOST = 0.5
 
@@ -31,7 +33,7 @@ def main() -> int:
         folder = Path(name)
         values = config(folder).model_dump(mode="json")
         values["model"] |= {"emb_dim": 384, "n_heads": 6, "n_layers": 12}
-        values["train"] |= {"compile": True, "precision": "bf16"}
+        values["train"] |= {"compile": True, "precision": hardware_precision(local_device())}
         cfg = parse_config(values)
         prepare(cfg, say=lambda line: None)
         path = folder / "config.yaml"

@@ -27,7 +27,7 @@ from gptscale.config.schema import ModelConfig
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.device import local_device, peak_memory_bytes, synchronize
+from gptscale.runtime.device import computes_bf16, local_device, peak_memory_bytes, synchronize
 from gptscale.runtime.launch import launched_rank
 from gptscale.weights.gpt2 import to_layout
 from gptscale.weights.source import Layout
@@ -61,6 +61,8 @@ class Setup:
     clip_norm: float = 1.0
     log_every_steps: int = 10
     """How often the whole loop writes a record."""
+    gate_steps: int | None = None
+    """Steps in which a loop computes what all do, before it does what else it documents; null for all of them."""
 
 
 class Contest:
@@ -224,10 +226,9 @@ def write_batches(path: Path, count: int, sequences: int, context_length: int) -
     np.save(path, both.swapaxes(0, 1))
 
 
-def native_precision(device: torch.device) -> str:
-    """bf16 where products in it are the faster ones, else fp32: without instructions for it, bf16 takes ages."""
-    bf16, fp32 = (torch.ones(256, 256, device=device, dtype=dtype) for dtype in (torch.bfloat16, torch.float32))
-    return "bf16" if _least_s(lambda: bf16 @ bf16, device, 0.2) < _least_s(lambda: fp32 @ fp32, device, 0.2) else "fp32"
+def hardware_precision(device: torch.device) -> str:
+    """bf16 where the device computes it in hardware, else fp32: emulated, it takes hundreds of times longer."""
+    return "bf16" if computes_bf16(device) else "fp32"
 
 
 def best_matmul_flops(dtype: torch.dtype, device: torch.device, seconds: float = 2.0) -> float:

@@ -6,6 +6,10 @@ A peer whose code is not given is left out: nanoGPT and the book by the path of 
 where transformers is installed. First the gate: over --gate-steps, every loss must be that of gptscale to 1e-2. Then
 each does --steps steps in every round. The table has medians over the rounds, with the least and the most in
 brackets; what compares two of them is the median of the rounds' ratios.
+
+--precision is that of gptscale and of the peers that can be told: bf16 where the machine computes it in hardware, else
+fp32. Rows say theirs. The book's loop stands there twice: its bare step, as the others', and after the gate with what
+else it documents, dropout of 0.1 and its evaluations. Nobody else does these, so that row is not like for like.
 """
 
 import argparse
@@ -26,6 +30,7 @@ from side_by_side import (
     Contestant,
     Setup,
     best_matmul_flops,
+    hardware_precision,
     interleaved,
     ratios,
     write_batches,
@@ -38,6 +43,8 @@ from gptscale.runtime.device import describe_device, local_device
 BATCHES = 50
 TOLERANCE = 1e-2
 """Nats by which a loss may differ, since bf16 rounds in other places."""
+BOOK_EVAL_STEPS = 5
+WHOLE_BOOK = "the book, fp32, with dropout and evaluations"
 
 
 def main() -> int:
@@ -49,7 +56,8 @@ def main() -> int:
         batches = Path(folder, "batches.npy")
         write_batches(batches, BATCHES, sequences, ModelConfig(**model).context_length)
         contestants = []
-        for name, setup in chosen(asked, Setup("gptscale_step", model, str(batches))).items():
+        ours = Setup("gptscale_step", model, str(batches), precision=asked.precision)
+        for name, setup in chosen(asked, ours).items():
             own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, f"cache-{len(contestants)}"))}  # no spaces
             contestants.append(stack.enter_context(Contestant(name, setup, env=own_cache)).wait())
             print(f"{name}: first step after {contestants[-1].first_step_s:.1f} s", flush=True)
@@ -73,6 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nanogpt", help="path of nanoGPT's repository")
     parser.add_argument("--book", help="path of the book's repository, LLMs-from-scratch")
     parser.add_argument("--only", nargs="+", help="peers that take part: nanogpt, huggingface, book")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default=hardware_precision(local_device()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round")
     parser.add_argument("--gate-steps", type=int, default=BATCHES)
@@ -82,19 +91,23 @@ def arguments() -> argparse.Namespace:
 
 def chosen(asked: argparse.Namespace, ours: Setup) -> dict[str, Setup]:
     """Who takes part, ours first; says who does not."""
-    taking_part = {"gptscale": ours}
+    precision = ours.precision
+    taking_part = {f"gptscale, {precision}": ours}
     paths = {"nanogpt": asked.nanogpt, "book": asked.book}
     for name, setup in {
         "nanoGPT, fp32": replace(ours, peer="nanogpt", precision="fp32", compile=False),
-        "nanoGPT, bf16, compiled": replace(ours, peer="nanogpt"),
-        "Trainer, bf16": replace(ours, peer="huggingface", compile=False),
-        "Trainer, bf16, compiled": replace(ours, peer="huggingface"),
+        f"nanoGPT, {precision}, compiled": replace(ours, peer="nanogpt"),
+        f"Trainer, {precision}": replace(ours, peer="huggingface", compile=False),
+        f"Trainer, {precision}, compiled": replace(ours, peer="huggingface"),
         "the book, fp32": replace(ours, peer="book", precision="fp32", compile=False),
+        WHOLE_BOOK: replace(ours, peer="book", precision="fp32", compile=False, gate_steps=asked.gate_steps),
     }.items():
         if asked.only and setup.peer not in asked.only:
             continue
         if setup.peer in paths and not paths[setup.peer]:
             print(f"{name}: left out, since --{setup.peer} is not given")
+        elif name == WHOLE_BOOK and asked.steps % BOOK_EVAL_STEPS:
+            print(f"{name}: left out, since it evaluates every {BOOK_EVAL_STEPS} steps: ask for --steps 5 or 10")
         elif setup.peer == "huggingface" and importlib.util.find_spec("transformers") is None:
             print(f"{name}: left out, since transformers is not installed")
         else:
@@ -107,9 +120,9 @@ def results(contestants: Sequence[Contestant], seconds: dict[str, list[float]], 
     cfg = ModelConfig(**contestants[0].setup.model)
     ours = contestants[0]
     tokens = sequences * cfg.context_length
-    peaks = {"bf16": best_matmul_flops(torch.bfloat16, local_device())}
-    peaks["fp32"] = best_matmul_flops(torch.float32, local_device())
-    gate = [zip(ours.losses, c.losses, strict=False) for c in contestants]
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    peaks = {p: best_matmul_flops(dtypes[p], local_device()) for p in {c.setup.precision for c in contestants}}
+    gate = [zip(ours.losses[: c.setup.gate_steps], c.losses, strict=False) for c in contestants]
     return [
         {
             "name": c.name,
@@ -130,7 +143,8 @@ def results(contestants: Sequence[Contestant], seconds: dict[str, list[float]], 
 
 def show(rows: list[dict[str, Any]], asked: argparse.Namespace, model: dict[str, Any]) -> None:
     """Print the table."""
-    print(f"\n{asked.shape}, {describe_device(local_device())}, torch {torch.__version__}, {asked.rounds} rounds\n")
+    machine = f"{describe_device(local_device())}, torch {torch.__version__}"
+    print(f"\n{asked.shape}, {asked.precision}, {machine}, {asked.rounds} rounds of {asked.steps} steps\n")
     print(
         "| | tokens/s | gptscale against it | of the matrix product peak | peak memory | first step | loss differs by |"
     )
