@@ -55,7 +55,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         batches = Path(folder, "batches.npy")
         write_batches(batches, BATCHES, sequences, ModelConfig(**model).context_length)
-        contestants = []
+        contestants: list[Contestant] = []
         ours = Setup("gptscale_step", model, str(batches), precision=asked.precision)
         for name, setup in chosen(asked, ours).items():
             own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, f"cache-{len(contestants)}"))}  # no spaces
