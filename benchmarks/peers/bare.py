@@ -4,6 +4,7 @@ import torch
 from side_by_side import Contest
 
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.device import keeping_freed_memory
 
 
 def train(contest: Contest) -> None:
@@ -16,11 +17,12 @@ def train(contest: Contest) -> None:
         model.parameters(), lr=setup.lr, betas=setup.betas, weight_decay=setup.weight_decay, fused=True
     )
     autocast = torch.autocast(contest.device.type, torch.bfloat16, enabled=setup.precision == "bf16")
-    for inputs, targets in contest.batches():
-        with autocast:
-            loss = model(inputs, targets) / targets.numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), setup.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        contest.step_done(loss.detach())
+    with keeping_freed_memory(contest.device):  # as the loop has it
+        for inputs, targets in contest.batches():
+            with autocast:
+                loss = model(inputs, targets) / targets.numel()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), setup.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            contest.step_done(loss.detach())

@@ -273,13 +273,19 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: 
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
         f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
-        *_advice(engine),
+        *_advice(cfg, engine),
     ]
 
 
-def _advice(engine: Engine) -> Iterator[str]:
-    if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
-        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision=fp32 here"
+def _advice(cfg: Config, engine: Engine) -> Iterator[str]:
+    """What makes a run needlessly slow on this machine, and the setting that helps."""
+    if computes_bf16(engine.device):
+        return
+    here = f"slow: this {engine.device.type.upper()} has no bf16 in hardware"
+    if engine.dtype == torch.bfloat16:
+        yield f"{here}; use train.precision=fp32 here"
+    if cfg.optim.name == "muon":
+        yield f"{here}, in which Muon orthogonalises; use optim.name=adamw here, with its own learning rate"
 
 
 def _filling(plan: Plan) -> str:

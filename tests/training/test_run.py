@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.training import run
 
@@ -22,18 +23,29 @@ def test_the_collector_leaves_alone_what_a_run_begins_with(cfg: Config, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("precision", "in_hardware", "warned"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+    ("settings", "in_hardware", "advice"),
+    [
+        ({}, False, []),
+        ({"train": {"precision": "bf16"}}, False, ["; use train.precision=fp32 here"]),
+        ({"optim": {"name": "muon"}}, False, [", in which Muon orthogonalises; use optim.name=adamw here"]),
+        ({"train": {"precision": "bf16"}, "optim": {"name": "muon"}}, True, []),
+    ],
 )
-def test_bf16_on_a_cpu_that_has_none_is_said_to_be_slow(
-    precision: str,
+def test_what_is_slow_on_a_cpu_without_bf16_is_said_at_the_start(
+    settings: dict[str, dict[str, Any]],
     in_hardware: bool,
-    warned: bool,
+    advice: list[str],
+    values: dict[str, Any],
     cfg: Config,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run, "computes_bf16", lambda device: in_hardware)
-    train = cfg.train.model_copy(update={"precision": precision, "steps": 2})
-    assert run.train(cfg.model_copy(update={"train": train}))
-    advice = "slow: this CPU has no bf16 in hardware; use train.precision=fp32 here"
-    assert (advice in capsys.readouterr().out) == warned
+    values["train"]["steps"] = 2
+    for section, changes in settings.items():
+        values[section] |= changes
+    assert run.train(parse_config(values))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("slow: ")]
+    assert len(said) == len(advice)
+    for line, words in zip(said, advice, strict=True):
+        assert line.startswith("slow: this CPU has no bf16 in hardware" + words)
