@@ -18,6 +18,7 @@ program out, the ratios mean nothing. The whole of it is meant to take less than
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import statistics
@@ -67,6 +68,7 @@ def compare(folder: Path, size: int, rounds: int) -> None:
     for number in range(rounds):
         for way in WAYS:
             command = [sys.executable, __file__, "--scratch", str(folder), "--way", way]
+            os.sync()  # what was written before is not to be waited for by the next
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[way].append(json.loads(done.stdout.splitlines()[-1]))
             print(f"round {number + 1}: {way}: {found[way][-1]['seconds']:.1f} s", flush=True)

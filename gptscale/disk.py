@@ -8,7 +8,7 @@ from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 
-from xxhash import xxh3_128
+from xxhash import xxh3_64_intdigest, xxh3_128
 
 CHUNK_BYTES = 2**24
 
@@ -55,6 +55,11 @@ def fast_hash_file(path: Path) -> str:
     """XXH3-128 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return file_digest(file, xxh3_128).hexdigest()
+
+
+def seeded_hash(content: bytes | memoryview, seed: int) -> int:
+    """XXH3-64 of some bytes under a seed of 64 bits, as an unsigned number."""
+    return xxh3_64_intdigest(content, seed)
 
 
 def temporary_path(path: Path) -> Path:

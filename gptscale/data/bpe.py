@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gptscale.data.cuts import cuts_before_words
 from gptscale.data.ranks import read_ranks
-from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, list_texts, pieces
+from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, join, list_texts, pieces
 from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of, split_ids
 from gptscale.errors import DataError
 
@@ -29,7 +29,7 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 _JUDGED_DOCUMENTS = 4  # of every few megabytes, in which gigatoken must agree with tiktoken
-_JUDGED_BYTES = 2048  # at the start and in the middle of each
+_JUDGED_BYTES = 1024  # at the start and in the middle of each
 
 
 class BpeTokenizer:
@@ -88,9 +88,11 @@ class BpeTokenizer:
         if self._gigatoken_ranks is None:
             return self._encode_slowly(texts)
         excerpts = excerpts_of(texts, _JUDGED_DOCUMENTS, _JUDGED_BYTES)
-        (mine, borders), (judged, judged_borders) = self._encode_fast(excerpts), self._encode_slowly(excerpts)
-        if np.array_equal(mine, judged) and np.array_equal(borders, judged_borders):
-            return self._encode_fast(texts)
+        ids, offsets = self._encode_fast(join([texts, excerpts]))
+        judged, judged_borders = self._encode_slowly(excerpts)
+        borders, end = offsets[len(texts) :], offsets[len(texts)]
+        if np.array_equal(ids[end:], judged) and np.array_equal(borders - end, judged_borders):
+            return ids[:end], offsets[: len(texts) + 1]
         warnings.warn("gigatoken and tiktoken disagree, so tiktoken encodes (slower)", stacklevel=2)
         return self._encode_slowly(texts)
 

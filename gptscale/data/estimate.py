@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +32,14 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     if isinstance(job.source, Streamed) or not units:
         return None
     chosen = [units[i * len(units) // _SAMPLED_UNITS] for i in range(min(_SAMPLED_UNITS, len(units)))]
-    samples = [_sample(job, unit) for unit in dict.fromkeys(chosen)]
-    documents, text_bytes, encoded_bytes, tokens = np.sum(samples, axis=0).tolist()
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(job.load_engines)  # Python's modules, while the source is read without Python's lock
+        samples = [_sample(job, unit) for unit in dict.fromkeys(chosen)]
+        loading.result()
+    documents = sum(documents for documents, _, _ in samples)
+    text_bytes = sum(text_bytes for _, text_bytes, _ in samples)
+    excerpts = list_texts(excerpt for _, _, excerpt in samples)
+    encoded_bytes, tokens = len(flat(excerpts)[0]), len(job.tokenizer.encode_texts(excerpts)[0])
     tokens_per_document = text_bytes / documents * tokens / max(1, encoded_bytes) + 1
     per_document = tokens_per_document * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
@@ -51,12 +58,10 @@ def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
     return need
 
 
-def _sample(job: Job, unit: Unit) -> tuple[int, int, int, int]:
-    """Documents and their bytes at the beginning of a unit; how many of the bytes were encoded, and to what tokens."""
+def _sample(job: Job, unit: Unit) -> tuple[int, int, str]:
+    """Documents and their bytes at the beginning of a unit, and where their text begins."""
     assert not isinstance(job.source, Streamed)
     assert unit.stop is not None
     texts = next(iter(job.source.read(unit.start, min(unit.stop, unit.start + _SAMPLED_DOCUMENTS))))
     content, _ = flat(texts)
-    excerpt = str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
-    ids, _ = job.tokenizer.encode_texts(list_texts([excerpt]))
-    return len(texts), len(content), min(len(content), _SAMPLED_BYTES), len(ids)
+    return len(texts), len(content), str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")

@@ -53,9 +53,13 @@ class Job:
         return receipt or write_unit(unit, self.source, self.tokenizer, self.data, self.settings)
 
     @staticmethod
-    def get_ready() -> None:
-        """Let Arrow give memory back in this process: its own pool keeps what a long text took."""
+    def give_memory_back() -> None:
+        """Let Arrow do so in this process: its own pool keeps what a long text took."""
         pa.set_memory_pool(pa.system_memory_pool())
+
+    def load_engines(self) -> None:
+        """Load what the tokenizer loads when it is first used."""
+        self.tokenizer.encode_texts(list_texts(["first"]))
 
     def receipts(self) -> dict[int, Receipt]:
         """The receipts under these settings, by unit; the files are not looked at."""
@@ -66,7 +70,7 @@ class Job:
         return {name: getattr(self, name) for name in ("data", "source", "settings")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, tokenizer=_load_all(state["data"]))
+        vars(self).update(state, tokenizer=_tokenizer_of(state["data"]))
 
 
 def open_job(data: DataConfig) -> Job:
@@ -82,7 +86,7 @@ def open_job(data: DataConfig) -> Job:
     earlier = load_manifest(data.folder) if os.path.exists(data.folder / FILE_NAME) else None
     begun = earlier.settings if earlier else load_settings(data.folder)
     with ThreadPoolExecutor(1) as thread:
-        loading = thread.submit(_load_all, data)  # while the source's files are hashed, which leaves Python's lock
+        loading = thread.submit(_tokenizer_of, data)  # while the source's files are hashed, which leaves Python's lock
         source = open_source(_pinned(data.given_source, begun))
         tokenizer = loading.result()
     settings = _settings(data, tokenizer, source)
@@ -98,11 +102,8 @@ def open_job(data: DataConfig) -> Job:
     return Job(data, source, settings, tokenizer)
 
 
-def _load_all(data: DataConfig) -> Tokenizer:
-    """The tokenizer with its engines, which are loaded when they are first used."""
-    tokenizer = load_tokenizer(data.tokenizer, data.tokenizer_engine)
-    tokenizer.encode_texts(list_texts(["first"]))
-    return tokenizer
+def _tokenizer_of(data: DataConfig) -> Tokenizer:
+    return load_tokenizer(data.tokenizer, data.tokenizer_engine)
 
 
 def remove_all(folder: Path) -> None:

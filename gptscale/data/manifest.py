@@ -17,7 +17,8 @@ from gptscale.errors import DataError
 
 FILE_NAME = "manifest.json"
 SETTINGS_NAME = "settings.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the hash that holds documents out is XXH3; it was BLAKE2b in 1."""
 
 # How manifest.json of a checkpoint and of a corpus, damaged or not, are told apart; inside a string quotes are escaped.
 _CHECKPOINT = re.compile(rb'"format":\s*"gptscale-checkpoint-')

@@ -62,7 +62,7 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
 
 
 def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Receipt]:
-    job.get_ready()
+    job.give_memory_back()
     there = job.receipts()
     need = check_need(job, [unit for unit in units if unit.number not in there])
     if need is not None:

@@ -1,7 +1,7 @@
 """A tokenizer's ranks from a file that must be whole."""
 
-import base64
 import hashlib
+from binascii import a2b_base64
 from pathlib import Path
 
 from gptscale.errors import DataError
@@ -19,4 +19,4 @@ def read_ranks(path: Path, sha256: str) -> dict[bytes, int]:
             f"{path.name} is damaged: its SHA-256 is {found[:12]}..., not {sha256[:12]}...; install gptscale again"
         )
     pairs = (line.split() for line in content.splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in pairs}
+    return {a2b_base64(token): int(rank) for token, rank in pairs}

@@ -1,6 +1,5 @@
 """The split of documents into training and validation text."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -8,10 +7,10 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from gptscale.config.data import DataConfig
-from gptscale.data.texts import Texts, choose, flat, list_texts, pieces, to_list
+from gptscale.data.texts import Texts, choose, flat, join, list_texts, pieces, to_list
+from gptscale.disk import seeded_hash
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def joined(documents: Sequence[Documents]) -> Documents:
     if len(documents) == 1:
         return documents[0]
     rows = np.concatenate([part.rows for part in documents])
-    return Documents(rows, pa.concat_arrays([part.texts for part in documents]))
+    return Documents(rows, join([part.texts for part in documents]))
 
 
 def split_documents(documents: Documents, cfg: DataConfig) -> tuple[Documents, Documents]:
@@ -51,12 +50,11 @@ def split_documents(documents: Documents, cfg: DataConfig) -> tuple[Documents, D
 
 
 def is_held_out(utf8_text: bytes | memoryview, seed: int, fraction: float) -> bool:
-    """Whether a document is validation: its hash under the seed, as a number in [0, 1), is below it.
+    """Whether a document is validation: its XXH3 under the seed, as a number in [0, 1), is below the fraction.
 
     The text alone decides, so copies of a document lie on one side.
     """
-    digest = hashlib.blake2b(utf8_text, digest_size=8, key=b"%d" % seed).digest()
-    return int.from_bytes(digest) < fraction * 2**64
+    return seeded_hash(utf8_text, seed) < fraction * 2**64
 
 
 def tail_cut(length: int, fraction: float) -> int:

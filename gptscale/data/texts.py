@@ -3,7 +3,7 @@
 A batch of documents goes from the file to the tokenizer in this form, so no document becomes a Python string.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +45,11 @@ def choose(texts: Texts, mask: npt.NDArray[np.bool_]) -> Texts:
     """The texts that a mask, (n,), chooses."""
     bits = pa.py_buffer(np.packbits(mask, bitorder="little"))  # pa.array would import pandas, which takes a second
     return texts.filter(pa.BooleanArray.from_buffers(pa.bool_(), len(mask), [None, bits]))
+
+
+def join(parts: Sequence[Texts]) -> Texts:
+    """Texts one after another."""
+    return pa.concat_arrays(parts)
 
 
 def to_list(texts: Texts) -> list[str]:

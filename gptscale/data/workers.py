@@ -116,7 +116,7 @@ def _work(job: Job, pipe: Connection, ours: Connection, theirs: Connection) -> N
     end = Thread(target=_end_with_parent, args=(theirs,), daemon=True)
     end.start()
     try:
-        job.get_ready()
+        job.give_memory_back()
         _make_units(job, _Talk(pipe))
     except BaseException as error:
         pipe.send(_with_traceback(error))
