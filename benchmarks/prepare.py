@@ -1,6 +1,6 @@
 """The preparation of a corpus beside other ways to the same tokens.
 
-    python benchmarks/prepare.py [--megabytes 400] [--rounds 2] [--scratch FOLDER]
+    python benchmarks/prepare.py [--megabytes 400] [--rounds 3] [--scratch FOLDER]
 
 The text is the source of the installed Python packages, written as Parquet and as JSON Lines. Each round runs, one
 after another and each in processes of its own:
@@ -49,7 +49,7 @@ def main() -> None:
     """Write the text, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="where to work; a temporary folder without it")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # what this program starts itself with
     arguments = parser.parse_args()

@@ -65,8 +65,8 @@ def main() -> int:
         nanogpt = [sys.executable, "train.py", "config/train_shakespeare_char.py", *recipe]
         for number in range(asked.rounds):
             theirs = watched(nanogpt, THEIRS, copy)
-            ours = watched([*gptscale, "train", *settings, f"run.dir={folder / f'run-{number}'}"], OURS)
             show("nanoGPT", theirs)
+            ours = watched([*gptscale, "train", *settings, f"run.dir={folder / f'run-{number}'}"], OURS)
             show("gptscale", ours)
             reached = next((point for point in ours if point.loss <= theirs[-1].loss), None)
             shares.append(reached.seconds / theirs[-1].seconds if reached else float("inf"))

@@ -1,7 +1,7 @@
 """Muon under ZeRO, which cuts matrices into flat pieces: each is put together on one rank, and its update cut again.
 
 The momentum is elementwise and stays where the pieces are. An orthogonalization takes a whole matrix, and rounds it to
-bf16 first; so bf16 travels, and the numbers are those of torch.optim.Muon.
+bf16 first (where the device has it); so bf16 travels, and the numbers are those of torch.optim.Muon.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime import ranks
+from gptscale.runtime.muon import momentum_step, muon_dtype, orthogonalized
 from gptscale.runtime.zero_fragments import Piece
 
 
@@ -30,7 +31,7 @@ class ZeroMuon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], device: torch.device) -> None:
         super().__init__(groups, {})
         self._adamw = torch.optim.AdamW([group for group in self.param_groups if not _is_muon(group)])
-        self._device = device
+        self._device, self._dtype = device, muon_dtype(device)
         self._exchanges: dict[Tensor, Exchange] = {}
 
     def place(self, flats: list[Tensor], pieces: list[Piece]) -> None:
@@ -38,7 +39,7 @@ class ZeroMuon(torch.optim.Optimizer):
         everywhere = ranks.gather(pieces)
         for number, flat in enumerate(flats):
             held = [[piece for piece in mine if piece.flat == number] for mine in everywhere]
-            self._exchanges[flat] = Exchange(held, dist.get_rank(), self._device)
+            self._exchanges[flat] = Exchange(held, dist.get_rank(), self._device, self._dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -53,17 +54,10 @@ class ZeroMuon(torch.optim.Optimizer):
         self._adamw.step()
 
     def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[flat]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(flat)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         exchange = self._exchanges[flat]
-        matrices = exchange.gather(update)
+        matrices = exchange.gather(momentum_step(self.state[flat], gradient, group))
         for name, matrix in matrices.items():
-            matrices[name] = _zeropower_via_newtonschulz(
-                matrix, group["ns_coefficients"], group["ns_steps"], group["eps"]
-            )
+            matrices[name] = orthogonalized(matrix, group, self._dtype)
         flat.mul_(1 - group["lr"] * group["weight_decay"])
         for piece, direction in exchange.scatter(matrices):
             rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
@@ -76,15 +70,15 @@ class Exchange:
     A rank gets about as many elements as it holds, never the whole model.
     """
 
-    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device) -> None:
+    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device, dtype: torch.dtype) -> None:
         """`held` is what each rank holds, in the same order everywhere."""
         owners = _owners(held)
         self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
         self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
-        self._device = device
+        self._device, self._dtype = device, dtype
 
     def gather(self, flat: Tensor) -> dict[str, Tensor]:
-        """The whole matrices that this rank is to work on, in bf16, out of every rank's flat tensor."""
+        """The whole matrices that this rank is to work on, out of every rank's flat tensor."""
         sent = [flat.narrow(0, p.offset, p.numel) for pieces in self._mine for p in pieces]
         parts: dict[str, list[Tensor]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -103,7 +97,7 @@ class Exchange:
         self, sent: list[Tensor], outgoing: list[list[Piece]], incoming: list[list[Piece]]
     ) -> Iterator[tuple[Piece, Tensor]]:
         to, of = ([sum(p.numel for p in pieces) for pieces in side] for side in (outgoing, incoming))
-        nothing = torch.empty(0, dtype=torch.bfloat16, device=self._device)
+        nothing = torch.empty(0, dtype=self._dtype, device=self._device)
         received = nothing.new_empty(sum(of))
         dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to)
         pieces = [piece for side in incoming for piece in side]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gptscale.config.schema import OptimizerConfig
+from gptscale.runtime.muon import Fp32Muon, muon_dtype
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -30,8 +31,9 @@ def build_optimizer(model: nn.Module, optim: OptimizerConfig, device: torch.devi
     )
     if optim.name == "adamw":
         return adamw
+    muon = torch.optim.Muon if muon_dtype(device) == torch.bfloat16 else Fp32Muon
     return MuonWithAdamW(
-        torch.optim.Muon(
+        muon(
             for_muon,
             lr=optim.lr_peak,
             weight_decay=optim.weight_decay,

@@ -279,13 +279,8 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: 
 
 def _advice(cfg: Config, engine: Engine) -> Iterator[str]:
     """What makes a run needlessly slow on this machine, and the setting that helps."""
-    if computes_bf16(engine.device):
-        return
-    here = f"slow: this {engine.device.type.upper()} has no bf16 in hardware"
-    if engine.dtype == torch.bfloat16:
-        yield f"{here}; use train.precision=fp32 here"
-    if cfg.optim.name == "muon":
-        yield f"{here}, in which Muon orthogonalises; use optim.name=adamw here, with its own learning rate"
+    if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
+        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision=fp32 here"
 
 
 def _filling(plan: Plan) -> str:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
+from gptscale.runtime import muon
+from gptscale.runtime.muon import Fp32Muon
 from gptscale.runtime.zero_fragments import Piece
 from gptscale.runtime.zero_muon import ZeroMuon
 from tests.dist.conftest import ENGINES, Done, changed, forked, launch
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.dist
 
 MUON = {"optim": {"name": "muon"}}
 
-# Muon orthogonalizes in bf16, so other orders of summation show at 1e-3 of an update, far below the loss's change.
+# Muon may orthogonalize in bf16, so other orders of summation show at 1e-3 of an update, far below the loss's change.
 CLOSE = 5e-4
 
 OFFLOAD = {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
@@ -100,22 +102,24 @@ SHAPES = [(6, 10), (12, 4), (8, 8), (5, 20), (16, 3)]
 ENDS = [20, 55, 320]
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
 @pytest.mark.parametrize("cut", ["concatenation", "each"])
-def test_pieces_are_updated_bit_for_bit_as_whole_matrices_are(cut: str) -> None:
+def test_pieces_are_updated_bit_for_bit_as_whole_matrices_are(cut: str, has_bf16: bool) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(updates_as_torch, args=(cut, port), nprocs=3)
+    mp.spawn(updates_as_torch, args=(cut, has_bf16, port), nprocs=3)
 
 
-def updates_as_torch(rank: int, cut: str, port: int) -> None:
-    """Three steps on this rank's pieces, against torch's Muon and AdamW on everything."""
+def updates_as_torch(rank: int, cut: str, has_bf16: bool, port: int) -> None:
+    """Three steps on this rank's pieces, against torch's Muon, or ours in fp32, and AdamW on everything."""
+    muon.computes_bf16 = lambda device: has_bf16
     os.environ |= {"WORLD_SIZE": "3", "RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     generator = torch.Generator().manual_seed(1)
     whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    reference = torch.optim.Muon(whole, **settings)
+    reference = (torch.optim.Muon if has_bf16 else Fp32Muon)(whole, **settings)
     bias, rest = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     adamw = torch.optim.AdamW([bias], lr=0.1)
     pieces = list(of_concatenation(rank) if cut == "concatenation" else of_each(rank))

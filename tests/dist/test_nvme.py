@@ -1,7 +1,6 @@
 """ZeRO-3 with its optimizer state on a disk: the same run, and checkpoints that go anywhere."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _async_io() -> Iterator[None]:
+def _async_io() -> None:
     """What reads and writes the disk is built once here, since it takes longer than a test may."""
     if not can_swap():
         pytest.skip("needs a C++ compiler, ninja and libaio's headers, from which DeepSpeed builds async_io")
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     AsyncIOBuilder().load(verbose=False)
-    yield
 
 
 def trained(values: dict[str, Any], folder: Path, engine: str, steps: int, optimizer: str = "adamw") -> Done:

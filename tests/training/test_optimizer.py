@@ -5,6 +5,8 @@ import torch
 
 from gptscale.config.schema import ModelConfig, OptimizerConfig
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime import muon
+from gptscale.runtime.muon import Fp32Muon
 from gptscale.training.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
@@ -28,9 +30,9 @@ def test_only_matrices_decay(model: GPTModel) -> None:
 
 
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest(model: GPTModel) -> None:
-    muon, decayed, free = build_optimizer(model, OptimizerConfig(name="muon"), CPU).param_groups
+    matrices, decayed, free = build_optimizer(model, OptimizerConfig(name="muon"), CPU).param_groups
     blocks = {"att.qkv", "att.out_proj", "ff.fc", "ff.out_proj"}
-    assert names(model, muon) == {f"blocks.0.{layer}.weight" for layer in blocks}
+    assert names(model, matrices) == {f"blocks.0.{layer}.weight" for layer in blocks}
     assert names(model, decayed) == {"tok_emb.weight", "pos_emb.weight"}
     assert all(name.endswith("bias") or "norm" in name for name in names(model, free))
 
@@ -58,6 +60,50 @@ def test_a_muon_step_moves_along_the_orthogonalized_momentum(model: GPTModel) ->
     assert float(moved.norm() / wanted.norm()) == pytest.approx(0.85, abs=0.15)
     assert float(optimizer.state[model.tok_emb.weight]["step"]) == 1
     assert "momentum_buffer" in optimizer.state[weight]
+
+
+@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (24, 24)])
+def test_in_fp32_muon_bends_the_singular_values_by_its_polynomial(shape: tuple[int, int]) -> None:
+    torch.manual_seed(5)
+    weight = torch.nn.Parameter(torch.randn(shape))
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    optimizer = Fp32Muon([weight], **settings)
+    wanted, momentum = weight.detach().double(), torch.zeros(shape, dtype=torch.float64)
+    for _ in range(3):
+        weight.grad = torch.randn(shape)
+        grad = weight.grad.double()
+        momentum = 0.9 * momentum + 0.1 * grad
+        wanted = wanted * (1 - 0.1 * 0.1) - 0.1 * 0.2 * max(shape) ** 0.5 * bent(0.9 * momentum + 0.1 * grad)
+        optimizer.step()
+    assert torch.allclose(weight.detach().double(), wanted, atol=1e-5)
+
+
+def bent(matrix: torch.Tensor) -> torch.Tensor:
+    """Five times a s + b s^3 + c s^5 of each singular value s, in float64 (Jordan et al. 2024)."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.square().sum().sqrt()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ torch.diag(s) @ v
+
+
+def test_in_fp32_muon_goes_where_torchs_does() -> None:
+    torch.manual_seed(6)
+    ours, theirs = (torch.nn.Parameter(torch.ones(48, 32)) for _ in range(2))
+    grad = torch.randn(48, 32)
+    for weight, kind in ((ours, Fp32Muon), (theirs, torch.optim.Muon)):
+        weight.grad = grad.clone()
+        kind([weight], lr=0.1).step()
+    assert torch.allclose(ours, theirs, atol=0.02 * float((ours - 1).detach().abs().max()))  # bf16 has 8 bits
+
+
+@pytest.mark.parametrize(("has_bf16", "kind"), [(True, torch.optim.Muon), (False, Fp32Muon)])
+def test_muon_computes_in_what_the_device_has(
+    has_bf16: bool, kind: type, model: GPTModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: has_bf16)
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon"), CPU)
+    assert type(optimizer._muon) is kind
 
 
 def test_a_rate_set_from_outside_reaches_both_after_a_state_was_loaded(model: GPTModel) -> None:
