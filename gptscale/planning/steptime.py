@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from gptscale.config.schema import Config
 from gptscale.model.flops import flops_per_token, recomputed_flops_per_token
 from gptscale.model.size import model_size
+from gptscale.planning.activations import activations
 from gptscale.planning.launch import Launch
 from gptscale.planning.state import WEIGHT_BYTES, updated_elements
 
@@ -18,6 +19,12 @@ BACKWARD_SHARE = 2 / 3
 
 UPDATE_BYTES = 40
 """Read and written for each element of an update: its norm 4, clipping 8, AdamW 28."""
+
+PASSES = 5
+"""How often a kept activation is moved: written and read, read in the backward pass, its gradient written and read."""
+
+PASSES_AGAIN = 2
+"""And where it is computed again."""
 
 HOST_BYTES_PER_S = 25e9
 """Between a GPU and its machine's memory, over PCIe 4.0 x16; and what of a CPU's memory rate one GPU's share is."""
@@ -32,6 +39,8 @@ class Rates:
     memory_bytes: float
     link_bytes: float
     """To the other GPUs, one way, through the slowest link on the ring."""
+    beside_bytes: float | None = None
+    """Of activations, beside matrix products; null where that is among the losses."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ def step_time(cfg: Config, launch: Launch, rates: Rates) -> StepTime:
     """Predict a step."""
     tokens = launch.micro_batch_sequences * cfg.model.context_length
     micro_batch_s = tokens * computed_flops_per_token(cfg) / rates.flops
+    if rates.beside_bytes is not None:
+        micro_batch_s += moved_bytes(cfg, launch.micro_batch_sequences) / rates.beside_bytes
     exchanges = [(sent / rates.link_bytes, hidden) for sent, hidden in _exchanges(cfg, launch, micro_batch_s)]
     return StepTime(
         compute_s=launch.accumulation(cfg) * micro_batch_s,
@@ -68,6 +79,13 @@ def computed_flops_per_token(cfg: Config) -> int:
     """With what activation checkpointing computes again, which utilisation (MFU) does not count."""
     again = recomputed_flops_per_token(cfg.model) if cfg.train.activation_checkpointing else 0
     return flops_per_token(cfg.model) + again
+
+
+def moved_bytes(cfg: Config, sequences: int) -> int:
+    """Bytes of activations that a micro-batch of so many sequences writes and reads beside its matrix products."""
+    all_kept = cfg.model_copy(update={"train": cfg.train.model_copy(update={"activation_checkpointing": False})})
+    again = PASSES_AGAIN if cfg.train.activation_checkpointing else 0
+    return (PASSES + again) * activations(all_kept, sequences).kept
 
 
 def calibrated(cfg: Config, launch: Launch, rates: Rates, measured_s: float) -> Rates:

@@ -24,6 +24,8 @@ class Gpu:
     """To the other GPUs of its machine, one way: half of what data sheets call NVLink's or PCIe's bandwidth."""
     bf16: bool = True
     """Whether its matrix units know bf16 too."""
+    beside_bytes_per_s: float | None = None
+    """Of activations, moved beside matrix products; null where it was not measured, and is part of what these reach."""
 
     def computes(self, train: TrainConfig) -> bool:
         """Whether it has the arithmetic of a run."""

@@ -8,7 +8,7 @@ from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
 from gptscale.planning.launch import Launch
 from gptscale.planning.rates import Measured, calibrated_mfu, find_gpu, measured, plan_rates, processor
-from gptscale.planning.steptime import step_time
+from gptscale.planning.steptime import moved_bytes, step_time
 
 Make = Callable[..., Config]
 
@@ -77,3 +77,14 @@ def test_a_processor_has_the_peak_that_its_utilisation_was_measured_against(conf
     # 6 * (2 * 12 * 32^2 + 257 * 32) + 12 * 2 * 32 * 32 = 221,376 FLOPs a token
     assert cpu.peak_flops(run.cfg.train) == pytest.approx(1000 * 221_376 / 0.25)
     assert cpu.memory_gib == 8
+
+
+@pytest.mark.parametrize("tokens_per_s", [1e3, 1e9])
+def test_a_run_on_a_processor_is_predicted_as_it_was(config: Make, tokens_per_s: float) -> None:
+    cfg = config()  # one micro-batch is 4 sequences of 32 tokens
+    run = Measured(cfg, Launch("none", 1, 4), "CPU, 2 threads", tokens_per_s, 0.25, None)
+    cpu = processor(run, 8 * 2**30)
+    rates = plan_rates(cfg, cpu, 1, mfu=calibrated_mfu(run, cpu))
+    assert step_time(cfg, run.launch, rates).total_s == pytest.approx(cfg.train.tokens_per_step / tokens_per_s)
+    share = moved_bytes(cfg, 4) / rates.beside_bytes / (128 / tokens_per_s)
+    assert share < 0.01 if tokens_per_s == 1e3 else share == pytest.approx(0.5)

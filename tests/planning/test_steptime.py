@@ -7,6 +7,7 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.planning import steptime
+from gptscale.planning.activations import Activations
 from gptscale.planning.launch import Launch
 from gptscale.planning.steptime import Rates, calibrated, step_time
 
@@ -41,6 +42,16 @@ def test_computing_grows_with_the_tokens_of_one_gpu(config: Make) -> None:
 def test_what_is_computed_again_takes_time(config: Make) -> None:
     cfg = config(train={"micro_batch_sequences": 1, "activation_checkpointing": True})
     assert step_time(cfg, Launch("none", 1, 1), RATES).compute_s == 10
+
+
+@pytest.mark.parametrize(("again", "took"), [(False, 8 * (1 + 2)), (True, 8 * (1.25 + 2.8))])
+def test_what_is_moved_beside_the_products_takes_time_where_it_is_known(
+    config: Make, monkeypatch: pytest.MonkeyPatch, again: bool, took: float
+) -> None:
+    monkeypatch.setattr(steptime, "activations", lambda cfg, sequences: Activations(1000 * sequences, 0, 0))
+    cfg = config(train={"micro_batch_sequences": 1, "activation_checkpointing": again})
+    rates = replace(RATES, beside_bytes=2500.0)  # 5 or 7 times 1,000 bytes
+    assert step_time(cfg, Launch("none", 1, 1), rates).compute_s == pytest.approx(took)
 
 
 def test_one_process_updates_and_sends_nothing(config: Make) -> None:
