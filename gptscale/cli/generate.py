@@ -37,7 +37,7 @@ def run_generate(
     interactive: Annotated[bool, typer.Option("--interactive", help="Continue each line that is typed.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write after the prompt.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens.")] = 50,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0 draws from all.")] = 50,
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens that reach p.")
     ] = None,
@@ -70,7 +70,7 @@ def run_generate(
         options |= {"beams": beams, "n_best": n_best, "length_penalty": length_penalty}
         _search(partial(search_text, model, tokenizer, **options), prompts)
         return
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    sampling = Sampling(temperature, top_k or None, top_p, min_p, repetition_penalty)
     options |= {"sampling": sampling, "seed": seed, "log_probabilities": log_probabilities}
     stream = partial(stream_text, model, tokenizer, **options)
     if interactive:

@@ -131,6 +131,12 @@ def test_generate_has_many_ways(command: Any, config: Path, tmp_path: Path, monk
     assert scores == sorted(scores, reverse=True)
     more = ["--min-p", "0.1", "--top-p", "0.9", "--repetition-penalty", "1.2", "--stop", "q", "--seed", "3"]
     assert command("generate", run, "--prompt", "the ", *more, *few)[0] == 0
+    hot = ["--temperature", "5", "--max-new-tokens", "20"]
+    wide, all_ids, of_50 = (
+        command("generate", run, "--prompt", "the ", "--top-k", k, *hot) for k in ("257", "0", "50")
+    )
+    assert (all_ids[0], all_ids[1]) == (0, wide[1])
+    assert all_ids[1] != of_50[1]
     lines = iter(["the ", "cat "])
 
     def typed(prompt: str) -> str:
