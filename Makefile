@@ -24,9 +24,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Of the SLURM tests only the quickest, and that where it can run.
+# Of the SLURM tests only the quickest, and that where it can run. In the files' order the long ones are not the last.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob '*/slurm/test_*jobs.py' -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob '*/slurm/test_*jobs.py' -m 'not long'
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long

@@ -131,7 +131,7 @@ def command(cfg: Config, *options: str) -> list[str]:
     return [sys.executable, "-m", "gptscale", "prepare", str(path), *options]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     workers: int, make: Callable[[str], Config], whole: dict[str, str]
 ) -> None:

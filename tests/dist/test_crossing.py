@@ -72,7 +72,7 @@ def crossed(
     return get
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize(("engine", "world"), WORLDS)
 def test_the_same_engine_goes_on_bit_for_bit(
     source: Callable[..., Config], crossed: Callable[..., dict[str, Any]], engine: str, world: int, precision: str

@@ -11,10 +11,13 @@ from gptscale.checkpoint.model import load_model
 from tests.dist.conftest import ENGINES, changed, launch, torchrun
 
 pytestmark = pytest.mark.dist
+LONG = pytest.mark.long  # another way of what the others show
 QUICK = {"sample": {"prompts": []}, "eval": {"sequences": 1, "train_sequences": None}}
 
 
-@pytest.mark.parametrize(("rank", "engine"), [(1, "ddp"), (0, "zero2"), (1, "zero3"), (0, "fsdp2")])
+@pytest.mark.parametrize(
+    ("rank", "engine"), [(1, "ddp"), pytest.param(0, "zero2", marks=LONG), (1, "zero3"), (0, "fsdp2")]
+)
 def test_a_nan_at_step_20_on_one_rank_is_skipped_by_all_and_recorded(
     plain_values: dict[str, Any], tmp_path: Path, rank: int, engine: str
 ) -> None:
@@ -32,7 +35,7 @@ def test_a_nan_at_step_20_on_one_rank_is_skipped_by_all_and_recorded(
     assert steps == [24]  # step 20 was no time for a checkpoint
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG), "zero3"])
 def test_a_skipped_step_leaves_weights_and_moments_alone(
     plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
@@ -44,7 +47,9 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(
         assert (tmp_path / f"before-nan-{rank}").read_text() == (tmp_path / f"after-nan-{rank}").read_text()
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine", ["ddp", pytest.param("zero1", marks=LONG), "zero3", pytest.param("fsdp2", marks=LONG)]
+)
 def test_a_spike_on_one_rank_sends_both_back_and_leaves_its_samples_out(
     plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:

@@ -38,10 +38,10 @@ def imported(cfg: Config, folder: Path, source: Path) -> tuple[Config, Path]:
     [
         ("ddp", 2, "fp32"),
         ("zero1", 2, "fp32"),
-        ("zero1", 3, "bf16-sharded"),
+        pytest.param("zero1", 3, "bf16-sharded", marks=pytest.mark.long),
         ("zero2", 3, "fp32"),
         ("zero3", 2, "bf16-sharded"),
-        ("zero3", 3, "fp32"),
+        pytest.param("zero3", 3, "fp32", marks=pytest.mark.long),
     ],
 )
 def test_weights_and_moments_are_the_same_bit_for_bit_and_the_run_goes_on(

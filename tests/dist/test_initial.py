@@ -54,7 +54,13 @@ def first_batch(cfg: Config) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("engine", "precision"),
-    [("none", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"), ("fsdp2", "fp32"), ("zero3", "bf16-sharded")],
+    [
+        ("none", "fp32"),
+        ("zero2", "fp32"),
+        ("zero3", "fp32"),
+        ("fsdp2", "fp32"),
+        pytest.param("zero3", "bf16-sharded", marks=pytest.mark.long),
+    ],
 )
 def test_the_first_loss_is_that_of_transformers(
     plain_values: dict[str, Any], tmp_path: Path, theirs: Any, engine: str, precision: str

@@ -21,7 +21,9 @@ def short(values: dict[str, Any], folder: Path, **train: Any) -> Any:
     return changed(values, folder, train={"steps": 8, **train}, sample={"prompts": []}, checkpoint={"every_steps": 2})
 
 
-@pytest.mark.parametrize(("file", "engine"), [("cpu", "ddp"), ("zero3-offload", "zero3")])
+@pytest.mark.parametrize(
+    ("file", "engine"), [("cpu", "ddp"), pytest.param("zero3-offload", "zero3", marks=pytest.mark.long)]
+)
 def test_a_launch_file_starts_two_processes(
     plain_values: dict[str, Any], tmp_path: Path, file: str, engine: str
 ) -> None:

@@ -41,7 +41,10 @@ def test_the_state_is_eight_times_the_largest_tensor() -> None:
     assert pytest.approx(8, rel=0.02) == STATE / LARGEST
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", pytest.param("zero2", marks=pytest.mark.long), "zero3", pytest.param("fsdp2", marks=pytest.mark.long)],
+)
 def test_saving_beside_training_takes_a_copy_of_the_ranks_share_and_loading_one_tensor(
     plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:

@@ -102,8 +102,15 @@ SHAPES = [(6, 10), (12, 4), (8, 8), (5, 20), (16, 3)]
 ENDS = [20, 55, 320]
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
-@pytest.mark.parametrize("cut", ["concatenation", "each"])
+@pytest.mark.parametrize(
+    ("cut", "has_bf16"),
+    [
+        ("concatenation", True),
+        ("each", False),
+        pytest.param("concatenation", False, marks=pytest.mark.long),
+        pytest.param("each", True, marks=pytest.mark.long),
+    ],
+)
 def test_pieces_are_updated_bit_for_bit_as_whole_matrices_are(cut: str, has_bf16: bool) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

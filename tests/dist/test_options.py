@@ -35,7 +35,14 @@ LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    "engine", ["ddp", pytest.param("zero1", marks=LONG), pytest.param("zero2", marks=LONG), "zero3", "fsdp2"]
+    "engine",
+    [
+        "ddp",
+        pytest.param("zero1", marks=LONG),
+        pytest.param("zero2", marks=LONG),
+        pytest.param("zero3", marks=LONG),
+        "fsdp2",
+    ],
 )
 def test_a_compiled_run_gives_the_same_numbers(plain_values: dict[str, Any], tmp_path: Path, engine: str) -> None:
     still = {"model": {"drop_rate": 0.0, "n_layers": 1}}  # compiled masks are drawn in another order

@@ -10,6 +10,7 @@ from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist
+LONG = pytest.mark.long  # another way of what the others show
 
 
 def in_bf16(values: dict[str, Any], folder: Path, launcher: list[str], engine: str, **train: Any) -> Done:
@@ -32,7 +33,7 @@ def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathF
     return losses[0], max(abs(a - b) for other in losses[1:] for a, b in zip(losses[0], other, strict=True))
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=LONG), "zero3", "fsdp2"])
 def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str
 ) -> None:
@@ -42,7 +43,9 @@ def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
     assert found == pytest.approx(expected, abs=2 * bound, rel=0)
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("zero1", marks=LONG), pytest.param("zero2", marks=LONG), "zero3", "fsdp2"]
+)
 def test_bf16_sharded_starts_from_the_fp32_weights_and_stays_close(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str
 ) -> None:

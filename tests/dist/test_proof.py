@@ -12,6 +12,7 @@ from gptscale.config.load import dump_config
 from tests.dist.conftest import ROOT, changed
 
 pytestmark = pytest.mark.dist
+LONG = pytest.mark.long  # another way of what the others show
 
 
 def prove(values: dict[str, Any], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -25,8 +26,8 @@ def prove(values: dict[str, Any], folder: Path, *options: str) -> subprocess.Com
     ("options", "verdict"),
     [
         (["--engine-before=none"], "bit-exact: every loss and gradient norm of 30 steps is the same, and so are all weights"),
-        (["--engine-before=zero2", "train.precision=bf16"], "bit-exact: every loss and gradient norm of 30 steps"),
-        (["--engine-before=ddp", "--engine-after=zero3"], None),
+        pytest.param(["--engine-before=zero2", "train.precision=bf16"], "bit-exact: every loss and gradient norm of 30 steps", marks=LONG),
+        pytest.param(["--engine-before=ddp", "--engine-after=zero3"], None, marks=LONG),
         (["--engine-before=fsdp2", "--ranks-after=1"], "1 instead of 2 ranks add the same numbers in another order"),
     ],
 )  # fmt: skip
