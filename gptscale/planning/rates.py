@@ -24,7 +24,10 @@ LOOPBACK_BYTES_PER_S = 1e9
 """Between processes on CPUs where nobody says more."""
 
 CPU_BYTES_PER_S = 5e9
-"""Of activations beside matrix products, and of an update; measured on 2 cores of an AMD EPYC."""
+"""Of activations beside matrix products, and of an update.
+
+torch's profiler on 2 cores of an AMD EPYC, a step of the demo's model: 0.11 s beside its products, 0.1 GB kept.
+"""
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,15 @@ def test_what_is_said_ends_with_sizes_split_and_fingerprint(cfg: Config) -> None
     assert said[-1] == f"fingerprint: {manifest.fingerprint}"
 
 
+def test_a_corpus_whose_documents_were_held_out_in_another_way_is_read_but_not_added_to(cfg: Config) -> None:
+    manifest = prepare(cfg, lambda line: None)
+    older = manifest.settings.model_copy(update={"format_version": 1})  # which held out by BLAKE2b
+    manifest.model_copy(update={"settings": older}).save(cfg.data.dir)
+    with pytest.raises(DataError, match=r"holds another corpus \(format_version 1 there, 2 here\)"):
+        prepare(cfg, lambda line: None)
+    assert open_corpus(cfg.data.dir).manifest.fingerprint == manifest.fingerprint
+
+
 def test_a_whole_corpus_is_reused_and_nothing_is_written(cfg: Config) -> None:
     run(cfg)
     before = snapshot(cfg.data.dir)
