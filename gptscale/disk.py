@@ -12,6 +12,9 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 
 CHUNK_BYTES = 2**24
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""Linux' own number for the one that is no container's (PROC_PID_INIT_INO)."""
+
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
     """Write the pieces to a temporary name, force them to disk and rename. Raises OSError.
@@ -68,8 +71,13 @@ def temporary_path(path: Path) -> Path:
 
 
 def this_host() -> str:
-    """This machine's name without its domain, so that it has no dots."""
-    return socket.gethostname().split(".")[0]
+    """This machine's name without its domain, so that it has no dots; in a container that has processes of its own,
+    with the number of their namespace."""
+    name = socket.gethostname().split(".")[0]
+    with suppress(OSError):
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        return name if namespace == _FIRST_PID_NAMESPACE else f"{name}-{namespace}"
+    return name
 
 
 def sync_folder(folder: Path) -> None:

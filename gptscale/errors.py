@@ -17,6 +17,10 @@ class CheckpointError(GptscaleError):
     """A checkpoint cannot be written or read."""
 
 
+class CheckpointAccessError(CheckpointError):
+    """A checkpoint cannot be reached, which says nothing about what it holds."""
+
+
 class WeightsError(GptscaleError):
     """Weights cannot be imported, exported or found."""
 

@@ -13,7 +13,7 @@ from gptscale.checkpoint.layout import (
     verify_file,
 )
 from gptscale.checkpoint.portable import check_names, read_fragments
-from gptscale.errors import CheckpointError
+from gptscale.errors import CheckpointAccessError, CheckpointError
 from gptscale.runtime.fragments import Fragment
 
 T = TypeVar("T")
@@ -40,8 +40,9 @@ def newest_good(
 ) -> tuple[Path, CheckpointManifest] | None:
     """The newest checkpoint that passes every check, or None if the run has none. All ranks call this together.
 
-    Newer ones that do not pass are said and set aside as bad-step-*; with strict they are an error. Raises
-    CheckpointError if the run has checkpoints but none is good: starting from nothing would hide the loss.
+    Newer ones that do not pass are said and set aside as bad-step-*; with strict they are an error. One that cannot
+    be reached is an error too: it may well be good. Raises CheckpointError if the run has checkpoints but none is
+    good: starting from nothing would hide the loss.
     """
     problems: list[str] = []
     bad: list[Path] = []
@@ -50,6 +51,8 @@ def newest_good(
     for path in found:
         try:
             manifest = ranks.agree(lambda path=path: verified_share(path, ranks))  # type: ignore[misc]
+        except CheckpointAccessError:
+            raise
         except CheckpointError as error:
             if strict:
                 raise CheckpointError(
@@ -59,8 +62,7 @@ def newest_good(
             problems.append(str(error))
             bad.append(path)
             continue
-        if ranks.rank == 0:
-            _set_aside(bad, problems, say)
+        ranks.agree(lambda: _set_aside(bad, problems, say) if ranks.rank == 0 else None)
         return path, manifest
     if problems:
         raise CheckpointError(

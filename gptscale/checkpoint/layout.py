@@ -8,6 +8,7 @@
 A folder that is named step-* is whole: it was renamed to that name after everything was on disk.
 """
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gptscale.disk import fast_hash_file, write_whole
-from gptscale.errors import CheckpointError
+from gptscale.errors import CheckpointAccessError, CheckpointError
 
 FORMAT = "gptscale-checkpoint-"
 VERSION = 2
@@ -127,9 +128,11 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     path = folder / MANIFEST
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise _refused(path, error) from None
+    except ValueError:
         raise CheckpointError(f"{path} cannot be read; restore it from a copy, or use an older checkpoint") from None
     _check_format(folder, body.get("format") if isinstance(body, dict) else None)
     digest = body.pop("digest", None)
@@ -145,16 +148,22 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 def verify_file(folder: Path, name: str, record: FileRecord) -> None:
     """Compare one part with its record; raises CheckpointError on the first difference."""
     path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; restore it from a copy, or use an older checkpoint")
-    if (found := path.stat().st_size) != record.bytes:
-        raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
     try:
+        if (found := path.stat().st_size) != record.bytes:
+            raise CheckpointError(f"{path} has {found} bytes instead of {record.bytes}: it was cut short or changed")
         found_hash = fast_hash_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; restore it from a copy, or use an older checkpoint") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; {_MEND_ACCESS}") from None
+        raise _refused(path, error) from None
     if found_hash != record.xxh3:
         raise CheckpointError(f"{path} is damaged: its hash is not the one in {MANIFEST}")
+
+
+def _refused(path: Path, error: OSError) -> CheckpointError:
+    """What to raise for a file that cannot be read; only a disk that fails says that the file itself is bad."""
+    kind = CheckpointError if error.errno == errno.EIO else CheckpointAccessError
+    return kind(f"{path} cannot be read: {error.strerror}; {_MEND_ACCESS}")
 
 
 def _check_format(folder: Path, found: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gptscale.checkpoint.find import verified_manifest
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, step_dir, tensor_key
+from gptscale.checkpoint.portable import check_names
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError
@@ -24,9 +25,16 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
 
     Raises CheckpointError if there is none or a file is not as it was written.
     """
-    folder, manifest = find_checkpoint(Path(path))
+    return load_verified(*find_checkpoint(Path(path)), device)
+
+
+def load_verified(
+    folder: Path, manifest: CheckpointManifest, device: torch.device | str = "cpu"
+) -> tuple[GPTModel, Config]:
+    """As `load_model`, of a checkpoint that `find_checkpoint` has found."""
     cfg = parse_config(manifest.config, str(folder))
     model = GPTModel(cfg.model, seed=None)
+    check_names(folder, manifest, [name for name, _ in model.named_parameters()])
     stored = saved_weights(folder, manifest)
     with torch.no_grad():
         for name, p in model.named_parameters():

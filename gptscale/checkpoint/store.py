@@ -218,8 +218,9 @@ class Store:
         """Delete what need not stay, after the new one is there."""
         folders = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(self.run_dir)}
         for step in self._retention.doomed(folders, best_step):
-            doomed = discarded_dir(folders[step])
-            folders[step].rename(doomed)  # so that a crash in the middle of deleting leaves nothing that looks whole
+            with suppress(FileNotFoundError):  # somebody has deleted it, who may
+                # A crash in the middle of deleting leaves nothing that looks whole.
+                folders[step].rename(discarded_dir(folders[step]))
         sweep(self.run_dir, self._fence.number)
 
     def _has_good(self, path: Path) -> bool:

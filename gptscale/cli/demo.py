@@ -30,7 +30,9 @@ def run_demo(
     if not config.exists():
         raise ConfigError(f"{config} does not exist; run this in a clone of gptscale, or give a config of your own")
     cfg = load_config(config, overrides or ())
-    print(f"== 1/4 prepare: {cfg.data.given_source.path} -> {cfg.data.dir}")
+    if cfg.data.source is None:
+        raise ConfigError(f"{config} names no data.source, from which a demo makes its corpus; add one, or use train")
+    print(f"== 1/4 prepare: {cfg.data.source.path} -> {cfg.data.dir}")
     prepare(cfg)
     print(f"\n== 2/4 train -> {cfg.run.dir} (Ctrl-C stops with a checkpoint; the same command goes on)")
     if train(cfg):

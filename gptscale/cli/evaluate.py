@@ -29,14 +29,16 @@ def register(app: typer.Typer) -> None:
 
 def run_evaluate(
     checkpoint: Checkpoint,
-    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    split: Annotated[str | None, typer.Option(help="val or train; null is val.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Windows, spread evenly; all without it.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Another corpus than the run's own.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Let windows overlap: tokens between their starts.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="A name in eval.sets, or all; can be given several times.")
     ] = None,
-    cloze: Annotated[Path | None, typer.Option(help="A JSONL file of questions in the HellaSwag style.")] = None,
+    cloze: Annotated[
+        Path | None, typer.Option(help="A JSONL file of questions in the HellaSwag style; alone, all there is.")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The run's checkpoint of lowest validation loss.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,15 +46,18 @@ def run_evaluate(
     from gptscale.errors import ConfigError
     from gptscale.evaluation.cloze import read_questions
 
-    if split not in ("val", "train"):
+    if split not in (None, "val", "train"):
         raise ConfigError(f"--split={split} is neither val nor train")
+    if sets and (split or data_dir):
+        raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
     questions = read_questions(cloze) if cloze is not None else []
     subject = Subject(checkpoint, best=best)
     results: dict[str, Any] = {}
-    for name, stream in subject.streams("train" if split == "train" else "val", data_dir, sets or ()):
-        found = subject.over(stream, sequences, stride)
-        results[name] = _as_dict(found)
-        subject.say("" if as_json else _line(name, found))
+    if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus
+        for name, stream in subject.streams("train" if split == "train" else "val", data_dir, sets or ()):
+            found = subject.over(stream, sequences, stride)
+            results[name] = _as_dict(found)
+            subject.say("" if as_json else _line(name, found))
     if cloze is not None:
         score = subject.cloze(questions)
         results["cloze"] = {"file": str(cloze), **asdict(score), "acc_norm_stderr": score.stderr}
@@ -85,7 +90,8 @@ class Subject:
     """A trained model to be evaluated, on this rank of perhaps several."""
 
     def __init__(self, checkpoint: Path, *, best: bool = False) -> None:
-        from gptscale.checkpoint.model import find_checkpoint, load_model
+        from gptscale.checkpoint.imported import IMPORTED
+        from gptscale.checkpoint.model import find_checkpoint, load_verified
         from gptscale.data.tokenizer import load_tokenizer
         from gptscale.runtime import ranks
         from gptscale.runtime.device import local_device
@@ -93,8 +99,8 @@ class Subject:
         ranks.join()
         self.device: torch.device = local_device()
         self.folder, manifest = find_checkpoint(checkpoint, best=best)
-        self.step = manifest.step
-        loaded: tuple[GPTModel, Config] = load_model(self.folder, self.device)
+        self.step, self._imported = manifest.step, manifest.engine == IMPORTED
+        loaded: tuple[GPTModel, Config] = load_verified(self.folder, manifest, self.device)
         self.model, self.cfg = loaded
         self._tokenizer = load_tokenizer(self.cfg.data.tokenizer)
 
@@ -116,6 +122,7 @@ class Subject:
             yield name, corpus.train if part == "train" else corpus.val
 
     def _own_folder(self) -> Path:
+        from gptscale.data.manifest import FILE_NAME
         from gptscale.errors import ConfigError
 
         if self.cfg.data.mixture:
@@ -123,6 +130,8 @@ class Subject:
             raise ConfigError(
                 f"{self.folder} was trained on a mixture; choose one of its corpora with --data-dir: {dirs}"
             )
+        if self._imported and not (self.cfg.data.folder / FILE_NAME).is_file():
+            raise ConfigError(f"{self.folder} is imported and has no corpus of its own; choose one with --data-dir")
         return self.cfg.data.folder
 
     def over(self, stream: "TokenStream", sequences: int | None, stride: int | None) -> "Evaluation":

@@ -133,12 +133,13 @@ def _measured(folder: Path) -> "Measured":
 
 def _length(cfg: "Config", launch: "Launch") -> tuple[int | None, str]:
     """The run's steps, or else why they are not known."""
+    from gptscale.data.manifest import FILE_NAME
     from gptscale.training.plan import make_plan
 
     samples = 1
     if cfg.train.epochs is not None:
         folders = [cfg.data.dir] if cfg.data.dir else [corpus.dir for corpus in cfg.data.mixture]
-        if not all(folder.is_dir() for folder in folders):
+        if not all((folder / FILE_NAME).is_file() for folder in folders):
             epochs = f"train.epochs={cfg.train.epochs:g}"
             return None, f"{epochs} of a corpus that is not there yet; --tokens plans for a number"
         from gptscale.data.corpora import open_corpora  # takes a while, and the corpus is rarely there yet

@@ -20,10 +20,13 @@ def run_report(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port for --live; 0 takes a free one.")] = 8265,
 ) -> None:
     """Write one HTML page with everything on record, and the curves of each run as PNG."""
+    from gptscale.errors import ConfigError
     from gptscale.tracking.live import live_server
     from gptscale.tracking.page import write_page
     from gptscale.tracking.report import write_report
 
+    if live and to is not None:
+        raise ConfigError("--live serves the page and writes nothing; leave out --to")
     if live:
         with live_server(runs, port) as server:
             print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)", flush=True)

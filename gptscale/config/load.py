@@ -149,6 +149,8 @@ def _fields_at(loc: Sequence[int | str]) -> Iterator[str]:
     """The field names of the section that an error's location points to."""
     section: type[BaseModel] = Config
     for part in loc:
+        if isinstance(part, int):  # of a list, whose annotation says what it holds
+            continue
         annotation = section.model_fields[str(part)].annotation
         candidates = [annotation, *get_args(annotation)]
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))

@@ -238,6 +238,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _no_token_between_samples(self) -> Self:
+        if self.stride > self.model.context_length:
+            raise ValueError(
+                f"data.stride={self.stride} would leave out the tokens between samples of "
+                f"model.context_length={self.model.context_length}; take that or less"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batch_within_step(self) -> Self:
         if (self.train.micro_batch_sequences or 1) > self.sequences_per_step:
             raise ValueError(

@@ -31,8 +31,10 @@ def adopt(
     """
     _check_free(folder)
     made_by = load_tokenizer(tokenizer)
-    found: list[tuple[Split, TokenFile]] = [("train", recognise(path)) for path in _expand(train, "--train")]
-    found += [("val", recognise(path)) for path in _expand(val, "--val")]
+    files: list[tuple[Split, Path]] = [("train", path) for path in _expand(train, "--train")]
+    files += [("val", path) for path in _expand(val, "--val")]
+    _check_once(files)
+    found = [(split, recognise(path)) for split, path in files]
     dtype = _common_dtype([file for _, file in found])
     shards = []
     for split, file in found:
@@ -75,6 +77,16 @@ def _expand(names: Sequence[str], option: str) -> list[Path]:
             raise DataError(f"{option} {name} matches no file")
         files += [Path(match).absolute() for match in matches]
     return files
+
+
+def _check_once(files: Sequence[tuple[Split, Path]]) -> None:
+    """Refuse a file that is named twice: validation text that is trained on says nothing."""
+    seen: dict[Path, Split] = {}
+    for split, path in files:
+        real = path.resolve()
+        if real in seen:
+            raise DataError(f"{path} is named by --{seen[real]} and again by --{split}; leave it out of one")
+        seen[real] = split
 
 
 def _common_dtype(files: Sequence[TokenFile]) -> Dtype:

@@ -1,5 +1,7 @@
 """A prepared corpus, opened and checked for training."""
 
+import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30
 """Corpora up to this size are read and hashed whenever they are opened; `verify_corpus` does it for larger ones."""
+
+
+OTHER_FILES = 512
+"""How many more a process may open after a corpus: connections, libraries, checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def open_corpus(folder: Path) -> Corpus:
     Raises DataError for what is missing or damaged.
     """
     manifest = load_manifest(folder)
+    _allow_open_files(folder, len(manifest.shards))
     tokens = {shard.file: open_entry(folder, shard, manifest.settings.dtype) for shard in manifest.shards}
     if sum(array.nbytes for array in tokens.values()) <= HASHED_BYTES:
         verify_corpus(folder)
@@ -63,6 +70,10 @@ def check_corpus(corpus: Corpus, cfg: Config) -> None:
         raise DataError(f"data.dir={cfg.data.dir} {mismatch}; {rename}choose another data.dir")
     if excess := _vocabulary_excess(corpus, cfg):
         raise DataError(f"{excess}; set model.vocab_size={_n_vocab(corpus)} or more")
+    if cfg.data.source is not None and (difference := _other_settings(corpus, cfg)):
+        raise DataError(
+            f"data.dir={cfg.data.dir} was prepared with {difference}; set that again, or prepare another data.dir"
+        )
     _check_train(len(corpus.train), cfg)
     _check_val(len(corpus.val), cfg)
 
@@ -97,6 +108,20 @@ def open_entry(folder: Path, shard: ShardEntry, dtype: str) -> Tokens:
     return tokens
 
 
+def _allow_open_files(folder: Path, shards: int) -> None:
+    """Let this process have so many more files open: a mapped one counts, and 1,024 are the usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + shards + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise DataError(
+            f"{folder} has {shards:,} shards, and this process may have no more than {hard:,} files open; raise the "
+            "limit (ulimit -Hn), or prepare the corpus with a larger data.documents_per_shard"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:
     """How the corpus' tokenizer is not the config's; ranks are compared where they are known without a download."""
     name = cfg.data.tokenizer
@@ -106,6 +131,17 @@ def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:
     if here is not None and here != there:
         return f"was made with other ranks of tokenizer {name}: {there[:12]}..., not {here[:12]}..."
     return None
+
+
+def _other_settings(corpus: Corpus, cfg: Config) -> str | None:
+    """What the config says of the split that is not so; what would go into the record and be wrong there."""
+    made, data = corpus.manifest.settings, cfg.data
+    if made.split == "adopted":
+        return None
+    said = {name: (getattr(made, name), getattr(data, name)) for name in ("split", "validation_fraction", "split_seed")}
+    said["end_of_text"] = (made.end_of_text is not None, data.end_of_text)
+    different = [f"data.{name}={there}, not {here}" for name, (there, here) in said.items() if there != here]
+    return ", ".join(different) or None
 
 
 def _vocabulary_excess(corpus: Corpus, cfg: Config) -> str | None:

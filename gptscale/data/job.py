@@ -172,7 +172,7 @@ def _difference(name: str, there: Any, here: Any) -> str:
         keys = [key for key in {**there, **here} if key != "path" and there.get(key) != here.get(key)]
         return "; ".join(_key_difference(name, key, there.get(key), here.get(key)) for key in keys)
     if isinstance(there, dict):
-        there, here = (values.get("path") or values["name"] for values in (there, here))
+        there, here = (values.get("path") or values.get("name") or values["kind"] for values in (there, here))
     return f"{name} {there} there, {here} here"
 
 

@@ -17,9 +17,6 @@ _ROUNDS = 8
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: the step between SplitMix64's states
 
-_BLOCK_BITS = 40
-_BLOCKS = 2**80
-
 Words = npt.NDArray[np.uint64]
 
 
@@ -31,11 +28,7 @@ def order(seed: int, epoch: int, positions: npt.ArrayLike, n: int) -> npt.NDArra
     wanted = np.asarray(positions)
     assert n > 0
     assert wanted.size == 0 or (wanted.min() >= 0 and wanted.max() < n)
-    keys = _round_keys(seed, epoch)
-    found = _permute(wanted.reshape(-1).astype(np.uint64), n, keys)
-    while (outside := found >= n).any():
-        found[outside] = _permute(found[outside], n, keys)
-    return found.astype(np.int64).reshape(wanted.shape)
+    return _permutation(wanted, n, _round_keys(seed, epoch))
 
 
 def block_order(seed: int, epoch: int, positions: npt.ArrayLike, n: int, block: int) -> npt.NDArray[np.int64]:
@@ -51,9 +44,16 @@ def block_order(seed: int, epoch: int, positions: npt.ArrayLike, n: int, block: 
         mine = blocks == number
         size = block if number < whole else n - whole * block
         place = int(order(seed, epoch, number, whole)) if number < whole else whole
-        key = _BLOCKS + (epoch << _BLOCK_BITS) + number  # no epoch of `order` has it
-        found[mine] = place * block + order(seed, key, within[mine], size)
+        found[mine] = place * block + _permutation(within[mine], size, _round_keys(seed, epoch, number))
     return found.reshape(wanted.shape)
+
+
+def _permutation(positions: npt.NDArray[np.int64], n: int, keys: Words) -> npt.NDArray[np.int64]:
+    """Where positions of [0, n) go, in their shape."""
+    found = _permute(positions.reshape(-1).astype(np.uint64), n, keys)
+    while (outside := found >= n).any():
+        found[outside] = _permute(found[outside], n, keys)
+    return found.astype(np.int64).reshape(positions.shape)
 
 
 def _permute(index: Words, n: int, keys: Words) -> Words:
@@ -67,10 +67,11 @@ def _permute(index: Words, n: int, keys: Words) -> Words:
     return x * np.uint64(b) + y
 
 
-def _round_keys(seed: int, epoch: int) -> Words:
-    """SplitMix64's stream from a state in which seed and epoch are mixed one after the other."""
+def _round_keys(seed: int, *numbers: int) -> Words:
+    """SplitMix64's stream from a state in which seed, epoch and perhaps block are mixed one after the other."""
     state = int(_mix(_words(seed + _GOLDEN))[0])
-    state = int(_mix(_words(state + (epoch + 1) * _GOLDEN))[0])
+    for number in numbers:
+        state = int(_mix(_words(state + (number + 1) * _GOLDEN))[0])
     return _mix(_words(*(state + (i + 1) * _GOLDEN for i in range(_ROUNDS))))
 
 

@@ -69,7 +69,7 @@ class ShardWriter:
         if self.tokens > MOST_TOKENS:
             raise DataError(
                 f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
-                "lower data.documents_per_shard"
+                "lower data.documents_per_shard, or split the file where data.source.streaming makes one shard of it"
             )
         with refusal_is_said(self.path):
             self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)

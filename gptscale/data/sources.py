@@ -40,6 +40,7 @@ from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
 _BATCH_ROWS = 256
+_UNREAD = {"text": ("text_column", "template")}
 _REASON_CHARACTERS = 300
 
 
@@ -120,6 +121,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
     root = expand(cfg.path)
     with unreadable_is_said(cfg.path):
         kind, files = find_files(cfg)
+        _check_read(cfg, kind)
         described = describe_files(files, root if root.is_dir() else root.parent)
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
         columns = only_column("text") if kind == "text" else text_columns(cfg)
@@ -137,6 +139,17 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         if kind == "json" and all(path.suffix not in COMPRESSED and is_json_lines(path) for path in filled):
             return open_json_lines(filled, columns, cfg.path, about)
     return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
+
+
+def _check_read(cfg: SourceConfig, kind: str) -> None:
+    """Refuse settings that choose text elsewhere, and that files of this kind have no use for."""
+    unread = {"name", "revision", "split", "data_files", *_UNREAD.get(kind, ("documents",))}
+    for name, field in SourceConfig.model_fields.items():
+        if name in unread and (value := getattr(cfg, name)) != field.default:
+            raise DataError(
+                f"data.source.{name}={value!r} is of no use: {cfg.path} is {kind} on this machine, all of which is "
+                f"read; leave it out, or name the very files by data.source.path"
+            )
 
 
 def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:

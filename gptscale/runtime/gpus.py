@@ -1,5 +1,6 @@
 """What the vendors' data sheets say about GPUs. Imports no torch."""
 
+import re
 from dataclasses import dataclass
 
 from gptscale.config.schema import TrainConfig
@@ -59,4 +60,9 @@ GPUS = (
 
 def gpu_of_product(product: str) -> Gpu | None:
     """The GPU with a product name such as NVIDIA H100 80GB HBM3; None for one that is not in the table."""
-    return next((gpu for gpu in GPUS if all(word in product for word in gpu.words)), None)
+    return next((gpu for gpu in GPUS if all(_has_word(product, word) for word in gpu.words)), None)
+
+
+def _has_word(product: str, word: str) -> bool:
+    """Whether it stands there as a word of its own: an L40 is no L4."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(word)}(?![A-Za-z0-9])", product) is not None

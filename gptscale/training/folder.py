@@ -18,8 +18,16 @@ DONE = "done"
 
 def take_over(run_dir: Path, engine: Engine) -> Fence:
     """Fence off every earlier start in the run folder. All ranks call this together."""
-    number = engine.agree(lambda: _take(run_dir) if engine.is_first else 0)
+    number = engine.agree(lambda: take_alone(run_dir).number if engine.is_first else 0)
     return Fence(run_dir, engine.gather(number)[0])
+
+
+def take_alone(run_dir: Path) -> Fence:
+    """Fence off every earlier start in the run folder, in one process."""
+    try:
+        return Fence.take(run_dir)
+    except OSError as error:
+        raise _not_writable(run_dir, error) from error
 
 
 def open_folder(cfg: Config, fence: Fence, step: int, **facts: Any) -> None:
@@ -44,13 +52,6 @@ def mark_done(run_dir: Path, fence: Fence, step: int) -> None:
     try:
         if not (run_dir / DONE).is_file() or (run_dir / DONE).read_bytes() != text:
             write_whole(run_dir / DONE, text)
-    except OSError as error:
-        raise _not_writable(run_dir, error) from error
-
-
-def _take(run_dir: Path) -> int:
-    try:
-        return Fence.take(run_dir).number
     except OSError as error:
         raise _not_writable(run_dir, error) from error
 

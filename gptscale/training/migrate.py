@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.layout import list_checkpoints
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
@@ -15,6 +14,7 @@ from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.saved_state import SavedState
+from gptscale.training.folder import take_alone
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.plan import make_plan
 from gptscale.training.provenance import package_versions
@@ -53,7 +53,7 @@ def import_state(cfg: Config, folder: Path) -> Path:
         _Alone(),
         Retention(None),
         background=False,
-        fence=Fence.take(cfg.run.dir),
+        fence=take_alone(cfg.run.dir),
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,
         versions=package_versions(),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gptscale.checkpoint.fence import Fence
@@ -16,6 +17,7 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, check_corpora, open_corpora
 from gptscale.data.loader import StepLoader
+from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
@@ -125,7 +127,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
             try:
                 return _go_on(start, plan, cause)
             except Rollback as spike:
-                _leave_out(store, engine, cause := spike)
+                cause = _leave_out(store, engine, spike)
 
 
 def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
@@ -193,14 +195,18 @@ def _mend_compiled(engine: Engine) -> None:
         engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 
 
-def _leave_out(store: Store, engine: Engine, spike: Rollback) -> None:
-    """Write into the last checkpoint which samples are left out from now on. All ranks call this together."""
+def _leave_out(store: Store, engine: Engine, cause: Rollback) -> Rollback:
+    """Write into the last checkpoint which samples are left out from now on; gives what is. All ranks call this."""
     found = newest_good(store.run_dir, engine, engine.say)
     assert found is not None, "the loop has looked for one"
     path, manifest = found
-    skipped = sorted({*manifest.ledger["skipped_windows"], *spike.positions})
-    store.amend(path, skipped_windows=skipped, rollbacks=manifest.ledger.get("rollbacks", 0) + 1)
-    engine.say(f"{spike}: going back to {path} and leaving out {len(spike.positions)} samples")
+    before = manifest.ledger["skipped_windows"]
+    first = int(positions_of(np.array([manifest.ledger["samples"]]), before)[0])  # those before it were handed out
+    positions = [position for position in cause.positions if position >= first]
+    rollbacks = manifest.ledger.get("rollbacks", 0) + 1
+    store.amend(path, skipped_windows=sorted({*before, *positions}), rollbacks=rollbacks)
+    engine.say(f"{cause}: going back to {path} and leaving out {len(positions)} samples")
+    return Rollback(cause.spike, positions)
 
 
 def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> Store:

@@ -127,6 +127,54 @@ def test_a_part_that_cannot_be_read_is_passed_over_loudly(
     assert re.search(r"part-00000-of-00001.safetensors cannot be read: Input/output error; mend its perm", said[0])
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+def test_a_part_that_cannot_be_reached_may_be_good_and_ends_the_start(
+    store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    save(store, 1, 2)
+
+    def failing(path: Path) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(layout, "fast_hash_file", failing)
+    with pytest.raises(CheckpointError, match=rf"cannot be read: {os.strerror(code)}; mend its permissions"):
+        newest_good(store.run_dir, Alone(), said.append)
+    assert said == []
+    assert [path.name for path in list_checkpoints(store.run_dir)] == ["step-00000002", "step-00000001"]
+
+
+def test_a_bad_checkpoint_that_cannot_be_set_aside_ends_all_ranks(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Asked(Alone):
+        def agree(self, work: Callable[[], Any]) -> Any:
+            asked.append("agree")
+            return work()
+
+    save(store, 1, 2)
+    flip_bit(store.run_dir / "checkpoints" / "step-00000002")
+    newest_good(store.run_dir, Asked(), lambda line: None)
+    assert len(asked) == 4  # the list, two checkpoints, and what is set aside
+
+
+def test_an_old_checkpoint_that_somebody_deletes_meanwhile_does_not_count_as_a_failure(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1, 2)
+    rename = Path.rename
+
+    def gone(path: Path, target: Path) -> Path:
+        if path.name == "step-00000001":
+            shutil.rmtree(path)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", gone)
+    save(store, 3)
+    assert [path.name for path in list_checkpoints(store.run_dir)] == ["step-00000003", "step-00000002"]
+
+
 def test_no_checkpoint_is_no_error(store: Store) -> None:
     assert newest_good(store.run_dir, Alone(), print) is None
 

@@ -117,6 +117,13 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:
     assert "tokens of two widths" in refused(tmp_path, path)
 
 
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    good = tmp_path / "good.bin"
+    assert f"{good} is named by --train and again by --val; leave it out of one" in refused(tmp_path, good)
+    (tmp_path / "link.bin").symlink_to(good)
+    assert "is named by --train and again by --val" in refused(tmp_path, tmp_path / "link.bin")
+
+
 def test_an_index_alone_is_refused(tmp_path: Path) -> None:
     path = megatron(tmp_path / "train.bin", [IDS])
     assert "train.idx is an index; name train.bin, which lies" in refused(tmp_path, path.with_suffix(".idx"))
@@ -170,3 +177,12 @@ def test_our_shards_are_read_by_llmcs_loader(tmp_path: Path, make_config: Make) 
     cfg = make_config(tmp_path / "x.txt", data=data, model={"vocab_size": 50257})
     prepare(cfg, lambda line: None)
     assert read_like_llmc(cfg.data.dir / "train-00000.bin") == IDS
+
+
+def test_preparing_over_an_adopted_corpus_is_refused(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("text " * 20)
+    cfg = make_config(tmp_path / "x.txt")
+    files = [str(nanogpt(tmp_path / name, IDS)) for name in ("train.bin", "val.bin")]
+    adopt(cfg.data.folder, files[:1], files[1:], "gpt2", lambda line: None)
+    with pytest.raises(DataError, match=r"holds another corpus \(.*source adopted there, .*x.txt here"):
+        prepare(cfg, lambda line: None)

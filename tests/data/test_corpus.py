@@ -1,6 +1,7 @@
 """A corpus is opened only when it is whole, and trained on only when it suffices."""
 
 import os
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,22 @@ def test_a_corpus_on_a_read_only_file_system_is_trained_on(cfg: Config, tmp_path
             assert loader.next_step()[0].inputs.shape == (2, 4)
     finally:
         subprocess.run(["umount", "-l", cfg.data.dir], check=True)
+
+
+def test_a_corpus_of_more_shards_than_files_may_be_open_raises_the_limit(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(module, "OTHER_FILES", 10)
+    here = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 3, hard))
+    try:
+        open_corpus(cfg.data.folder)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > here + 3
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (here, here))
+        with pytest.raises(
+            DataError, match=rf"shards, and this process may have no more than {here} files open; raise"
+        ):
+            open_corpus(cfg.data.folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -5,11 +5,13 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gptscale.data.files import remove_leftovers, write_whole
-from gptscale.disk import hash_file, this_host
+from gptscale.disk import hash_file, temporary_path, this_host
 from gptscale.errors import DataError
 
 
@@ -103,3 +105,19 @@ def test_in_a_finished_corpus_all_of_another_machines_is_left_over(tmp_path: Pat
         (tmp_path / name).write_bytes(b"half")
     remove_leftovers(tmp_path, finished=True)
     assert {path.name for path in tmp_path.iterdir()} == {living, "train-00000.bin"}
+
+
+def test_a_containers_processes_are_not_this_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside, stat = this_host(), os.stat
+    written = temporary_path(tmp_path / "a")
+    written.write_bytes(b"half")
+
+    def in_a_container(path: Any, **rest: Any) -> Any:
+        return SimpleNamespace(st_ino=4026532999) if path == "/proc/self/ns/pid" else stat(path, **rest)
+
+    monkeypatch.setattr(os, "stat", in_a_container)
+    assert this_host() == f"{outside}-4026532999"
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # so the number alone would say that the writer is gone
+    monkeypatch.setattr(os, "kill", fail_with(errno.ESRCH))
+    remove_leftovers(tmp_path)
+    assert written.exists()

@@ -145,3 +145,11 @@ def test_the_order_of_a_trillion_tokens_starts_at_once() -> None:
     tracemalloc.stop()
     assert peak < 10**6
     assert seconds < 0.05 * 20  # on a machine that is busy with tests
+
+
+def test_what_a_block_holds_is_ordered_unlike_any_epoch() -> None:
+    n = 64
+    for epoch in range(3):
+        found = block_order(3, epoch, np.arange(n * n), n * n, n).reshape(n, n) % n  # n blocks of n samples
+        epochs = np.stack([order(3, other, np.arange(n), n) for other in range(n + 3)])
+        assert not (found[:, None] == epochs).all(2).any()

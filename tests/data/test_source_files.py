@@ -30,6 +30,15 @@ def test_a_folder_is_searched_to_its_depth_without_hidden_files(folder: Path) ->
     assert found(folder) == ("text", ["a.md", "b.txt", "c.py", "packed.txt.gz"])
 
 
+def test_a_link_to_a_folder_is_followed_and_never_in_a_circle(folder: Path, tmp_path_factory: Any) -> None:
+    far = tmp_path_factory.mktemp("far")
+    (far / "z.txt").write_text("z")
+    before = found(folder)[1]
+    (folder / "zz").symlink_to(far)
+    (far / "back").symlink_to(folder)
+    assert found(folder)[1] == [*before, "z.txt"]
+
+
 def test_a_glob_gives_its_matches_in_order(folder: Path) -> None:
     assert found(folder / "*.txt") == ("text", ["b.txt"])
     assert found(folder / "**" / "[bc].*") == ("text", ["b.txt", "c.py"])

@@ -28,6 +28,11 @@ def test_a_product_name_finds_its_data_sheet(product: str, name: str) -> None:
     assert gpu.name == name
 
 
+@pytest.mark.parametrize("product", ["NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA GH200 480GB"])
+def test_a_name_within_another_is_not_meant(product: str) -> None:
+    assert gpu_of_product(product) is None
+
+
 def test_a_gpu_that_is_not_in_the_table_is_none() -> None:
     assert gpu_of_product("AMD Instinct MI300X") is None
 

@@ -128,6 +128,20 @@ def test_a_spike_rolls_back_and_its_samples_never_come_again(
     assert [s.position for s in trace_step(cfg.run.dir, 11)] == list(range(80, 88))
 
 
+def test_a_spike_right_after_a_checkpoint_leaves_out_only_what_was_not_read(
+    values: dict[str, Any], spiking: list[torch.Tensor]
+) -> None:
+    run_values(values, rollback=True)["checkpoint"]["every_steps"] = 12
+    cfg = parse_config(values)
+    assert train(cfg)
+    # steps of 8 samples: step 13, the spike, is 96 to 103; step 12 may have done the harm, but the checkpoint has it
+    (told,) = [r for r in read_log(cfg.run.dir / "log.jsonl") if "health/spike_step" in r]
+    assert (told["step"], told["health/skipped_samples"]) == (12, 8)
+    assert read_manifest(step_dir(cfg.run.dir, 12)).ledger["skipped_windows"] == list(range(96, 104))
+    assert [s.position for s in trace_step(cfg.run.dir, 12)] == list(range(88, 96))
+    assert [s.position for s in trace_step(cfg.run.dir, 13)] == list(range(104, 112))
+
+
 def test_a_spike_is_only_recorded_if_nothing_else_is_asked(values: dict[str, Any], spiking: list[torch.Tensor]) -> None:
     cfg = parse_config(run_values(values))
     assert train(cfg)
