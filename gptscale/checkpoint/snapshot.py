@@ -7,12 +7,15 @@ from torch import Tensor
 
 from gptscale.runtime.fragments import Fragment
 
+BLOCK_ELEMENTS = 2**26
+"""256 MiB: torch pins blocks of a power of two bytes, and one for everything could be twice what is needed."""
+
 
 class Snapshot:
     """Host memory for one rank's share of the state, kept from save to save; pinned where a GPU copies into it."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory: list[Tensor] = []
 
     def take(self, fragments: Iterable[Fragment]) -> list[Fragment]:
         """Copy live fragments; returns when the live ones may change. The copies hold until the next call."""
@@ -36,10 +39,24 @@ class Snapshot:
 
     def _places(self, tensors: list[Tensor]) -> list[Tensor]:
         sizes = [t.numel() for t in tensors]
-        if sum(sizes) != self._memory.numel():
-            self._memory = torch.empty(0)  # the old is given back before the new is taken
-            self._memory = torch.empty(sum(sizes), pin_memory=any(t.is_cuda for t in tensors))
-        return list(torch.split(self._memory, sizes))
+        if sizes != [place.numel() for place in self._memory]:
+            self._memory = []  # the old is given back before the new is taken
+            self._memory = _host_memory(sizes, pinned=any(t.is_cuda for t in tensors))
+        return self._memory
+
+
+def _host_memory(sizes: list[int], pinned: bool) -> list[Tensor]:
+    """Memory for tensors of so many float32, in blocks of BLOCK_ELEMENTS or one tensor."""
+    places: list[Tensor] = []
+    start = 0
+    while start < len(sizes):
+        stop, elements = start, 0
+        while stop < len(sizes) and (stop == start or elements + sizes[stop] <= BLOCK_ELEMENTS):
+            elements += sizes[stop]
+            stop += 1
+        places += torch.split(torch.empty(elements, pin_memory=pinned), sizes[start:stop])
+        start = stop
+    return places
 
 
 def _wait_for_copies(tensors: list[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Rows of token ids that grow, each until it is stopped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,12 +36,15 @@ class Decoder:
         seed: int = 0,
         log_probabilities: bool = False,
         cached: bool = True,
+        agreed: Callable[[list[int]], list[int]] | None = None,
     ) -> None:
+        """agreed gives what all ranks go on with for what this one has drawn, where they compute together: logits
+        may differ in their last bits from one GPU to another, and with them what is drawn."""
         self.rows = [list(row) for row in rows]
         self.growing = list(range(len(rows))) if max_new_tokens else []
         """The rows that go on, by their numbers."""
         self._sampling, self._seed = sampling, seed
-        self._log_probabilities = log_probabilities
+        self._log_probabilities, self._agreed = log_probabilities, agreed
         self._starts = [len(row) for row in rows]
         self._max_new_tokens = max_new_tokens
         self._read = list(self.growing)  # the rows of the context
@@ -55,6 +58,7 @@ class Decoder:
         self._drawn = True
         logits = self._context.logits
         drawn = self._choose(logits)
+        drawn = drawn if self._agreed is None else self._agreed(drawn)
         said = self._said(logits, drawn)
         tokens = [Token(row, i, p) for row, i, p in zip(self._read, drawn, said, strict=True)]
         for token in tokens:

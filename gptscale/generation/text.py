@@ -1,7 +1,7 @@
 """Text from prompts: all at once, as it comes, or by beam search."""
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,11 +36,12 @@ def generate_text(
     stop: Sequence[str] = (),
     end_token: int | None = None,
     seed: int = 0,
+    agreed: Callable[[list[int]], list[int]] | None = None,
 ) -> list[str]:
     """Continue each prompt until end_token, a stop string or max_new_tokens; gives prompt and continuation.
 
     end_token null is the tokenizer's end of text; a stop string is left out. The same seed, prompts and device
-    give the same text. An empty prompt starts a new document.
+    give the same text. An empty prompt starts a new document. agreed is for ranks that compute together, see `Decoder`.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     pieces = stream_text(
@@ -52,6 +53,7 @@ def generate_text(
         stop=stop,
         end_token=end_token,
         seed=seed,
+        agreed=agreed,
     )
     for piece in pieces:
         texts[piece.row] += piece.text
@@ -69,6 +71,7 @@ def stream_text(
     end_token: int | None = None,
     seed: int = 0,
     log_probabilities: bool = False,
+    agreed: Callable[[list[int]], list[int]] | None = None,
 ) -> Iterator[Piece]:
     """The continuations of prompts as their tokens come, those of several prompts in turn."""
     end_token = tokenizer.end_of_text if end_token is None else end_token
@@ -81,6 +84,7 @@ def stream_text(
             max_new_tokens=max_new_tokens,
             seed=seed,
             log_probabilities=log_probabilities,
+            agreed=agreed,
         )
         while decoder.growing:
             for token in decoder.step():

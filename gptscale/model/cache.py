@@ -98,6 +98,7 @@ class LayerCache:
         used = self._shared.used
         index = torch.tensor(rows, device=room.device)
         taken = room[:, :, :used].index_select(0, index)
-        room = room if len(rows) == len(room) else room.new_empty(len(rows), *room.shape[1:])
-        room[:, :, :used] = taken
-        return room
+        if len(rows) == len(room):
+            room[:, :, :used] = taken
+            return room
+        return self._room(taken)

@@ -1,6 +1,7 @@
 """GPTModel. Axes: B sequences, T positions, C width, H heads, D head width, V vocabulary."""
 
 import math
+from collections.abc import Iterator
 from hashlib import blake2b
 
 import torch
@@ -143,15 +144,27 @@ class GPTModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw each parameter from its own stream of (seed, name); see `initial_weights`."""
-        for name, p in self.named_parameters():
-            p.copy_(initial_weights(name, p.shape, self.cfg, _stream(seed, name)))
-        self.tok_emb.weight[self.cfg.vocab_size :].zero_()
-        self.out_head.weight[self.cfg.vocab_size :].zero_()
+        """Give each parameter what `seeded_weights` draws."""
+        for name, drawn in seeded_weights(self.cfg, seed):
+            self.get_parameter(name).copy_(drawn)
 
     def num_parameters(self) -> int:
         """Parameters without vocabulary padding, of all ranks together; a tied head counts once."""
         return model_size(self.cfg).parameters
+
+
+def seeded_weights(cfg: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter's name and first value, on the CPU, drawn from its own stream of (seed, name).
+
+    See `initial_weights`; the padding of the vocabulary is zero.
+    """
+    with torch.device("meta"):
+        model = GPTModel(cfg, seed=None)
+    for name, p in model.named_parameters():
+        drawn = initial_weights(name, p.shape, cfg, _stream(seed, name))
+        if name in ("tok_emb.weight", "out_head.weight"):
+            drawn[cfg.vocab_size :] = 0
+        yield name, drawn
 
 
 def initial_weights(name: str, shape: torch.Size, cfg: ModelConfig, generator: torch.Generator) -> Tensor:

@@ -129,7 +129,8 @@ class Engine:
         norm: Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self._wrapped_optimizer.step()
-        self._wrapped_optimizer.zero_grad()
+        # DDP's buckets are the gradients; dropped ones would be summed beside them, and copied there at the last.
+        self._wrapped_optimizer.zero_grad(set_to_none=self.world == 1)
         if self._loss_scale is not None:
             self._loss_scale.update(norm)
         return norm

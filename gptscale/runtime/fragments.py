@@ -34,6 +34,21 @@ class Fragment:
         return Fragment(self.name, self.shape, self.start + start, cut, self.scalars)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A range of a parameter, and where it lies in the flat tensors that an optimizer works on."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    """Its first element in the parameter's row-major flattening."""
+    numel: int
+    flat: int
+    """Which of the flat tensors."""
+    offset: int
+    """Its first element there."""
+
+
 def parameter_name(name: str) -> str:
     """The model's own name of a parameter, without what DDP and torch.compile put around it."""
     return name.replace("_orig_mod.", "").removeprefix("module.")

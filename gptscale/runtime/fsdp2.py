@@ -18,6 +18,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from gptscale.errors import ConfigError
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+from gptscale.runtime.muon_exchange import has_muon
+from gptscale.runtime.row_muon import RowMuon
 from gptscale.runtime.unfilled import Unfilled
 
 
@@ -65,7 +67,7 @@ class Fsdp2Engine(Engine):
         for group in optimizer.param_groups:
             group["params"] = [sharded[names[p]] for p in group["params"]]
         self.bare_model = self.model = model
-        self.optimizer = optimizer
+        self.optimizer = RowMuon(optimizer.param_groups, self.device) if has_muon(optimizer) else optimizer
         if self.settings.precision in ("bf16", "fp16"):
             self._autocast_forward(model)
 

@@ -18,6 +18,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
+from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.unfilled import Unfilled, is_unfilled
 from gptscale.runtime.zero_config import zero_config
 from gptscale.runtime.zero_fragments import (
@@ -31,7 +32,7 @@ from gptscale.runtime.zero_fragments import (
     zero_fragments,
     zero_pieces,
 )
-from gptscale.runtime.zero_muon import ZeroMuon, has_muon
+from gptscale.runtime.zero_muon import ZeroMuon
 
 
 class ZeroEngine(Engine):
@@ -88,12 +89,9 @@ class ZeroEngine(Engine):
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
         if has_muon(optimizer):
             optimizer = ZeroMuon(optimizer.param_groups, self.device)
-        initial = None
         unfilled = is_unfilled(model)
         if unfilled:
             self._fill(model, optimizer)
-        elif self.settings.precision == "bf16-sharded":
-            initial = {name: p.detach().float().cpu().flatten() for name, p in model.named_parameters()}
         super().prepare(model, optimizer, compile_model=False)
         if compile_model:
             self.model.compile(backend="inductor")  # DeepSpeed's own, which keeps its hooks out of the graphs
@@ -108,12 +106,6 @@ class ZeroEngine(Engine):
         if isinstance(optimizer, ZeroMuon):
             optimizer.place(self._flats, self._pieces)
         self._tell_loss_scale()
-        if initial is not None:  # DeepSpeed makes its fp32 weights from rounded ones
-            fragments = list(zero_fragments(model, self._zero, self._stage))
-            for f in fragments:
-                f.tensors["weight"].copy_(initial[f.name][f.start : f.start + f.numel])
-            put_back(fragments, model, self._zero, self._stage)
-            publish_weights(model, self._zero, self._stage)
         if not unfilled:  # else what is compared is no number yet, and `loaded` does it
             self._check_deepspeed()
 

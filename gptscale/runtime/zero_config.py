@@ -8,8 +8,9 @@ from typing import Any
 from gptscale.errors import ConfigError
 from gptscale.runtime.engine import EngineSettings
 
-CPU_BUCKET_ELEMENTS = 500_000
-"""DeepSpeed's own 5e8 takes gigabytes and half a minute on a CPU."""
+BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 500_000}
+"""Gradients that are sent at once. DeepSpeed's own 5e8 are more than most models of this family have: it would take
+gigabytes (on a CPU also half a minute), and send everything at the end of a step, beside no arithmetic."""
 
 
 def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str, Any]:
@@ -31,6 +32,13 @@ def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     config["steps_per_print"] = float("inf")
     return config
+
+
+def launched_zero() -> str:
+    """The stage that the launch asks for, as launch files are called; offloaded only where weights are too."""
+    zero = _from_launch()["zero_optimization"]
+    offloads = all(zero.get(f"offload_{part}", {}).get("device", "none") != "none" for part in ("optimizer", "param"))
+    return f"zero{zero['stage']}" + ("-offload" if offloads else "")
 
 
 def _from_launch() -> dict[str, Any]:
@@ -77,7 +85,8 @@ def _fill_precision(config: dict[str, Any], settings: EngineSettings) -> None:
             )
         config[section] = {"enabled": enabled}
     if settings.precision == "bf16":
-        config["torch_autocast"]["dtype"] = "bfloat16"
+        # Modules that DeepSpeed calls safe have their gradients summed in bf16; none has, as under DDP and FSDP2.
+        config["torch_autocast"] |= {"dtype": "bfloat16", "lower_precision_safe_modules": []}
     if sharded:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
@@ -158,7 +167,8 @@ def _fill_zero(zero: dict[str, Any], on_cuda: bool) -> None:
     if zero["stage"] == 3:
         zero["memory_efficient_linear"] = False  # it rounds the product and the bias apart from each other
         zero.setdefault("stage3_param_persistence_threshold", 0)
+    elements = BUCKET_ELEMENTS["cuda" if on_cuda else "cpu"]
+    zero.setdefault("reduce_bucket_size", elements)
+    zero.setdefault("allgather_bucket_size", elements)
     if not on_cuda:
-        zero.setdefault("reduce_bucket_size", CPU_BUCKET_ELEMENTS)
-        zero.setdefault("allgather_bucket_size", CPU_BUCKET_ELEMENTS)
         zero.setdefault("overlap_comm", False)

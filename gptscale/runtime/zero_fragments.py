@@ -7,7 +7,6 @@ What ZeRO-3 has put out to NVMe comes into memory one flat tensor at a time, and
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptscale.errors import CheckpointError, ConfigError
-from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+from gptscale.runtime.fragments import Fragment, Piece, materialize_state, parameter_name
 
 TESTED_VERSIONS = ("0.19.8",)
 """Releases of DeepSpeed with which every name below was tested; `check_deepspeed` judges others."""
@@ -38,21 +37,6 @@ _NAMES = {
     ),
 }
 """What this file uses of DeepSpeed's optimizer by private or undocumented names, for stages 1 and 2, and 3."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A range of a parameter, and where it lies in the flat tensors that DeepSpeed shows to the optimizer."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    """Its first element in the parameter's row-major flattening."""
-    numel: int
-    flat: int
-    """Which of `flat_tensors`."""
-    offset: int
-    """Its first element there."""
 
 
 def flat_tensors(zero: Any, stage: int) -> list[Tensor]:

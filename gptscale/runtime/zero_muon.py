@@ -4,7 +4,7 @@ The momentum is elementwise and stays where the pieces are. An orthogonalization
 bf16 first (where the device has it); so bf16 travels, and the numbers are those of torch.optim.Muon.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +13,9 @@ from torch import Tensor
 from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime import ranks
+from gptscale.runtime.fragments import Piece
 from gptscale.runtime.muon import momentum_step, muon_dtype, orthogonalized
-from gptscale.runtime.zero_fragments import Piece
-
-
-def has_muon(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a group of the optimizer is one of torch.optim.Muon."""
-    return any(map(_is_muon, optimizer.param_groups))
+from gptscale.runtime.muon_exchange import Exchange, is_muon
 
 
 class ZeroMuon(torch.optim.Optimizer):
@@ -30,7 +26,7 @@ class ZeroMuon(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], device: torch.device) -> None:
         super().__init__(groups, {})
-        self._adamw = torch.optim.AdamW([group for group in self.param_groups if not _is_muon(group)])
+        self._adamw = torch.optim.AdamW([group for group in self.param_groups if not is_muon(group)])
         self._device, self._dtype = device, muon_dtype(device)
         self._exchanges: dict[Tensor, Exchange] = {}
 
@@ -45,11 +41,11 @@ class ZeroMuon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update the flat tensors that are in the groups now: DeepSpeed shows one group after another."""
         assert closure is None
-        for group in filter(_is_muon, self.param_groups):
+        for group in filter(is_muon, self.param_groups):
             for flat in group["params"]:
                 if flat.grad is not None:
                     self._update(flat, flat.grad, group)
-        self._adamw.param_groups = [group for group in self.param_groups if not _is_muon(group)]
+        self._adamw.param_groups = [group for group in self.param_groups if not is_muon(group)]
         self._adamw.state = self.state
         self._adamw.step()
 
@@ -62,64 +58,3 @@ class ZeroMuon(torch.optim.Optimizer):
         for piece, direction in exchange.scatter(matrices):
             rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
             flat.narrow(0, piece.offset, piece.numel).add_(direction.to(flat.device), alpha=-rate)
-
-
-class Exchange:
-    """The way of matrices from the pieces that the ranks hold to one rank each, and back: one collective each way.
-
-    A rank gets about as many elements as it holds, never the whole model.
-    """
-
-    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device, dtype: torch.dtype) -> None:
-        """`held` is what each rank holds, in the same order everywhere."""
-        owners = _owners(held)
-        self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
-        self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
-        self._device, self._dtype = device, dtype
-
-    def gather(self, flat: Tensor) -> dict[str, Tensor]:
-        """The whole matrices that this rank is to work on, out of every rank's flat tensor."""
-        sent = [flat.narrow(0, p.offset, p.numel) for pieces in self._mine for p in pieces]
-        parts: dict[str, list[Tensor]] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        for piece, part in self._swap(sent, self._mine, self._theirs):
-            parts.setdefault(piece.name, []).append(part)  # from rank to rank, which is the order within the matrix
-            shapes[piece.name] = piece.shape
-        return {name: torch.cat(of_one).view(shapes[name]) for name, of_one in parts.items()}
-
-    def scatter(self, matrices: dict[str, Tensor]) -> Iterator[tuple[Piece, Tensor]]:
-        """This rank's pieces of all matrices, after each was worked on where it was whole."""
-        whole = {name: matrix.reshape(-1) for name, matrix in matrices.items()}
-        sent = [whole[p.name].narrow(0, p.start, p.numel) for pieces in self._theirs for p in pieces]
-        return self._swap(sent, self._theirs, self._mine)
-
-    def _swap(
-        self, sent: list[Tensor], outgoing: list[list[Piece]], incoming: list[list[Piece]]
-    ) -> Iterator[tuple[Piece, Tensor]]:
-        to, of = ([sum(p.numel for p in pieces) for pieces in side] for side in (outgoing, incoming))
-        nothing = torch.empty(0, dtype=self._dtype, device=self._device)
-        received = nothing.new_empty(sum(of))
-        dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to)
-        pieces = [piece for side in incoming for piece in side]
-        return zip(pieces, torch.split(received, [p.numel for p in pieces]), strict=True)
-
-
-def _is_muon(group: dict[str, Any]) -> bool:
-    return "ns_steps" in group
-
-
-def _owners(held: list[list[Piece]]) -> dict[str, int]:
-    """For each matrix the least busy of the ranks that hold something of it; the costliest matrices first."""
-    holders: dict[str, list[int]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for rank, pieces in enumerate(held):
-        for piece in pieces:
-            holders.setdefault(piece.name, []).append(rank)
-            shapes[piece.name] = piece.shape
-    cost = {name: min(shape) ** 2 * max(shape) for name, shape in shapes.items()}
-    busy = [0] * len(held)
-    owners = {}
-    for name in sorted(cost, key=lambda name: (len(holders[name]), -cost[name], name)):
-        owners[name] = min(holders[name], key=lambda rank: (busy[rank], rank))
-        busy[owners[name]] += cost[name]
-    return owners

@@ -1,7 +1,12 @@
-"""The weights that a new run starts from, where model.init_from names some."""
+"""The weights that a new run starts from: drawn by its seed, or those that model.init_from names."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
 
 from gptscale.checkpoint.source import open_weights
 from gptscale.config.schema import Config
+from gptscale.model.gpt import seeded_weights
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.fragments import Fragment
 from gptscale.weights.gpt2 import check_source, read_parameters
@@ -11,12 +16,16 @@ from gptscale.weights.source import Source
 def load_initial_weights(cfg: Config, engine: Engine) -> None:
     """Fill what each rank holds of the weights. All ranks call this together.
 
-    A rank reads one tensor at a time and keeps its own ranges of it. Raises WeightsError if the weights do not
-    fit the model section.
+    A rank draws or reads one tensor at a time and keeps its own ranges of it. Raises WeightsError if the weights do
+    not fit the model section.
     """
+    if cfg.model.init_from is None:
+        engine.agree(lambda: _fill(seeded_weights(cfg.model, cfg.run.seed), engine))
+        engine.loaded()
+        return
     engine.agree(lambda: _open(cfg) if engine.is_first else None)  # what has to be downloaded is so once
     source = engine.agree(lambda: _open(cfg))
-    engine.agree(lambda: _fill(source, cfg, engine))
+    engine.agree(lambda: _fill(read_parameters(source, cfg.model), engine))
     engine.loaded()
     for line in _told(source, cfg):
         engine.say(line)
@@ -29,11 +38,11 @@ def _open(cfg: Config) -> Source:
     return source
 
 
-def _fill(source: Source, cfg: Config, engine: Engine) -> None:
+def _fill(parameters: Iterable[tuple[str, Tensor]], engine: Engine) -> None:
     held: dict[str, list[Fragment]] = {}
     for fragment in engine.weight_fragments():
         held.setdefault(fragment.name, []).append(fragment)
-    for name, values in read_parameters(source, cfg.model):
+    for name, values in parameters:
         for fragment in held.get(name, []):
             fragment.tensors["weight"].copy_(values.view(-1)[fragment.start : fragment.start + fragment.numel])
 

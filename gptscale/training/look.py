@@ -58,6 +58,7 @@ class Look:
                 top_k=sample.top_k,
                 top_p=sample.top_p,
                 seed=seed_at(self._cfg.run.seed, step, -1),
+                agreed=lambda drawn: self._engine.gather(drawn)[0],
             )
         for prompt, text in zip(sample.prompts, texts, strict=True):
             yield prompt, text.removeprefix(prompt)

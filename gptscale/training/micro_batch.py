@@ -1,15 +1,13 @@
 """micro_batch_sequences: auto. The largest micro-batch that fits into memory, found once in the life of a run."""
 
+from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
-from gptscale.model.gpt import GPTModel
-from gptscale.model.size import LOGITS_PER_CHUNK, padded_vocab_size
+from gptscale.planning.launch import Launch
+from gptscale.planning.memory import memory_of
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_engine, launched_world
@@ -36,64 +34,31 @@ def _remembered(path: Path) -> int | None:
 
 
 def _largest(cfg: Config) -> int:
-    """The largest power of two that fits here and that a step can use."""
+    """The largest power of two that fits here, as `gptscale plan` counts memory, and that a step can use."""
     device = local_device()
     free = free_bytes(device) * SAFE_SHARE
-    model = GPTModel(cfg.model, seed=0).to(device)
-    model.recompute = cfg.train.activation_checkpointing
-    parameters = sum(p.numel() for p in model.parameters())
-    once = _fixed_bytes(cfg, parameters)
-    each = (_activation_bytes(model, cfg, 4) - _activation_bytes(model, cfg, 2)) / 2
-    fitting = int((free - once) // each)
-    if fitting < 1:
+    launch = launch_of_this_process()
+    usable = -(-cfg.sequences_per_step // launch.gpus)
+
+    def needed(sequences: int) -> int:
+        memory = memory_of(cfg, replace(launch, micro_batch_sequences=sequences))
+        return memory.total + (0 if device.type == "cuda" else memory.host)
+
+    fitting = [number for n in range(usable.bit_length()) if needed(number := 1 << n) <= free]
+    if not fitting:
         raise TrainingError(
-            f"not even one sequence fits: {free / 1e9:.1f} GB of memory, {once / 1e9:.1f} GB for weights, gradients "
-            f"and optimizer, {each / 1e9:.2f} GB for each sequence; set train.activation_checkpointing=true, "
-            "lower model.context_length, or shard with launch/accelerate/zero3.yaml"
+            f"not even one sequence fits: {free / 1e9:.1f} GB of memory can be used, and with weights, gradients and "
+            f"optimizer it takes {needed(1) / 1e9:.1f} GB; set train.activation_checkpointing=true, lower "
+            "model.context_length, or shard with launch/accelerate/zero3.yaml"
         )
-    usable = -(-cfg.sequences_per_step // launched_world())
-    return 1 << (min(fitting, usable).bit_length() - 1)
+    return fitting[-1]
 
 
-def _fixed_bytes(cfg: Config, parameters: int) -> int:
-    """What does not grow with the micro-batch: fp32 weights, gradients and moments, and the head's chunk of logits."""
-    world = launched_world()
-    shared = {"plain": 1, "zero": 1, "fsdp2": world}[launched_engine()]
-    moments = {"plain": 1, "zero": world, "fsdp2": world}[launched_engine()]
-    state = 8 * parameters // shared + 8 * parameters // moments
-    vocab = padded_vocab_size(cfg.model.vocab_size)
-    return state + 3 * 4 * LOGITS_PER_CHUNK + 4 * vocab * cfg.model.emb_dim
+def launch_of_this_process() -> Launch:
+    """What the launcher set up, in the planner's words."""
+    world, kind = launched_world(), launched_engine()
+    if kind == "zero":
+        from gptscale.runtime.zero_config import launched_zero  # takes seconds
 
-
-def _activation_bytes(model: GPTModel, cfg: Config, sequences: int) -> int:
-    """What a forward keeps for the backward, and one block again where blocks are recomputed."""
-    kept = _saved_bytes(model, cfg, sequences)
-    if not model.recompute:
-        return kept
-    model.recompute = False
-    whole = _saved_bytes(model, cfg, sequences)
-    model.recompute = True
-    return kept + whole // cfg.model.n_layers
-
-
-def _saved_bytes(model: GPTModel, cfg: Config, sequences: int) -> int:
-    device = model.tok_emb.weight.device
-    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    total = 0
-
-    def note(t: Tensor) -> Tensor:
-        nonlocal total
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-        return t
-
-    tokens = torch.zeros(sequences, cfg.model.context_length, dtype=torch.int64, device=device)
-    half = {"fp32": None, "fp16": torch.float16}.get(cfg.train.precision, torch.bfloat16)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
-        torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None),
-    ):
-        model(tokens, tokens)
-    return total
+        return Launch(launched_zero(), world)
+    return Launch({"plain": "ddp" if world > 1 else "none", "fsdp2": "fsdp2"}[kind], world)

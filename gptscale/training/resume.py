@@ -38,8 +38,7 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
     """
     found = newest_good(cfg.run.dir, engine, engine.say, strict=cfg.resume.strict)
     if found is None:
-        if cfg.model.init_from is not None:
-            load_initial_weights(cfg, engine)
+        load_initial_weights(cfg, engine)
         return TrainState(segments=[plan.segment]), plan
     path, manifest = found
     _check_goes_on(path, manifest)

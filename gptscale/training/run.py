@@ -111,7 +111,8 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     started = time.monotonic()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
-    model = _new_model(cfg, engine)
+    with torch.device("meta"):  # each rank fills what it holds of it: from a checkpoint, a seed or other weights
+        model = GPTModel(cfg.model, seed=None)
     model.recompute = cfg.train.activation_checkpointing
     if cfg.train.compile:
         _mend_compiled(engine)
@@ -179,14 +180,6 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
         gc.freeze()  # what is here stays to the end; the collector need not look at it again and again
         stack.callback(gc.unfreeze)
         return fit(run, state)
-
-
-def _new_model(cfg: Config, engine: Engine) -> GPTModel:
-    """The model with its first weights; without any where model.init_from names them, which each rank then reads."""
-    if cfg.model.init_from is None:
-        return GPTModel(cfg.model, cfg.run.seed).to(engine.device)
-    with torch.device("meta"):
-        return GPTModel(cfg.model, seed=None)
 
 
 def _mend_compiled(engine: Engine) -> None:

@@ -1,5 +1,6 @@
 """What a run has to remember besides tensors."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,7 +49,8 @@ class TrainState:
 
     def note_save(self) -> None:
         """A checkpoint is about to be written: it may be the best."""
-        if self.val_loss is not None and (self.best is None or self.val_loss < self.best.val_loss):
+        found = self.val_loss is not None and math.isfinite(self.val_loss)
+        if self.val_loss is not None and found and (self.best is None or self.val_loss < self.best.val_loss):
             self.best = Best(self.step, self.val_loss)
 
     def ledger(

@@ -54,7 +54,7 @@ def test_every_engine_counts_what_numpy_counts_in_the_whole(
     assert found == expected(cfg)
 
 
-@pytest.mark.parametrize("engine", ["zero1", "zero3", "fsdp2"])
+@pytest.mark.parametrize("engine", [pytest.param("zero1", marks=pytest.mark.long), "zero3", "fsdp2"])
 def test_sixteen_bits_leave_no_value_out(plain_values: dict[str, Any], tmp_path: Path, engine: str) -> None:
     cfg, found = found_by_ranks(plain_values, tmp_path, 2, ENGINES[engine], "bf16-sharded")
     sizes = {name: p.numel() for name, p in GPTModel(cfg.model, seed=0).named_parameters()}

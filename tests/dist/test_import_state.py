@@ -39,7 +39,7 @@ def imported(cfg: Config, folder: Path, source: Path) -> tuple[Config, Path]:
         ("ddp", 2, "fp32"),
         ("zero1", 2, "fp32"),
         pytest.param("zero1", 3, "bf16-sharded", marks=pytest.mark.long),
-        ("zero2", 3, "fp32"),
+        pytest.param("zero2", 3, "fp32", marks=pytest.mark.long),
         ("zero3", 2, "bf16-sharded"),
         pytest.param("zero3", 3, "fp32", marks=pytest.mark.long),
     ],

@@ -56,7 +56,7 @@ def first_batch(cfg: Config) -> torch.Tensor:
     ("engine", "precision"),
     [
         ("none", "fp32"),
-        ("zero2", "fp32"),
+        pytest.param("zero2", "fp32", marks=pytest.mark.long),
         ("zero3", "fp32"),
         ("fsdp2", "fp32"),
         pytest.param("zero3", "bf16-sharded", marks=pytest.mark.long),
@@ -110,7 +110,9 @@ def test_weights_that_do_not_fit_stop_all_ranks_with_one_line(
     assert done.output.count("has n_layers=2, but the model section says n_layers=3; set model.n_layers=2") == 1
 
 
-@pytest.mark.parametrize(("engine", "world"), [("none", 1), ("zero3", 2), ("fsdp2", 2)])
+@pytest.mark.parametrize(
+    ("engine", "world"), [pytest.param("none", 1, marks=pytest.mark.long), ("zero3", 2), ("fsdp2", 2)]
+)
 def test_a_rank_never_holds_more_than_its_share_and_a_block(
     plain_values: dict[str, Any], tmp_path: Path, engine: str, world: int
 ) -> None:

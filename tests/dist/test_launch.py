@@ -72,7 +72,10 @@ def test_processes_started_by_hand_find_each_other(plain_values: dict[str, Any],
 
 @pytest.mark.parametrize(
     "launcher",
-    [[*torchrun(2), "--max-restarts=1"], [*accelerate("cpu"), "--rdzv_backend=c10d", "--max_restarts=1"]],
+    [
+        pytest.param([*torchrun(2), "--max-restarts=1"], marks=pytest.mark.long),
+        [*accelerate("cpu"), "--rdzv_backend=c10d", "--max_restarts=1"],
+    ],
     ids=["torchrun", "accelerate"],
 )
 def test_a_killed_rank_is_restarted_and_the_run_goes_on(
@@ -84,7 +87,7 @@ def test_a_killed_rank_is_restarted_and_the_run_goes_on(
     assert len(done.log("train/loss")) == 8
 
 
-@pytest.mark.parametrize(("number", "returncode"), [("SIGTERM", 0), ("SIGINT", 1)])
+@pytest.mark.parametrize(("number", "returncode"), [("SIGTERM", 0), pytest.param("SIGINT", 1, marks=pytest.mark.long)])
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     plain_values: dict[str, Any], tmp_path: Path, number: str, returncode: int
 ) -> None:

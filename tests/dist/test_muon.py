@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime import muon
+from gptscale.runtime.fragments import Piece
 from gptscale.runtime.muon import Fp32Muon
-from gptscale.runtime.zero_fragments import Piece
 from gptscale.runtime.zero_muon import ZeroMuon
 from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.test_crossing import saved_state
@@ -41,14 +41,17 @@ def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathF
     return expected
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize(
+    "engine",
+    [*(pytest.param(engine, marks=pytest.mark.long) for engine in ("ddp", "zero1")), "zero2", "zero3", "fsdp2"],
+)
 def test_muon_gives_the_run_of_one_process(
     plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
 ) -> None:
     assert losses(six_steps(plain_values, tmp_path, engine, **MUON)) == pytest.approx(one_process, rel=CLOSE)
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("zero2", marks=pytest.mark.long), "zero3"])
 def test_muon_with_its_momentum_in_cpu_memory_gives_the_same(
     plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
 ) -> None:
@@ -106,7 +109,7 @@ ENDS = [20, 55, 320]
     ("cut", "has_bf16"),
     [
         ("concatenation", True),
-        ("each", False),
+        pytest.param("each", False, marks=pytest.mark.long),
         pytest.param("concatenation", False, marks=pytest.mark.long),
         pytest.param("each", True, marks=pytest.mark.long),
     ],

@@ -41,7 +41,7 @@ LONG = pytest.mark.long
         pytest.param("zero1", marks=LONG),
         pytest.param("zero2", marks=LONG),
         pytest.param("zero3", marks=LONG),
-        "fsdp2",
+        pytest.param("fsdp2", marks=LONG),
     ],
 )
 def test_a_compiled_run_gives_the_same_numbers(plain_values: dict[str, Any], tmp_path: Path, engine: str) -> None:

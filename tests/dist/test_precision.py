@@ -44,7 +44,7 @@ def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param("zero1", marks=LONG), pytest.param("zero2", marks=LONG), "zero3", "fsdp2"]
+    "engine", [*(pytest.param(engine, marks=LONG) for engine in ("zero1", "zero2", "fsdp2")), "zero3"]
 )
 def test_bf16_sharded_starts_from_the_fp32_weights_and_stays_close(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str

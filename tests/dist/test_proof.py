@@ -28,7 +28,7 @@ def prove(values: dict[str, Any], folder: Path, *options: str) -> subprocess.Com
         (["--engine-before=none"], "bit-exact: every loss and gradient norm of 30 steps is the same, and so are all weights"),
         pytest.param(["--engine-before=zero2", "train.precision=bf16"], "bit-exact: every loss and gradient norm of 30 steps", marks=LONG),
         pytest.param(["--engine-before=ddp", "--engine-after=zero3"], None, marks=LONG),
-        (["--engine-before=fsdp2", "--ranks-after=1"], "1 instead of 2 ranks add the same numbers in another order"),
+        pytest.param(["--engine-before=fsdp2", "--ranks-after=1"], "1 instead of 2 ranks add the same numbers in another order", marks=LONG),
     ],
 )  # fmt: skip
 def test_a_resume_is_proved(

@@ -3,14 +3,18 @@
 from typing import Any
 
 import pytest
+import torch
 
 from gptscale.config.load import load_config, parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.model.gpt import GPTModel
+from gptscale.planning.launch import Launch
+from gptscale.planning.memory import Memory
 from gptscale.training import micro_batch
-from gptscale.training.micro_batch import with_micro_batch
+from gptscale.training.micro_batch import launch_of_this_process, with_micro_batch
 from gptscale.training.run import train
+from tests.planning.measure import peak_bytes
 
 
 def auto(values: dict[str, Any], **train: Any) -> Config:
@@ -24,8 +28,11 @@ def with_memory(patch: pytest.MonkeyPatch, free: float) -> None:
 @pytest.fixture
 def costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One block of memory before the first sequence, and one for each."""
-    monkeypatch.setattr(micro_batch, "_fixed_bytes", lambda cfg, parameters: 1000)
-    monkeypatch.setattr(micro_batch, "_activation_bytes", lambda model, cfg, sequences: 7 + 100 * sequences)
+
+    def memory_of(cfg: Config, launch: Launch) -> Memory:
+        return Memory(900, 0, 0, 100 * launch.micro_batch_sequences, 0, 0, host=100)
+
+    monkeypatch.setattr(micro_batch, "memory_of", memory_of)
 
 
 @pytest.mark.usefixtures("costs")
@@ -60,13 +67,50 @@ def test_a_given_number_is_left_alone(values: dict[str, Any]) -> None:
     assert with_micro_batch(parse_config(values)).train.micro_batch_sequences == 4
 
 
-def test_activations_grow_with_the_sequences_and_shrink_when_recomputed(values: dict[str, Any]) -> None:
-    cfg = auto(values)
-    model = GPTModel(cfg.model.model_copy(update={"n_layers": 8}), seed=1)
-    two, four, eight = (micro_batch._activation_bytes(model, cfg, n) for n in (2, 4, 8))
-    assert eight - four == pytest.approx(2 * (four - two), rel=0.01)
-    # At least the input of each of 8 blocks and the 4 times wider middle of each: 8 * 32 * (32 + 128) floats.
-    assert four - two > 2 * 8 * 32 * 160 * 4
-    model.recompute = True
-    recomputed = [micro_batch._activation_bytes(model, cfg, n) for n in (4, 8)]
-    assert recomputed[1] - recomputed[0] < 0.6 * (eight - four)
+ZERO = "ACCELERATE_DEEPSPEED_"
+
+
+@pytest.mark.parametrize(
+    ("env", "launch"),
+    [
+        ({}, Launch("none", 1)),
+        ({"WORLD_SIZE": "8"}, Launch("ddp", 8)),
+        ({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, Launch("fsdp2", 8)),
+        ({"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true", f"{ZERO}ZERO_STAGE": "1"}, Launch("zero1", 4)),
+        (
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                f"{ZERO}ZERO_STAGE": "3",
+                f"{ZERO}OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                f"{ZERO}OFFLOAD_PARAM_DEVICE": "cpu",
+            },
+            Launch("zero3-offload", 1),
+        ),
+    ],
+)
+def test_what_the_launcher_set_up_is_what_is_planned_for(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], launch: Launch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert launch_of_this_process() == launch
+
+
+def test_a_larger_micro_batch_than_the_chosen_would_not_fit(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is measured: twice what is chosen takes more than there is."""
+    values["model"] |= {"drop_rate": 0.0, "n_layers": 8, "emb_dim": 64}
+    values["checkpoint"]["background"] = False  # a step alone is measured
+    cfg = parse_config({**values, "train": {**values["train"], "tokens_per_step": 64 * 32}})
+    model = GPTModel(cfg.model, seed=1)
+    state = 4 * sum(p.numel() for p in model.parameters())
+
+    def step(sequences: int) -> int:
+        tokens = torch.zeros(sequences, 32, dtype=torch.int64)
+        model(tokens, tokens).backward()
+        return 4 * state + peak_bytes(lambda: model(tokens, tokens).backward())  # weights, gradients and moments
+
+    with_memory(monkeypatch, step(8) * 1.1)
+    assert with_micro_batch(auto(values, tokens_per_step=64 * 32)).train.micro_batch_sequences == 8
+    assert step(16) > step(8) * 1.1

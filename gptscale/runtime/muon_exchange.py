@@ -1,0 +1,77 @@
+"""Muon's matrices where ranks hold pieces of them: each is put together on one rank, and its update cut again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gptscale.runtime.fragments import Piece
+
+
+def has_muon(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a group of the optimizer is one of torch.optim.Muon."""
+    return any(map(is_muon, optimizer.param_groups))
+
+
+def is_muon(group: dict[str, Any]) -> bool:
+    """Whether a group is one of torch.optim.Muon."""
+    return "ns_steps" in group
+
+
+class Exchange:
+    """The way of matrices from the pieces that the ranks hold to one rank each, and back: one collective each way.
+
+    A rank gets about as many elements as it holds, never the whole model.
+    """
+
+    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device, dtype: torch.dtype) -> None:
+        """`held` is what each rank holds, in the same order everywhere."""
+        owners = _owners(held)
+        self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
+        self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
+        self._device, self._dtype = device, dtype
+
+    def gather(self, flat: Tensor) -> dict[str, Tensor]:
+        """The whole matrices that this rank is to work on, out of every rank's flat tensor."""
+        sent = [flat.narrow(0, p.offset, p.numel) for pieces in self._mine for p in pieces]
+        parts: dict[str, list[Tensor]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for piece, part in self._swap(sent, self._mine, self._theirs):
+            parts.setdefault(piece.name, []).append(part)  # from rank to rank, which is the order within the matrix
+            shapes[piece.name] = piece.shape
+        return {name: torch.cat(of_one).view(shapes[name]) for name, of_one in parts.items()}
+
+    def scatter(self, matrices: dict[str, Tensor]) -> Iterator[tuple[Piece, Tensor]]:
+        """This rank's pieces of all matrices, after each was worked on where it was whole."""
+        whole = {name: matrix.reshape(-1) for name, matrix in matrices.items()}
+        sent = [whole[p.name].narrow(0, p.start, p.numel) for pieces in self._theirs for p in pieces]
+        return self._swap(sent, self._theirs, self._mine)
+
+    def _swap(
+        self, sent: list[Tensor], outgoing: list[list[Piece]], incoming: list[list[Piece]]
+    ) -> Iterator[tuple[Piece, Tensor]]:
+        to, of = ([sum(p.numel for p in pieces) for pieces in side] for side in (outgoing, incoming))
+        nothing = torch.empty(0, dtype=self._dtype, device=self._device)
+        received = nothing.new_empty(sum(of))
+        dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to)
+        pieces = [piece for side in incoming for piece in side]
+        return zip(pieces, torch.split(received, [p.numel for p in pieces]), strict=True)
+
+
+def _owners(held: list[list[Piece]]) -> dict[str, int]:
+    """For each matrix the least busy of the ranks that hold something of it; the costliest matrices first."""
+    holders: dict[str, list[int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for rank, pieces in enumerate(held):
+        for piece in pieces:
+            holders.setdefault(piece.name, []).append(rank)
+            shapes[piece.name] = piece.shape
+    cost = {name: min(shape) ** 2 * max(shape) for name, shape in shapes.items()}
+    busy = [0] * len(held)
+    owners = {}
+    for name in sorted(cost, key=lambda name: (len(holders[name]), -cost[name], name)):
+        owners[name] = min(holders[name], key=lambda rank: (busy[rank], rank))
+        busy[owners[name]] += cost[name]
+    return owners
