@@ -21,13 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
+from side_by_side import (
+    SEQUENCES,
+    SHAPES,
+    Contestant,
+    Setup,
+    hardware_precision,
+    interleaved,
+    largest_difference,
+    ratios,
+    write_batches,
+)
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.flops import flops_per_token
 from gptscale.runtime.device import describe_device, local_device, peak_flops
 
 ROUNDS, STEPS = 9, 20
+TOLERANCE = 1e-2
+"""Nats by which a loss may differ, since bf16 rounds in other places."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,10 @@ def main() -> None:
     signal.setitimer(signal.ITIMER_REAL, 60 * asked.minutes)
     try:
         for names in GROUPS:
-            measure({name: sizes[name] for name in names}, asked.nanogpt, table)
+            try:
+                measure({name: sizes[name] for name in names}, asked.nanogpt, table)
+            except SystemExit as failure:
+                table.left_out.append(f"{' and '.join(names)} broke off: {failure}")
     except TimeoutError:
         table.left_out.append(f"{asked.minutes:g} minutes were over before all was measured")
     finally:
@@ -100,25 +115,40 @@ def end_of_time(*_: object) -> None:
 
 
 def measure(sizes: dict[str, Size], nanogpt: str | None, table: Table) -> None:
-    """Put one group into the table."""
+    """Put one group into the table, with the rounds that were whole if it breaks off."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         contestants = {
             name: stack.enter_context(Contestant(name, setup, env=own_cache(folder, number)))
             for number, (name, setup) in enumerate(setups(sizes, nanogpt, Path(folder)).items())
         }
         working = [contestant for contestant in contestants.values() if works(contestant, table)]
         compiled_s = time.perf_counter() - began
-        interleaved(working, 1, STEPS)  # to warm up
-        seconds = interleaved(working, ROUNDS, STEPS)
-    for contestant in working:
-        name = contestant.name
-        size = sizes[name if name in sizes else COMPARED]
-        table.rows.append(row(contestant, size, statistics.median(seconds[name])))
-    table.comparisons += comparisons(seconds)
+        seconds: dict[str, list[float]] = {contestant.name: [] for contestant in working}
+        try:
+            for number in range(ROUNDS):
+                in_turn = working if number % 2 == 0 else working[::-1]
+                for name, (of_round,) in interleaved(in_turn, 1, STEPS).items():
+                    seconds[name].append(of_round)
+        finally:
+            if seconds and all(seconds.values()):
+                tell(
+                    working,
+                    {name: each[: min(map(len, seconds.values()))] for name, each in seconds.items()},
+                    sizes,
+                    table,
+                )
     print(
         f"{', '.join(contestants)}: {compiled_s:.0f} s to start, {time.perf_counter() - began:.0f} s in all", flush=True
     )
+
+
+def tell(working: Sequence[Contestant], seconds: dict[str, list[float]], sizes: dict[str, Size], table: Table) -> None:
+    """Put what was measured into the table."""
+    for contestant in working:
+        size = sizes[contestant.name if contestant.name in sizes else COMPARED]
+        table.rows.append(row(contestant, size, statistics.median(seconds[contestant.name])))
+    table.comparisons += comparisons(seconds, {contestant.name: contestant.losses for contestant in working})
 
 
 def setups(sizes: dict[str, Size], nanogpt: str | None, folder: Path) -> dict[str, Setup]:
@@ -144,10 +174,12 @@ def own_cache(folder: str, number: int) -> dict[str, str]:
 
 
 def works(contestant: Contestant, table: Table) -> bool:
-    """Whether it comes to its first step."""
+    """Whether it comes through its first steps: memory is fullest after the optimizer's state is made in the first."""
     try:
-        contestant.wait()
-    except SystemExit as failure:
+        contestant.wait().turn(STEPS)
+    except TimeoutError:
+        raise
+    except (SystemExit, OSError) as failure:
         table.left_out.append(f"left out: {failure}")
         return False
     return True
@@ -163,21 +195,29 @@ def row(contestant: Contestant, size: Size, step_s: float) -> str:
     return f"{contestant.name:22} {rate:10,.0f} tokens/s  {share:5.1%} of the peak  {memory:5.1f} GB{wanted}"
 
 
-def comparisons(seconds: dict[str, Sequence[float]]) -> list[str]:
-    """Ratios to our step of the same model, the median of the rounds' and their range."""
+def comparisons(seconds: dict[str, list[float]], losses: dict[str, list[float]]) -> list[str]:
+    """Ratios to our loops of the same model, the median of the rounds' and their range.
+
+    Trainer is compared with our whole loop, as it is one; nanoGPT is driven as our step is. Losses over the first
+    steps have to be the same, else nothing is compared.
+    """
     if COMPARED not in seconds:
         return []
-    ours = seconds[COMPARED]
-    found = [
-        (f"gptscale against {name}", ratios(seconds[name], ours), wanted)
-        for name, wanted in PEERS.values()
-        if name in seconds
-    ]
+    found = []
+    for peer, (name, wanted) in PEERS.items():
+        if name not in seconds:
+            continue
+        ours = LOOP if peer == "huggingface" and LOOP in seconds else COMPARED
+        difference = largest_difference(zip(losses[COMPARED][:STEPS], losses[name][:STEPS], strict=True))
+        if difference <= TOLERANCE:
+            found.append((f"gptscale, {ours}, against {name}", ratios(seconds[name], seconds[ours]), wanted))
+        else:
+            found.append((f"not compared with {name}: losses differ by {difference:.4f}", None, wanted))
     if LOOP in seconds:
-        found.append(("real data against random tokens", ratios(ours, seconds[LOOP]), LOOP_ASKED))
+        found.append(("real data against random tokens", ratios(seconds[COMPARED], seconds[LOOP]), LOOP_ASKED))
     return [
-        f"{what}: {median:.3f} ({least:.3f} to {most:.3f}); at least {wanted} is asked"
-        for what, (median, least, most), wanted in found
+        f"{what}: {of[0]:.3f} ({of[1]:.3f} to {of[2]:.3f}); at least {wanted} is asked" if of else what
+        for what, of, wanted in found
     ]
 
 

@@ -11,13 +11,12 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch._inductor.config as inductor
 from peers import gptscale_step
 from side_by_side import SEQUENCES, SHAPES, Contest, Setup, hardware_precision, write_batches
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from gptscale.config.schema import ModelConfig
@@ -32,7 +31,7 @@ GROUPS = {
     "gradient norm and clipping": ("vector_norm", "_foreach"),
     "copies and fills": ("copy", "fill", "Memcpy", "Memset"),
 }
-"""Parts of operators' names; the first group that has one takes the operator, and the rest is the host's."""
+"""Parts of operators' names; the first group that has one takes the operator."""
 
 
 def main() -> None:
@@ -81,12 +80,10 @@ def profiled(setup: Setup, steps: int) -> list[tuple[str, str, float]]:
     with suppress(Enough):
         gptscale_step.train(contest)
     found = contest.profile.key_averages(group_by_input_shape=True)
-    return [(e.key, str(e.input_shapes), own_time(e, contest.device)) for e in found]
-
-
-def own_time(event: Any, device: torch.device) -> float:
-    """Microseconds of an operator without what it calls."""
-    return float(event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
+    if contest.device.type == "cuda":  # an operator has the time of its kernels too, and an annotation what is in it
+        kernels = [e for e in found if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        return [(e.key, str(e.input_shapes), float(e.self_device_time_total)) for e in kernels]
+    return [(e.key, str(e.input_shapes), float(e.self_cpu_time_total)) for e in found]
 
 
 def show(times: list[tuple[str, str, float]], steps: int, rows: int) -> None:

@@ -9,12 +9,23 @@ Anything else that uses the loopback interface at that time is counted too.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
+from side_by_side import (
+    SEQUENCES,
+    SHAPES,
+    Contestant,
+    Setup,
+    hardware_precision,
+    interleaved,
+    largest_difference,
+    ratios,
+    write_batches,
+)
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.gpt import GPTModel
@@ -22,6 +33,8 @@ from gptscale.runtime.device import local_device
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 LEAST = 0.90
+TOLERANCE = 1e-2
+"""Nats by which a loss may differ: in bf16 the ranks' sums round in other places."""
 
 
 def main() -> int:
@@ -32,6 +45,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     precision = asked.precision or hardware_precision(local_device())
     model = SHAPES[asked.shape]
     with tempfile.TemporaryDirectory() as folder:
@@ -40,14 +54,14 @@ def main() -> int:
         setup = Setup("gptscale_step", model, str(batches), precision=precision)
         with (
             Contestant("one", setup, env={"OMP_NUM_THREADS": "2"}) as one,
-            Contestant("two", setup, TORCHRUN, env={"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}) as two,
+            Contestant("two", setup, TORCHRUN, env={"OMP_NUM_THREADS": "1"}) as two,
         ):
             one.wait()
             two.wait()
             interleaved([one, two], 1, asked.steps)  # to warm up
             sent = sent_bytes(two, asked.steps)
             seconds = interleaved([one, two], asked.rounds, asked.steps)
-            differing = max(abs(a - b) for a, b in zip(one.losses, two.losses, strict=False))
+            differing = largest_difference(zip(one.losses, two.losses, strict=False))
     median, least, most = ratios(seconds["one"], seconds["two"])
     print(f"{asked.shape}, {precision}, {asked.rounds} rounds of {asked.steps} steps")
     print(f"one process, 2 threads:   {statistics.median(seconds['one']):.3f} s a step")
@@ -59,7 +73,7 @@ def main() -> int:
     print(
         f"sent in a step: {sent / 1e6:.1f} MB, {sent / needed:.2f} times the {needed / 1e6:.1f} MB that DDP has to send"
     )
-    return 0 if median >= LEAST else 1
+    return 0 if median >= LEAST and differing <= TOLERANCE else 1
 
 
 def sent_bytes(contestant: Contestant, steps: int) -> float:

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -139,6 +139,9 @@ class Contestant:
         self, name: str, setup: Setup, launcher: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> None:
         self.name, self.setup = name, setup
+        if not launcher:  # where there are several GPUs, Trainer would take all of them
+            first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            env = {"CUDA_VISIBLE_DEVICES": first_gpu, **(env or {})}
         self._began = time.perf_counter()
         command = [*(launcher or [sys.executable]), __file__, json.dumps(asdict(setup))]
         self._process = subprocess.Popen(
@@ -200,6 +203,11 @@ def interleaved(contestants: Sequence[Contestant], rounds: int, steps: int) -> d
         for contestant in sorted(contestants, key=contestants.index, reverse=number % 2 == 1):
             seconds[contestant.name].append(contestant.turn(steps).seconds / steps)
     return seconds
+
+
+def largest_difference(pairs: Iterable[tuple[float, float]]) -> float:
+    """Of losses in pairs; nan if one of them is."""
+    return float(np.max([abs(a - b) for a, b in pairs]))
 
 
 def ratios(of: Sequence[float], to: Sequence[float]) -> tuple[float, float, float]:

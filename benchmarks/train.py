@@ -32,6 +32,7 @@ from side_by_side import (
     best_matmul_flops,
     hardware_precision,
     interleaved,
+    largest_difference,
     ratios,
     write_batches,
 )
@@ -80,7 +81,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, help="in a batch; the default is 8 for 6x384 and 4 for 124m")
     parser.add_argument("--nanogpt", help="path of nanoGPT's repository")
     parser.add_argument("--book", help="path of the book's repository, LLMs-from-scratch")
-    parser.add_argument("--only", nargs="+", help="peers that take part: nanogpt, huggingface, book")
+    parser.add_argument(
+        "--only", nargs="+", help="others that take part: gptscale_step (not compiled), nanogpt, huggingface, book"
+    )
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=hardware_precision(local_device()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round")
@@ -95,6 +98,7 @@ def chosen(asked: argparse.Namespace, ours: Setup) -> dict[str, Setup]:
     taking_part = {f"gptscale, {precision}": ours}
     paths = {"nanogpt": asked.nanogpt, "book": asked.book}
     for name, setup in {
+        f"gptscale, {precision}, not compiled": replace(ours, compile=False),
         "nanoGPT, fp32": replace(ours, peer="nanogpt", precision="fp32", compile=False),
         f"nanoGPT, {precision}, compiled": replace(ours, peer="nanogpt"),
         f"Trainer, {precision}": replace(ours, peer="huggingface", compile=False),
@@ -135,7 +139,7 @@ def results(contestants: Sequence[Contestant], seconds: dict[str, list[float]], 
             "matmul_flops": peaks[c.setup.precision],
             "peak_bytes": c.peak_bytes,
             "first_step_s": c.first_step_s,
-            "loss_difference": max(abs(a - b) for a, b in pairs),
+            "loss_difference": largest_difference(pairs),
         }
         for c, pairs in zip(contestants, gate, strict=True)
     ]

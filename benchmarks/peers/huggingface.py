@@ -51,6 +51,7 @@ def train(contest: Contest) -> None:
     model = GPT2LMHeadModel(GPT2Config(**transformers_config(cfg, 50256, "float32")))
     weights = {f"transformer.{name}": values for name, values in contest.weights("transformers").items()}
     model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
+    del weights  # memory is compared
     inputs, _ = next(contest.batches())
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

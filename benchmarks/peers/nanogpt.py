@@ -23,7 +23,7 @@ def train(contest: Contest) -> None:
     optimizer = model.configure_optimizers(setup.weight_decay, setup.lr, setup.betas, contest.device.type)
     if setup.compile:
         model = torch.compile(model)
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = True  # so on CUDA its fp32 is TF32
     autocast = nullcontext() if setup.precision == "fp32" else torch.autocast(contest.device.type, torch.bfloat16)
     for inputs, targets in contest.batches():
         with autocast:

@@ -22,20 +22,6 @@ def test_every_shipped_config_loads(path: Path) -> None:
     load_config(path)
 
 
-def test_the_shipped_configs_are_those_the_readme_names() -> None:
-    assert {
-        "demo.yaml",
-        "the-verdict.yaml",
-        "gpt2-124m.yaml",
-        "gpt2-124m-fast.yaml",
-        "gpt2-350m.yaml",
-        "gpt2-774m.yaml",
-        "gpt2-1558m.yaml",
-        "mixture.yaml",
-        "shakespeare.yaml",
-    } <= {p.name for p in CONFIGS}
-
-
 def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     cfg = parse_config(LEAST)
     assert load_config(write(tmp_path, dump_config(cfg))) == cfg

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from gptscale.cli.main import app
 
@@ -42,3 +43,20 @@ def test_every_command_and_file_that_is_named_exists() -> None:
     assert set(re.findall(r"^\| `([\w-]+)", table, re.MULTILINE)) == verbs
     for path in re.findall(r"(?:configs|launch|tests|benchmarks|gptscale)/[\w/.-]*\w\.(?:py|yaml|md|tiktoken)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_configs_are_those_that_are_named() -> None:
+    (words,) = re.findall(r"^`configs/` holds .*?\n\n", README, re.MULTILINE | re.DOTALL)
+    named = {f"gpt2{name}" if name.startswith("-") else name for name in re.findall(r"`([\w-]+)`", words)}
+    assert named == {path.stem for path in (ROOT / "configs").iterdir()}
+
+
+def test_every_option_that_is_named_is_one_of_its_command() -> None:
+    known = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
+    lines = re.findall(r"^(?:\| `|(?:[A-Z]+=\S+ )?gptscale )([\w-]+) (.*)$", README, re.MULTILINE)
+    named = [(verb, option) for verb, line in lines if verb in known for option in re.findall(r"--[a-z][a-z-]*", line)]
+    assert len(named) > 20
+    assert [(verb, option) for verb, option in named if option not in known[verb]] == []

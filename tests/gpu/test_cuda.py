@@ -125,7 +125,19 @@ def test_a_run_goes_on_from_its_checkpoint(values: dict[str, Any], tmp_path: Pat
     first = trained(values, tmp_path, train={"steps": 10})
     assert len(first["train/loss"]) == 10
     whole = trained(values, tmp_path, train={"steps": 20})
+    assert whole["train/tokens_per_s"][:10] == first["train/tokens_per_s"]  # so these steps were not done again
     assert whole["train/loss"] == pytest.approx(fp32["train/loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("env", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["none", "fsdp2"])
+def test_muon_gives_the_run_of_a_cpu(values: dict[str, Any], tmp_path: Path, env: dict[str, str]) -> None:
+    folders = [tmp_path / "cpu", tmp_path / "gpu"]
+    for folder in folders:
+        folder.mkdir()
+    on_cpu = trained(values, folders[0], {"CUDA_VISIBLE_DEVICES": ""}, optim={"name": "muon"})
+    found = trained(values, folders[1], env, optim={"name": "muon"})
+    # a GPU orthogonalizes in bf16, an older CPU in fp32
+    assert losses(found) == approx(on_cpu, rel=5e-3)
 
 
 def test_one_gpu_under_fsdp2_gives_the_same_run(values: dict[str, Any], tmp_path: Path, fp32: Log) -> None:

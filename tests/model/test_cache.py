@@ -1,5 +1,7 @@
 """Reading with a cache gives the logits of reading without."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -48,6 +50,16 @@ def test_each_token_has_the_logits_of_its_row_read_anew(model: GPTModel, cut: li
             logits = model(new, cache=cache)[:, -1]
 
 
+@pytest.fixture
+def undefined_is_nan() -> Iterator[None]:
+    """New memory holds NaN where nobody has written yet."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(9).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("undefined_is_nan")
 @pytest.mark.parametrize("cut", [[6, 6, 6], [9, 1, 4]], ids=["even", "ragged"])
 @pytest.mark.parametrize("chosen", [[2, 0], [1, 1, 0], [0, 0, 2, 1, 1]])
 def test_rows_can_be_left_out_put_in_order_and_doubled(model: GPTModel, cut: list[int], chosen: list[int]) -> None:

@@ -1,0 +1,43 @@
+"""The scripts that README's figures come from: they reach into the package, and have to go on with it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+IMPORT_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def run(*args: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{BENCHMARKS}"}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=400)
+
+
+def test_every_script_finds_what_it_imports() -> None:
+    names = [path.stem for path in sorted(BENCHMARKS.glob("*.py"))]
+    peers = [f"peers.{path.stem}" for path in sorted((BENCHMARKS / "peers").glob("*.py")) if path.stem != "__init__"]
+    assert {"gpu", "train", "peers.gptscale_loop"} <= {*names, *peers}
+    done = run("-c", IMPORT_ALL, *names, *peers)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.long
+def test_the_gpu_benchmark_fills_its_table_with_a_tiny_model() -> None:
+    done = run(str(BENCHMARKS / "gpu.py"), "--tiny", "--minutes", "6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = done.stdout[done.stdout.index("rounds of") :]
+    for name in ("124M", "350M", "774M", "1558M", "whole loop, real data", "Trainer, compiled"):
+        assert f"{name} " in table, table
+    assert "against Trainer, compiled: " in table
+    assert "real data against random tokens: " in table
+    assert "left out" not in table
+    assert "broke off" not in table
