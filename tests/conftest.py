@@ -1,6 +1,8 @@
 """What tests of several packages share: a small corpus and a small run."""
 
+import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
+
+# What tests compile is for later tests, not for the user's cache.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "gptscale-tests-compiled"))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it, and so would what they start
 

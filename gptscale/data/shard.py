@@ -69,7 +69,8 @@ class ShardWriter:
         if self.tokens > MOST_TOKENS:
             raise DataError(
                 f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
-                "lower data.documents_per_shard, or split the file where data.source.streaming makes one shard of it"
+                "lower data.documents_per_shard; where data.source.streaming=true makes one shard of a file, split "
+                "that file or set streaming=false"
             )
         with refusal_is_said(self.path):
             self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)

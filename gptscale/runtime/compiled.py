@@ -1,11 +1,47 @@
 """What torch.compile keeps on disk from start to start, without what a killed compiler left unfinished there."""
 
 import fcntl
+import os
+import platform
 import sys
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
+
+import torch
+
+from gptscale.runtime.launch import launched_local_rank
 
 WHOLE_ELF_BYTES = 64
 """The header of a 64-bit ELF file, which says where the table of its sections is."""
+
+WHERE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def keep_in_users_cache() -> None:
+    """Let torch keep what it compiles in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    Its own place in /tmp is gone with the machine's next start, and a job's /tmp often with the job. Where no such
+    folder can be made or locked (some networks' disks), torch's own place serves.
+    """
+    if WHERE not in os.environ:
+        with suppress(OSError, RuntimeError):  # no home, or one that may not be written
+            folder = _users_cache()
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "can-be-locked").open("a+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, since all ranks ask
+            if " " not in str(folder):  # of which torch's command lines make two names
+                os.environ[WHERE] = str(folder)
+
+
+def _users_cache() -> Path:
+    """A folder of each kind of processor, for which code is compiled, and of each torch."""
+    cpu = platform.machine() + platform.processor()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu += next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "gptscale" / "compiled" / f"torch-{torch.__version__}-{sha256(cpu.encode()).hexdigest()[:8]}"
 
 
 def remove_halves() -> list[Path]:
@@ -13,9 +49,10 @@ def remove_halves() -> list[Path]:
 
     Torch takes any file that is there for a finished one, so without this no later start would get past a half one.
     A file is half if its table of sections, which linkers write last, lies beyond its end, or if the folder that
-    torch makes beside it while it compiles is still there. What somebody is at work on is locked, and stays.
+    torch makes beside it while it compiles is still there. What somebody is at work on is locked, and stays. One rank
+    of a machine looks.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or launched_local_rank() != 0:
         return []
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 

@@ -52,7 +52,10 @@ class RowMuon(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], exchange: Exchange) -> None:
         parameters = group["params"]
-        moved = [_rows(momentum_step(self.state[p], p.grad, group)) for p in parameters]
+        moved = [_rows(momentum_step(self.state[p], p.grad, group)) for p in parameters if p.grad is not None]
+        if len(moved) < len(parameters):  # `materialize_state` gives one gradient after another, for the state alone
+            assert group["lr"] == 0
+            return
         matrices = exchange.gather(torch.cat(moved))
         for name, matrix in matrices.items():
             matrices[name] = orthogonalized(matrix, group, self._dtype)

@@ -22,7 +22,7 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.compiled import remove_halves
+from gptscale.runtime.compiled import keep_in_users_cache, remove_halves
 from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -115,7 +115,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
         model = GPTModel(cfg.model, seed=None)
     model.recompute = cfg.train.activation_checkpointing
     if cfg.train.compile:
-        _mend_compiled(engine)
+        _find_compiled(engine)
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)
@@ -182,8 +182,9 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
         return fit(run, state)
 
 
-def _mend_compiled(engine: Engine) -> None:
-    """Take away what an earlier start's compiler could not finish, before this start takes it for finished."""
+def _find_compiled(engine: Engine) -> None:
+    """Use what earlier starts have compiled, without what a compiler could not finish."""
+    keep_in_users_cache()
     for path in engine.agree(remove_halves):
         engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 

@@ -37,7 +37,7 @@ def _reader(folder: Path) -> Any:
     except ImportError:
         raise WeightsError(
             f"{folder} is a TensorFlow checkpoint, and TensorFlow is not installed; "
-            "pip install 'gptscale[tensorflow]', in an environment of its own if need be"
+            "in the clone of gptscale, pip install -c constraints.txt -e '.[tensorflow]' (it is large)"
         ) from None
     try:
         return tensorflow.train.load_checkpoint(str(folder))

@@ -1,12 +1,15 @@
 """What a killed compiler left is found and removed; what is whole, or being written, stays."""
 
+import errno
 import fcntl
+import os
 import struct
 from pathlib import Path
 
 import pytest
+import torch
 
-from gptscale.runtime.compiled import remove_halves
+from gptscale.runtime.compiled import keep_in_users_cache, remove_halves
 
 
 def elf(sections: int = 2) -> bytes:
@@ -57,4 +60,56 @@ def test_what_somebody_is_writing_stays(cache: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert remove_halves() == []
     assert half.exists()
+    assert remove_halves() == [half]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory in which nobody has said where torch keeps things."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back afterwards
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_what_is_compiled_is_kept_in_the_users_cache_for_this_torch(home: Path) -> None:
+    keep_in_users_cache()
+    found = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert found.parent == home / ".cache" / "gptscale" / "compiled"
+    assert found.name.startswith(f"torch-{torch.__version__}-")
+    keep_in_users_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(found)
+
+
+def test_another_place_for_what_is_compiled_is_respected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    keep_in_users_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/somewhere"
+    assert not (home / ".cache").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["no locks", "no folder", "a space"])
+def test_where_the_users_cache_cannot_serve_torchs_own_place_does(
+    home: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    def refused(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if obstacle == "no locks":
+        monkeypatch.setattr(fcntl, "flock", refused)
+    elif obstacle == "no folder":
+        (home / ".cache").write_text("a file")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "a b"))
+    keep_in_users_cache()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_only_one_rank_of_a_machine_looks_for_halves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = cache / "ab" / "chalf.main.so"
+    half.write_bytes(b"")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert remove_halves() == []
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert remove_halves() == [half]
