@@ -107,9 +107,7 @@ def _exchanges(cfg: Config, launch: Launch, micro_batch_s: float) -> Iterator[tu
         return
     size, passed_on = model_size(cfg.model), (launch.gpus - 1) / launch.gpus
     weights = WEIGHT_BYTES[cfg.train.precision] * size.total * passed_on
-    # DeepSpeed sends the gradients of linear layers in the 16 bits of autocast
-    halves = size.layers * size.block if launch.engine.startswith("zero") and cfg.train.precision == "bf16" else 0
-    gradients = (4 * size.total - 2 * halves) * passed_on
+    gradients = 4 * size.total * passed_on
     accumulation = launch.accumulation(cfg)
     match launch.engine:
         case "ddp":
