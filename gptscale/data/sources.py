@@ -40,7 +40,6 @@ from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
 _BATCH_ROWS = 256
-_UNREAD = {"text": ("text_column", "template")}
 _REASON_CHARACTERS = 300
 
 
@@ -143,7 +142,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
 
 def _check_read(cfg: SourceConfig, kind: str) -> None:
     """Refuse settings that choose text elsewhere, and that files of this kind have no use for."""
-    unread = {"name", "revision", "split", "data_files", *_UNREAD.get(kind, ("documents",))}
+    unread = {"name", "revision", "split", "data_files", *(("text_column", "template") if kind == "text" else ())}
     for name, field in SourceConfig.model_fields.items():
         if name in unread and (value := getattr(cfg, name)) != field.default:
             raise DataError(

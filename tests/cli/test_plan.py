@@ -78,13 +78,13 @@ def test_the_table_has_everything_and_ends_with_the_verdict(say: Say) -> None:
 
 def test_what_does_not_fit_says_why_and_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(plan.typer.Exit) as end:
-        plan.run_plan(XL, gpus=8, engine="ddp", gpu="a100-40", tokens=1e9)
+        plan.run_plan(XL, gpus=8, engine="ddp", gpu="rtx4090", tokens=1e9)
     text = capsys.readouterr().out
     assert end.value.exit_code == 1
     assert "> ddp (too much)" in text
     verdict = text.splitlines()[-1]
     assert re.fullmatch(
-        r"verdict      does not fit: \d+\.\d GiB where 36\.0 of the 40 of a100-40 can be used, because moments take 11\.6; "
+        r"verdict      does not fit: \d+\.\d GiB where 21\.6 of the 24 of rtx4090 can be used, because moments take 11\.6; "
         r"nearest that does: .+",
         verdict,
     )

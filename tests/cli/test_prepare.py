@@ -42,7 +42,8 @@ def test_options_that_do_not_go_together_are_refused(config: Path, options: dict
 
 
 def test_adopt_makes_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.arange(100, dtype="<u2").tofile(tmp_path / "a.bin")
-    run_adopt(tmp_path / "corpus", [str(tmp_path / "a.bin")], [str(tmp_path / "a.bin")], "bytes")
+    for name in ("a.bin", "b.bin"):
+        np.arange(100, dtype="<u2").tofile(tmp_path / name)
+    run_adopt(tmp_path / "corpus", [str(tmp_path / "a.bin")], [str(tmp_path / "b.bin")], "bytes")
     assert "train: a.bin, nanoGPT (uint16 without a header): 100 tokens" in capsys.readouterr().out
     assert len(open_corpus(tmp_path / "corpus").train) == 100
