@@ -24,6 +24,7 @@ import torch
 from side_by_side import (
     SEQUENCES,
     SHAPES,
+    TOLERANCE,
     Contestant,
     Setup,
     hardware_precision,
@@ -38,8 +39,6 @@ from gptscale.model.flops import flops_per_token
 from gptscale.runtime.device import describe_device, local_device, peak_flops
 
 ROUNDS, STEPS = 9, 20
-TOLERANCE = 1e-2
-"""Nats by which a loss may differ, since bf16 rounds in other places."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from side_by_side import (
     SEQUENCES,
     SHAPES,
+    TOLERANCE,
     Contestant,
     Setup,
     hardware_precision,
@@ -33,8 +34,6 @@ from gptscale.runtime.device import local_device
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 LEAST = 0.90
-TOLERANCE = 1e-2
-"""Nats by which a loss may differ: in bf16 the ranks' sums round in other places."""
 
 
 def main() -> int:

@@ -41,6 +41,10 @@ SEQUENCES = {"124m": 4, "6x384": 8, "tiny": 4}
 """In a batch."""
 
 
+TOLERANCE = 1e-2
+"""Nats by which losses of two loops may differ: in bf16, and among ranks, sums round in other places."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """What a loop trains, and how."""

@@ -27,6 +27,7 @@ import torch
 from side_by_side import (
     SEQUENCES,
     SHAPES,
+    TOLERANCE,
     Contestant,
     Setup,
     best_matmul_flops,
@@ -42,8 +43,6 @@ from gptscale.model.flops import flops_per_token
 from gptscale.runtime.device import describe_device, local_device
 
 BATCHES = 50
-TOLERANCE = 1e-2
-"""Nats by which a loss may differ, since bf16 rounds in other places."""
 BOOK_EVAL_STEPS = 5
 WHOLE_BOOK = "the book, fp32, with dropout and evaluations"
 

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def run_evaluate(
     checkpoint: Checkpoint,
-    split: Annotated[str | None, typer.Option(help="val or train; null is val.")] = None,
+    split: Annotated[str | None, typer.Option(help="val or train; val without it.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Windows, spread evenly; all without it.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Another corpus than the run's own.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Let windows overlap: tokens between their starts.")] = None,

@@ -33,9 +33,7 @@ def run_plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs over all machines.")] = 1,
     engine: Annotated[
         str | None,
-        typer.Option(
-            help="none, ddp, zero1, zero2, zero3, zero3-offload or fsdp2; without it none, or ddp for several."
-        ),
+        typer.Option(help="none, ddp, zero1, zero2, zero3, zero3-offload, fsdp2; without it none or ddp."),
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="Which GPU; without it that of --from, else h100.")] = None,
     mfu: Annotated[
@@ -82,11 +80,9 @@ def run_plan(
         total_steps=steps,
         budgets={"--tokens": int(tokens)} if tokens else {},
     )
-    if as_json:
-        print(json.dumps({**asdict(plan), "mfu": reached}, indent=1))
-    else:
-        source = "given" if mfu else f"measured in {from_run}" if run else "assumed; see --mfu and --from"
-        print("\n".join(lines(plan, f"{reached:.0%} of the peak ({source})", length)))
+    source = "given" if mfu else f"measured in {from_run}" if run else "assumed; see --mfu and --from"
+    said = "\n".join(lines(plan, f"{reached:.0%} of the peak ({source})", length))
+    print(json.dumps({**asdict(plan), "mfu": reached}, indent=1) if as_json else said)
     if not plan.fits:
         raise typer.Exit(DOES_NOT_FIT)
 

@@ -1,6 +1,5 @@
 """FSDP2, PyTorch's own: every rank owns its rows of every tensor. Accelerate's form of it does not run on CPUs."""
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gptscale.errors import ConfigError
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
 from gptscale.runtime.muon_exchange import has_muon
-from gptscale.runtime.row_muon import RowMuon
+from gptscale.runtime.row_muon import RowMuon, first_element, local_rows
 from gptscale.runtime.unfilled import Unfilled
 
 
@@ -130,17 +128,7 @@ class Fsdp2Engine(Engine):
 
 def _fragment(name: str, p: nn.Parameter, state: Mapping[str, Any]) -> Fragment:
     """This rank's rows of a parameter and of its state."""
-    assert isinstance(p, DTensor)
-    _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    start = offset[0] * math.prod(p.shape[1:])
     dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
     scalars = {kind: t for kind, t in state.items() if kind not in dense}
-    tensors = {kind: _local(t) for kind, t in {"weight": p, **dense}.items()}
-    return Fragment(parameter_name(name), tuple(p.shape), start, tensors, scalars)
-
-
-def _local(sharded: Tensor) -> Tensor:
-    """This rank's rows as a flat view."""
-    assert isinstance(sharded, DTensor)
-    rows: Tensor = sharded.detach().to_local()  # type: ignore[attr-defined]
-    return rows.view(-1)
+    tensors = {kind: local_rows(t) for kind, t in {"weight": p, **dense}.items()}
+    return Fragment(parameter_name(name), tuple(p.shape), first_element(p), tensors, scalars)

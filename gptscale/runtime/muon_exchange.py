@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime.fragments import Piece
+from gptscale.runtime.muon import muon_dtype, orthogonalized
 
 
 def has_muon(optimizer: torch.optim.Optimizer) -> bool:
@@ -26,14 +28,23 @@ class Exchange:
     A rank gets about as many elements as it holds, never the whole model.
     """
 
-    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device) -> None:
         """`held` is what each rank holds, in the same order everywhere."""
         owners = _owners(held)
         self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
         self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype = device, muon_dtype(device)
 
-    def gather(self, flat: Tensor) -> dict[str, Tensor]:
+    def updates(self, flat: Tensor, group: dict[str, Any]) -> Iterator[tuple[Piece, Tensor, float]]:
+        """Orthogonalize the matrices whose pieces lie in every rank's flat tensor; gives each of this rank's pieces,
+        its part of the direction, and the rate by which to go there."""
+        matrices = self._gather(flat)
+        for name, matrix in matrices.items():
+            matrices[name] = orthogonalized(matrix, group, self._dtype)
+        for piece, direction in self._scatter(matrices):
+            yield piece, direction, _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
+
+    def _gather(self, flat: Tensor) -> dict[str, Tensor]:
         """The whole matrices that this rank is to work on, out of every rank's flat tensor."""
         sent = [flat.narrow(0, p.offset, p.numel) for pieces in self._mine for p in pieces]
         parts: dict[str, list[Tensor]] = {}
@@ -43,7 +54,7 @@ class Exchange:
             shapes[piece.name] = piece.shape
         return {name: torch.cat(of_one).view(shapes[name]) for name, of_one in parts.items()}
 
-    def scatter(self, matrices: dict[str, Tensor]) -> Iterator[tuple[Piece, Tensor]]:
+    def _scatter(self, matrices: dict[str, Tensor]) -> Iterator[tuple[Piece, Tensor]]:
         """This rank's pieces of all matrices, after each was worked on where it was whole."""
         whole = {name: matrix.reshape(-1) for name, matrix in matrices.items()}
         sent = [whole[p.name].narrow(0, p.start, p.numel) for pieces in self._theirs for p in pieces]

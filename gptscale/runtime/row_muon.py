@@ -4,6 +4,7 @@ As under ZeRO, each matrix is put together on one rank and worked on there, with
 torch.optim.Muon on sharded matrices works on each of them everywhere, and exchanges several times for every one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Piece
-from gptscale.runtime.muon import momentum_step, muon_dtype, orthogonalized
+from gptscale.runtime.muon import momentum_step
 from gptscale.runtime.muon_exchange import Exchange, is_muon
 
 
@@ -31,12 +31,8 @@ class RowMuon(torch.optim.Optimizer):
         super().__init__(groups, {})
         self._muon = [group for group in self.param_groups if is_muon(group)]
         self._adamw = torch.optim.AdamW([group for group in self.param_groups if not is_muon(group)])
-        self._dtype = muon_dtype(device)
         held = ranks.gather([rows_held(group["params"]) for group in self._muon])
-        self._exchanges = [
-            Exchange([of_rank[number] for of_rank in held], dist.get_rank(), device, self._dtype)
-            for number in range(len(self._muon))
-        ]
+        self._exchanges = [Exchange(list(of_group), dist.get_rank(), device) for of_group in zip(*held, strict=True)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -52,18 +48,14 @@ class RowMuon(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], exchange: Exchange) -> None:
         parameters = group["params"]
-        moved = [_rows(momentum_step(self.state[p], p.grad, group)) for p in parameters if p.grad is not None]
+        moved = [local_rows(momentum_step(self.state[p], p.grad, group)) for p in parameters if p.grad is not None]
         if len(moved) < len(parameters):  # `materialize_state` gives one gradient after another, for the state alone
             assert group["lr"] == 0
             return
-        matrices = exchange.gather(torch.cat(moved))
-        for name, matrix in matrices.items():
-            matrices[name] = orthogonalized(matrix, group, self._dtype)
-        rows = {str(number): _rows(p) for number, p in enumerate(parameters)}
+        rows = {str(number): local_rows(p) for number, p in enumerate(parameters)}
         for mine in rows.values():
             mine.mul_(1 - group["lr"] * group["weight_decay"])
-        for piece, direction in exchange.scatter(matrices):
-            rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
+        for piece, direction, rate in exchange.updates(torch.cat(moved), group):
             rows[piece.name].add_(direction, alpha=-rate)
 
 
@@ -71,16 +63,22 @@ def rows_held(parameters: list[nn.Parameter]) -> list[Piece]:
     """This rank's rows of each parameter, as they follow each other in a concatenation; named by their number."""
     pieces, offset = [], 0
     for number, p in enumerate(parameters):
-        assert isinstance(p, DTensor)
-        local, first = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-        columns = p.shape[1]
-        if local[0]:
-            pieces.append(Piece(str(number), tuple(p.shape), first[0] * columns, local[0] * columns, 0, offset))
-        offset += local[0] * columns
+        numel = local_rows(p).numel()
+        if numel:
+            pieces.append(Piece(str(number), tuple(p.shape), first_element(p), numel, 0, offset))
+        offset += numel
     return pieces
 
 
-def _rows(sharded: Tensor) -> Tensor:
-    """This rank's part, flat."""
+def first_element(sharded: Tensor) -> int:
+    """Where this rank's rows begin in a parameter's row-major flattening."""
     assert isinstance(sharded, DTensor)
-    return sharded.to_local().reshape(-1)
+    _, offset = compute_local_shape_and_global_offset(sharded.shape, sharded.device_mesh, sharded.placements)
+    return offset[0] * math.prod(sharded.shape[1:])
+
+
+def local_rows(sharded: Tensor) -> Tensor:
+    """This rank's rows as a flat view."""
+    assert isinstance(sharded, DTensor)
+    rows: Tensor = sharded.detach().to_local()  # type: ignore[attr-defined]
+    return rows.view(-1)

@@ -35,10 +35,15 @@ def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str
 
 
 def launched_zero() -> str:
-    """The stage that the launch asks for, as launch files are called; offloaded only where weights are too."""
-    zero = _from_launch()["zero_optimization"]
+    """The stage that the launch asks for, as launch files are called; offloaded only where weights are too.
+
+    Raises ConfigError for what `zero_config` refuses.
+    """
+    config = _from_launch()
+    _refuse(config)
+    zero = config["zero_optimization"]
     offloads = all(zero.get(f"offload_{part}", {}).get("device", "none") != "none" for part in ("optimizer", "param"))
-    return f"zero{zero['stage']}" + ("-offload" if offloads else "")
+    return f"zero{zero['stage']}" + ("-offload" if offloads and zero["stage"] == 3 else "")
 
 
 def _from_launch() -> dict[str, Any]:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Piece
-from gptscale.runtime.muon import momentum_step, muon_dtype, orthogonalized
+from gptscale.runtime.muon import momentum_step
 from gptscale.runtime.muon_exchange import Exchange, is_muon
 
 
@@ -27,7 +26,7 @@ class ZeroMuon(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], device: torch.device) -> None:
         super().__init__(groups, {})
         self._adamw = torch.optim.AdamW([group for group in self.param_groups if not is_muon(group)])
-        self._device, self._dtype = device, muon_dtype(device)
+        self._device = device
         self._exchanges: dict[Tensor, Exchange] = {}
 
     def place(self, flats: list[Tensor], pieces: list[Piece]) -> None:
@@ -35,7 +34,7 @@ class ZeroMuon(torch.optim.Optimizer):
         everywhere = ranks.gather(pieces)
         for number, flat in enumerate(flats):
             held = [[piece for piece in mine if piece.flat == number] for mine in everywhere]
-            self._exchanges[flat] = Exchange(held, dist.get_rank(), self._device, self._dtype)
+            self._exchanges[flat] = Exchange(held, dist.get_rank(), self._device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -50,11 +49,7 @@ class ZeroMuon(torch.optim.Optimizer):
         self._adamw.step()
 
     def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        exchange = self._exchanges[flat]
-        matrices = exchange.gather(momentum_step(self.state[flat], gradient, group))
-        for name, matrix in matrices.items():
-            matrices[name] = orthogonalized(matrix, group, self._dtype)
+        moved = momentum_step(self.state[flat], gradient, group)
         flat.mul_(1 - group["lr"] * group["weight_decay"])
-        for piece, direction in exchange.scatter(matrices):
-            rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
+        for piece, direction, rate in self._exchanges[flat].updates(moved, group):
             flat.narrow(0, piece.offset, piece.numel).add_(direction.to(flat.device), alpha=-rate)

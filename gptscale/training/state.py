@@ -49,8 +49,9 @@ class TrainState:
 
     def note_save(self) -> None:
         """A checkpoint is about to be written: it may be the best."""
-        found = self.val_loss is not None and math.isfinite(self.val_loss)
-        if self.val_loss is not None and found and (self.best is None or self.val_loss < self.best.val_loss):
+        if self.val_loss is None or not math.isfinite(self.val_loss):
+            return
+        if self.best is None or self.val_loss < self.best.val_loss:
             self.best = Best(self.step, self.val_loss)
 
     def ledger(

@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from gptscale.checkpoint.layout import list_checkpoints
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest, write_manifest
 from gptscale.checkpoint.model import load_model
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError
@@ -35,3 +36,13 @@ def test_a_path_without_a_checkpoint_is_answered_with_what_to_give(tmp_path: Pat
         load_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="holds no checkpoint; give a run folder that `gptscale train`"):
         load_model(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_parameter_is_told(cfg: Config) -> None:
+    train(cfg)
+    newest = list_checkpoints(cfg.run.dir)[0]
+    manifest = read_manifest(newest)
+    fewer = {name: record for name, record in manifest.parameters.items() if name != "final_norm.weight"}
+    write_manifest(newest, replace(manifest, parameters=fewer))
+    with pytest.raises(CheckpointError, match="does not fit model: final_norm.weight is only in the model"):
+        load_model(newest)

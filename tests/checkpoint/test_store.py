@@ -146,17 +146,26 @@ def test_a_part_that_cannot_be_reached_may_be_good_and_ends_the_start(
 def test_a_bad_checkpoint_that_cannot_be_set_aside_ends_all_ranks(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    told: list[str] = []
 
-    class Asked(Alone):
+    class Telling(Alone):
         def agree(self, work: Callable[[], Any]) -> Any:
-            asked.append("agree")
-            return work()
+            try:
+                return work()
+            except Exception as error:  # which all ranks would raise
+                told.append(str(error))
+                raise
+
+    def denied(path: Path, target: Path) -> Path:
+        raise PermissionError(errno.EACCES, "Permission denied")
 
     save(store, 1, 2)
     flip_bit(store.run_dir / "checkpoints" / "step-00000002")
-    newest_good(store.run_dir, Asked(), lambda line: None)
-    assert len(asked) == 4  # the list, two checkpoints, and what is set aside
+    monkeypatch.setattr(Path, "rename", denied)
+    with pytest.raises(PermissionError):
+        newest_good(store.run_dir, Telling(), lambda line: None)
+    assert "is damaged" in told[0]
+    assert "Permission denied" in told[1]
 
 
 def test_an_old_checkpoint_that_somebody_deletes_meanwhile_does_not_count_as_a_failure(

@@ -90,6 +90,12 @@ def test_what_does_not_fit_says_why_and_what_would(capsys: pytest.CaptureFixture
     )
 
 
+def test_a_corpus_that_is_being_prepared_is_not_there_yet(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "unit-00000.json").write_text("{}")
+    text = say(GPT2, [f"data.dir={tmp_path}"])
+    assert "this run     train.epochs=1 of a corpus that is not there yet; --tokens plans for a number" in text
+
+
 def test_what_is_named_as_nearest_fits(capsys: pytest.CaptureFixture[str], say: Say) -> None:
     with pytest.raises(plan.typer.Exit):
         plan.run_plan(XL, gpus=2, engine="ddp", gpu="rtx4090")

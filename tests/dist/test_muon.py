@@ -11,11 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime import muon
 from gptscale.runtime.fragments import Piece
 from gptscale.runtime.muon import Fp32Muon
+from gptscale.runtime.row_muon import RowMuon
 from gptscale.runtime.zero_muon import ZeroMuon
 from tests.dist.conftest import ENGINES, Done, changed, forked, launch
 from tests.dist.test_crossing import saved_state
@@ -48,7 +53,10 @@ def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathF
 def test_muon_gives_the_run_of_one_process(
     plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
 ) -> None:
-    assert losses(six_steps(plain_values, tmp_path, engine, **MUON)) == pytest.approx(one_process, rel=CLOSE)
+    done = six_steps(plain_values, tmp_path, engine, **MUON)
+    assert losses(done) == pytest.approx(one_process, rel=CLOSE)
+    if engine == "fsdp2":
+        assert done.watched["optimizer"] == "RowMuon"  # torch's own would have the same numbers, and many exchanges
 
 
 @pytest.mark.parametrize("engine", [pytest.param("zero2", marks=pytest.mark.long), "zero3"])
@@ -149,6 +157,41 @@ def updates_as_torch(rank: int, cut: str, has_bf16: bool, port: int) -> None:
     assert torch.equal(flat, taken(whole, pieces))
     momenta = [reference.state[p]["momentum_buffer"] for p in whole]
     assert torch.equal(ours.state[flat]["momentum_buffer"], taken(momenta, pieces))
+    dist.destroy_process_group()
+
+
+def test_rows_are_updated_bit_for_bit_with_two_exchanges_for_all_matrices() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(rows_as_torch, args=(port,), nprocs=2)
+
+
+def rows_as_torch(rank: int, port: int) -> None:
+    """Two steps on this rank's rows under FSDP2, against ours in fp32 on the whole, and what was exchanged."""
+    muon.computes_bf16 = lambda device: False
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(1)
+    whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [*SHAPES, (1, 5)]]
+    model = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in whole])
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    reference = Fp32Muon(whole, **settings)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    bias = torch.nn.Parameter(torch.ones(5))
+    adamw = torch.optim.AdamW([bias], lr=0.1)
+    groups = [{**reference.param_groups[0], "params": list(model)}, {**adamw.param_groups[0], "params": [bias]}]
+    ours = RowMuon(groups, torch.device("cpu"))
+    for _ in range(2):
+        for p, mine in zip(whole, model, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            mine.grad = distribute_tensor(p.grad, mine.device_mesh, mine.placements)
+        reference.step()
+        with CommDebugMode() as exchanged:
+            ours.step()
+        assert exchanged.get_total_counts() == 2, exchanged.get_comm_counts()
+    for p, mine in zip(whole, model, strict=True):
+        assert torch.equal(mine.full_tensor(), p)
     dist.destroy_process_group()
 
 

@@ -65,7 +65,8 @@ def watch(folder: Path) -> None:
         finished = fit(of, state)
         if RANK == 0:
             on_disk = [path.name for path in (folder / "disk").rglob("*.swp")]
-            watched = {"start": digest, "rates": rates, "on_disk": on_disk}
+            optimizer = type(of.engine.optimizer).__name__
+            watched = {"start": digest, "rates": rates, "on_disk": on_disk, "optimizer": optimizer}
             (folder / "watched.json").write_text(json.dumps(watched))
         return finished
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from gptscale.checkpoint import layout
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir, write_manifest
 from gptscale.cli.evaluate import evaluate
+from gptscale.cli.export import run_export
+from gptscale.cli.import_weights import run_import
 from gptscale.cli.main import main
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
@@ -112,6 +115,32 @@ def test_cloze_and_strides_are_part_of_the_json(
     assert found["results"]["cloze"]["acc"] == 1.0  # the model has seen "sat", and no q ever
     assert found["results"]["cloze"]["questions"] == 3
     assert found["results"]["val"]["tokens"] == len(_validation(trained)) - 1
+
+
+def test_cloze_alone_needs_no_corpus_and_all_else_says_to_name_one(
+    trained: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"context": "the cat", "endings": ["sat", "qqq"], "label": 0}\n' * 3)
+    run_export(trained.run.dir, tmp_path / "exported")
+    run_import(str(tmp_path / "exported"), to=tmp_path / "back", overrides=["data.tokenizer=bytes"])
+    found = printed(capsys, monkeypatch, tmp_path / "back", "--cloze", tmp_path / "q.jsonl")
+    assert list(found["results"]) == ["cloze"]
+    assert found["results"]["cloze"]["acc"] == 1.0
+    with pytest.raises(ConfigError, match=r"back is imported and has no corpus of its own; choose one with --data-dir"):
+        evaluate(tmp_path / "back")
+
+
+def test_a_checkpoint_is_read_through_once_before_its_weights(trained: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    hash_file = layout.fast_hash_file
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(layout, "fast_hash_file", counted)
+    evaluate(trained.run.dir, sequences=1)
+    assert len(hashed) == 1
 
 
 def _validation(cfg: Config) -> Any:

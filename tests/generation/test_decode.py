@@ -103,3 +103,17 @@ def test_the_cache_is_read_one_token_at_a_time(model: GPTModel, monkeypatch: pyt
     grown(model, [[1, 2, 3]], GREEDY, new=11)
     # The prompt, five tokens up to the context of 8, then half of it with the next token, and three more.
     assert read == [3, 1, 1, 1, 1, 1, 5, 1, 1, 1, 5]
+
+
+def test_ranks_go_on_with_what_they_agree_on_and_not_with_what_each_has_drawn(model: GPTModel) -> None:
+    drawn: list[list[int]] = []
+
+    def first_rank(ids: list[int]) -> list[int]:
+        drawn.append(ids)
+        return [30 - i for i in ids]
+
+    decoder = Decoder(model, [[1, 2, 3]], GREEDY, max_new_tokens=3, agreed=first_rank)
+    tokens = [decoder.step()[0].id for _ in range(3)]
+    assert tokens == [30 - ids[0] for ids in drawn]
+    assert decoder.rows == [[1, 2, 3, *tokens]]
+    assert drawn[1] == [grown(model, [[1, 2, 3, tokens[0]]], GREEDY, new=1)[0][-1]]

@@ -31,6 +31,7 @@ def test_the_config_fills_what_the_launch_leaves_open(monkeypatch: pytest.Monkey
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
     assert config["zero_optimization"]["memory_efficient_linear"] is False
     assert config["zero_optimization"]["round_robin_gradients"] is False
+    assert config["zero_optimization"]["reduce_bucket_size"] == 50_000_000  # DeepSpeed's own is ten times that
 
 
 def test_no_clipping_is_said_as_zero_because_nothing_would_mean_one() -> None:

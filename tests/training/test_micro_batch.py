@@ -7,7 +7,7 @@ import torch
 
 from gptscale.config.load import load_config, parse_config
 from gptscale.config.schema import Config
-from gptscale.errors import TrainingError
+from gptscale.errors import ConfigError, TrainingError
 from gptscale.model.gpt import GPTModel
 from gptscale.planning.launch import Launch
 from gptscale.planning.memory import Memory
@@ -94,6 +94,13 @@ def test_what_the_launcher_set_up_is_what_is_planned_for(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert launch_of_this_process() == launch
+
+
+def test_a_stage_that_zero_has_not_is_refused_in_the_launchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(f"{ZERO}ZERO_STAGE", "0")
+    with pytest.raises(ConfigError, match="the launch asks for ZeRO stage 0; choose 1, 2 or 3"):
+        launch_of_this_process()
 
 
 def test_a_larger_micro_batch_than_the_chosen_would_not_fit(

@@ -1,11 +1,18 @@
 import gc
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
-from gptscale.training import run
+from gptscale.errors import TrainingError
+from gptscale.model.gpt import GPTModel
+from gptscale.training import look, run
+from gptscale.training.folder import take_alone
 
 
 def test_the_collector_leaves_alone_what_a_run_begins_with(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +56,53 @@ def test_what_is_slow_on_a_cpu_without_bf16_is_said_at_the_start(
     assert len(said) == len(advice)
     for line, words in zip(said, advice, strict=True):
         assert line.startswith("slow: this CPU has no bf16 in hardware" + words)
+
+
+def test_no_rank_draws_a_whole_model_at_its_start(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole(model: GPTModel, seed: int) -> None:
+        raise AssertionError("a rank is to draw what it holds")
+
+    expected = GPTModel(cfg.model, cfg.run.seed)
+    monkeypatch.setattr(GPTModel, "init_weights", whole)
+    of_start: dict[str, torch.Tensor] = {}
+
+    def fit(of: Any, state: Any) -> bool:
+        of_start.update({name: p.detach().clone() for name, p in of.engine.bare_model.named_parameters()})
+        return False
+
+    monkeypatch.setattr(run, "fit", fit)
+    run.train(cfg)
+    assert of_start.keys() == dict(expected.named_parameters()).keys()
+    assert all(torch.equal(of_start[name], p) for name, p in expected.named_parameters())
+
+
+def test_samples_are_those_of_the_first_rank(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def generate_text(*args: Any, **options: Any) -> list[str]:
+        given.update(options)
+        return ["the end"]
+
+    monkeypatch.setattr(look, "generate_text", generate_text)
+    engine = SimpleNamespace(evaluating=nullcontext, gather=lambda drawn: [[7, 8], drawn])
+    mine = look.Look.__new__(look.Look)
+    vars(mine).update(_cfg=cfg, _engine=engine, _model=None, _tokenizer=None)
+    assert list(mine.samples(3)) == [("the ", "end")]
+    assert given["agreed"]([5, 6]) == [7, 8]
+
+
+def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    half = Path("cache/chalf.so")
+    monkeypatch.setattr(run, "keep_in_users_cache", lambda: done.append("kept"))
+    monkeypatch.setattr(run, "remove_halves", lambda: [half])
+    run._find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append))  # type: ignore[arg-type]
+    assert done == ["kept", f"removed {half}: a compiler was killed while it wrote it; it is compiled again"]
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        TrainingError, match=r"run.dir=.*/file/run cannot be written: Not a directory; free space, mend"
+    ):
+        take_alone(tmp_path / "file" / "run")
