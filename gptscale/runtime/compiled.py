@@ -22,9 +22,12 @@ def keep_in_users_cache() -> None:
     """Let torch keep what it compiles in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
 
     Its own place in /tmp is gone with the machine's next start, and a job's /tmp often with the job. Where no such
-    folder can be made or locked (some networks' disks), torch's own place serves.
+    folder can be made or locked (some networks' disks), torch's own place serves. Torch sets the variable too, to its
+    own place, as soon as it is asked, here or in a launcher.
     """
-    if WHERE not in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(WHERE, default_cache_dir()) == default_cache_dir():
         with suppress(OSError, RuntimeError):  # no home, or one that may not be written
             folder = _users_cache()
             folder.mkdir(parents=True, exist_ok=True)

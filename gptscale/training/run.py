@@ -111,11 +111,11 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     started = time.monotonic()
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
+    if cfg.train.compile:
+        _find_compiled(engine)
     with torch.device("meta"):  # each rank fills what it holds of it: from a checkpoint, a seed or other weights
         model = GPTModel(cfg.model, seed=None)
     model.recompute = cfg.train.activation_checkpointing
-    if cfg.train.compile:
-        _find_compiled(engine)
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in _summary(cfg, plan, engine, model, corpora):
         engine.say(line)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from gptscale.runtime.compiled import keep_in_users_cache, remove_halves
 
@@ -80,6 +81,12 @@ def test_what_is_compiled_is_kept_in_the_users_cache_for_this_torch(home: Path) 
     assert found.name.startswith(f"torch-{torch.__version__}-")
     keep_in_users_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(found)
+
+
+def test_torchs_own_word_is_nobodys(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache_dir())  # which torch has put there itself
+    keep_in_users_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(str(home / ".cache" / "gptscale"))
 
 
 def test_another_place_for_what_is_compiled_is_respected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
