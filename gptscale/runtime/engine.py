@@ -129,8 +129,9 @@ class Engine:
         norm: Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self._wrapped_optimizer.step()
-        # DDP's buckets are the gradients; dropped ones would be summed beside them, and copied there at the last.
-        self._wrapped_optimizer.zero_grad(set_to_none=self.world == 1)
+        # DDP's buckets are the gradients. Dropped ones would be summed beside them over the micro-batches, and copied
+        # there with the last; where there is one micro-batch, they are copied as they come, which is the cheaper.
+        self._wrapped_optimizer.zero_grad(set_to_none=self.world == 1 or self.settings.accumulation == 1)
         if self._loss_scale is not None:
             self._loss_scale.update(norm)
         return norm
