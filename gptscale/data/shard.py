@@ -68,9 +68,8 @@ class ShardWriter:
         self.tokens += len(tokens)
         if self.tokens > MOST_TOKENS:
             raise DataError(
-                f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; "
-                "lower data.documents_per_shard; where data.source.streaming=true makes one shard of a file, split "
-                "that file or set streaming=false"
+                f"{self.path.name} would hold {self.tokens:,} tokens, and a shard holds {MOST_TOKENS:,} at most; one "
+                "document is that long: cut it into several (of plain text, data.source.documents=paragraph does)"
             )
         with refusal_is_said(self.path):
             self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)

@@ -1,5 +1,7 @@
 """A work unit: a range of source documents, which becomes a training shard, a validation shard and a receipt.
 
+Where its text has more tokens than a shard can count, a unit writes further shards.
+
 What a unit writes depends on its documents and the corpus' settings alone, so units can be made in any order,
 by any number of processes, and by two of them at once. The receipt is written last: a unit without one is made again.
 """
@@ -7,30 +9,26 @@ by any number of processes, and by two of them at once. The receipt is written l
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from gptscale.config.data import DataConfig
-from gptscale.data.blocks import hash_blocks
 from gptscale.data.columns import long_enough
 from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
-from gptscale.data.shard import ShardWriter, Tokens, starts_path
+from gptscale.data.shard import ShardWriter, starts_path
+from gptscale.data.side import BATCH_BYTES, Side, UnitShard
 from gptscale.data.sources import Source, Streamed
-from gptscale.data.split import Documents, joined, split_documents
-from gptscale.data.texts import Offsets, Texts, cut_at, flat
+from gptscale.data.split import Documents, split_documents
+from gptscale.data.texts import Texts, flat
 from gptscale.data.tokenizer import Tokenizer
-from gptscale.data.vocabulary import Ids
 from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")
-_BATCH_BYTES = 2**23  # of text to the tokenizer at once; a longer document is a batch of its own
-_FEW_BYTES = 2**21  # wait for more
-_LONGEST = 3
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ def write_unit(
     documents = left_out = 0
     with ExitStack() as stack:
 
-        def side(split: Split) -> _Side:
-            writer = ShardWriter(cfg.folder / shard_name(split, unit.number), settings.dtype)
-            return _Side(split, stack.enter_context(writer), settings.end_of_text)
+        def open_shard(split: Split, number: int) -> UnitShard:
+            path = cfg.folder / shard_name(split, unit.number, number)
+            return UnitShard(split, stack.enter_context(ShardWriter(path, settings.dtype)), settings.end_of_text)
 
-        train, val = side("train"), side("val")
+        train, val = (Side(partial(open_shard, split)) for split in ("train", "val"))
         for texts in _batches(source, unit):
             batch = Documents(np.arange(documents, documents + len(texts)) + unit.start, texts)
             documents += len(texts)
@@ -100,7 +98,7 @@ class WrittenUnit:
 
     receipt_path: Path
     key: str
-    sides: "tuple[_Side, _Side]"
+    sides: tuple[Side, Side]
     documents: int
     left_out: int
     stack: ExitStack
@@ -108,7 +106,7 @@ class WrittenUnit:
     def seal(self) -> Receipt:
         """Force the shards to disk, read them back and hash them; then write the receipt."""
         with self.stack:
-            shards = tuple(side.finish() for side in self.sides if side.rows)
+            shards = tuple(shard.finish() for side in self.sides for shard in side.shards)
         receipt = Receipt(key=self.key, shards=shards, documents=self.documents, left_out=self.left_out)
         write_whole(self.receipt_path, receipt.model_dump_json().encode())
         return receipt
@@ -126,9 +124,10 @@ def remove_unit(folder: Path, number: int) -> None:
     """Delete what a unit wrote, the receipt first."""
     receipt_path(folder, number).unlink(missing_ok=True)
     for split in ("train", "val"):
-        shard = folder / shard_name(split, number)
-        shard.unlink(missing_ok=True)
-        starts_path(shard).unlink(missing_ok=True)
+        first = folder / shard_name(split, number)
+        for shard in (first, *folder.glob(f"{first.stem}-*.bin")):
+            shard.unlink(missing_ok=True)
+            starts_path(shard).unlink(missing_ok=True)
 
 
 def read_receipt(path: Path) -> Receipt | None:
@@ -150,9 +149,9 @@ def receipt_path(folder: Path, number: int) -> Path:
     return folder / f"unit-{number:05d}.json"
 
 
-def shard_name(split: str, number: int) -> str:
-    """The file name of a unit's shard."""
-    return f"{split}-{number:05d}.bin"
+def shard_name(split: str, number: int, shard: int = 0) -> str:
+    """The file name of a unit's shard; those behind the first, 0, say which they are."""
+    return f"{split}-{number:05d}-{shard}.bin" if shard else f"{split}-{number:05d}.bin"
 
 
 def _is_whole(folder: Path, shard: ShardEntry) -> bool:
@@ -168,7 +167,7 @@ def _batches(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
         _, offsets = flat(texts)
         start = 0
         while start < len(texts):
-            stop = int(np.searchsorted(offsets, offsets[start] + _BATCH_BYTES, "right")) - 1
+            stop = int(np.searchsorted(offsets, offsets[start] + BATCH_BYTES, "right")) - 1
             stop = max(start + 1, stop)
             yield texts.slice(start, stop - start)
             start = stop
@@ -179,88 +178,3 @@ def _read(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
         return source.read_file(unit.number)
     assert unit.stop is not None
     return source.read(unit.start, unit.stop)
-
-
-@dataclass
-class _Side:
-    """The tokens of one split of a unit, on their way to its shard."""
-
-    split: Split
-    writer: ShardWriter
-    end_of_text: int | None
-    rows: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
-    starts: list[Offsets] = field(default_factory=list)  # (documents,) of each batch
-    text_bytes: int = 0
-    waiting: list[Documents] = field(default_factory=list)
-    waiting_bytes: int = 0
-
-    def add(self, documents: Documents, tokenizer: Tokenizer) -> None:
-        """Take documents; they are encoded when there are enough of them, since each call of an engine costs."""
-        if len(documents.rows) == 0:
-            return
-        self.waiting.append(documents)
-        self.waiting_bytes += len(flat(documents.texts)[0])
-        if self.waiting_bytes >= _FEW_BYTES:
-            self.encode_waiting(tokenizer)
-
-    def encode_waiting(self, tokenizer: Tokenizer) -> None:
-        if not self.waiting:
-            return
-        documents = joined(self.waiting)
-        self.text_bytes += self.waiting_bytes
-        self.waiting, self.waiting_bytes = [], 0
-        self._encode(documents, tokenizer)
-
-    def _encode(self, documents: Documents, tokenizer: Tokenizer) -> None:
-        self.rows.append(documents.rows)
-        if len(documents.rows) == 1:
-            self._add_one(documents.texts, tokenizer)
-            return
-        ids, offsets = tokenizer.encode_texts(documents.texts)
-        if self.end_of_text is not None:
-            ids, offsets = _with_end_of_text(ids, offsets, self.end_of_text, self.writer.dtype)
-        self.starts.append(offsets[:-1] + self.writer.tokens)
-        self.writer.append(ids)
-
-    def _add_one(self, text: Texts, tokenizer: Tokenizer) -> None:
-        """A document that may be of any length, some megabytes at a time."""
-        self.starts.append(np.array([self.writer.tokens]))
-        if self.end_of_text is not None:
-            self.writer.append(np.array([self.end_of_text], self.writer.dtype))
-        parts = cut_at(text, tokenizer.cuts(flat(text)[0], _BATCH_BYTES))
-        for number in range(len(parts)):
-            self.writer.append(tokenizer.encode_texts(parts.slice(number, 1))[0])
-
-    def finish(self) -> ShardEntry:
-        path, tokens = self.writer.path, self.writer.tokens
-        starts = np.stack([np.concatenate(self.starts), np.concatenate(self.rows)], axis=1)
-        self.writer.finish(starts)
-        sha256, blocks = hash_blocks(path)
-        return ShardEntry(
-            file=path.name,
-            split=self.split,
-            tokens=tokens,
-            documents=len(starts),
-            text_bytes=self.text_bytes,
-            sha256=sha256,
-            blocks_sha256=blocks,
-            starts_sha256=hash_file(starts_path(path)),
-            longest=_longest(np.diff(starts[:, 0], append=tokens), starts[:, 1]),
-        )
-
-
-def _with_end_of_text(ids: Ids, offsets: Offsets, end_of_text: int, dtype: Any) -> tuple[Tokens, Offsets]:
-    """The ids with an end-of-text token before every document."""
-    documents = len(offsets) - 1
-    moved = offsets + np.arange(documents + 1)
-    wider: Tokens = np.empty(len(ids) + documents, dtype)
-    is_text = np.ones(len(wider), bool)
-    is_text[moved[:-1]] = False
-    wider[is_text] = ids
-    wider[moved[:-1]] = end_of_text
-    return wider, moved
-
-
-def _longest(tokens: Offsets, rows: Offsets) -> tuple[tuple[int, int], ...]:
-    first = np.lexsort((rows, -tokens))[:_LONGEST]
-    return tuple((int(tokens[i]), int(rows[i])) for i in first)

@@ -18,7 +18,7 @@ import tiktoken
 
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
-from gptscale.data import unit
+from gptscale.data import side, unit
 from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
 from gptscale.data.prepare import prepare
 from gptscale.data.ranks import read_ranks
@@ -64,7 +64,8 @@ def test_hard_documents_have_tiktokens_ids(
         pq.write_table(pa.table({"text": texts}), tmp_path / name)
     else:
         (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
-    monkeypatch.setattr(unit, "_BATCH_BYTES", 10_000)  # long documents are cut on their way to the tokenizer
+    for module in (unit, side):
+        monkeypatch.setattr(module, "BATCH_BYTES", 10_000)  # long documents are cut on their way to the tokenizer
     data = {"tokenizer": "gpt2", "tokenizer_engine": engine, "validation_fraction": 0}
     cfg = make_config(tmp_path / name, data=data, model={"vocab_size": 50257})
     prepare(cfg, lambda line: None)

@@ -75,6 +75,6 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 def test_more_tokens_than_the_header_counts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_TOKENS", 2)
-    with pytest.raises(DataError, match=r"would hold 3 tokens, .* holds 2 at most; lower data.documents_per_shard"):
+    with pytest.raises(DataError, match=r"would hold 3 tokens, .* holds 2 at most; one document is that long"):
         write_shard(tmp_path / "a.bin", np.zeros(3, np.uint16), STARTS)
     assert list(tmp_path.iterdir()) == []

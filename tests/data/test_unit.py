@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptscale.config.schema import Config
-from gptscale.data import embedded
+from gptscale.data import embedded, side
 from gptscale.data import unit as module
 from gptscale.data.embedded import TextList
 from gptscale.data.manifest import Settings, ShardEntry
@@ -86,8 +86,30 @@ def test_a_side_without_text_has_no_file(cfg: Config) -> None:
 def test_the_size_of_batches_changes_nothing(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = make(cfg)
     monkeypatch.setattr(embedded, "_BATCH_ROWS", 3)
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(module, "BATCH_BYTES", 1)
     assert make(cfg) == expected
+
+
+def test_more_tokens_than_a_shard_can_count_go_on_in_the_next(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_train, one_val = make(cfg)
+    monkeypatch.setattr(module, "BATCH_BYTES", 1)
+    monkeypatch.setattr(side, "_FEW_BYTES", 1)
+    monkeypatch.setattr(side, "_FULL_TOKENS", 3)  # so "b" and "c", 4 tokens, leave no room for "é"
+    train, first, second = make(cfg)
+    assert train == one_train
+    assert (first.file, second.file) == ("val-00000.bin", "val-00000-1.bin")
+    assert open_shard(cfg.data.dir / first.file).tolist() == [EOT, ord("b"), EOT, ord("c")]
+    assert open_shard(cfg.data.dir / second.file).tolist() == [EOT, 0xC3, 0xA9]
+    assert read_starts(cfg.data.dir / second.file).tolist() == [[0, 3]]
+    assert [(shard.documents, shard.text_bytes) for shard in (first, second)] == [(2, 2), (1, 2)]
+    receipt = finished(cfg.data.dir, WHOLE, SETTINGS.key)
+    assert receipt is not None
+    assert receipt.shards == (train, first, second)
+    other = make(cfg, Unit(10, 0, 4))
+    remove_unit(cfg.data.dir, 0)
+    left = {path.name for path in cfg.data.dir.glob("*.bin")}
+    assert left == {shard.file for shard in other} == {"train-00010.bin", "val-00010.bin", "val-00010-1.bin"}
+    assert sum(shard.tokens for shard in (first, second)) == one_val.tokens
 
 
 def test_a_finished_unit_is_known_by_its_receipt(cfg: Config) -> None:
