@@ -13,7 +13,7 @@ from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
 
 # What tests compile is for later tests, not for the user's cache.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), "gptscale-tests-compiled"))
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gptscale-tests-compiled-{os.getuid()}")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it, and so would what they start
 

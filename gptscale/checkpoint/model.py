@@ -12,7 +12,7 @@ from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkp
 from gptscale.checkpoint.portable import check_names
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
-from gptscale.errors import CheckpointError
+from gptscale.errors import CheckpointAccessError, CheckpointError
 from gptscale.model.gpt import GPTModel
 from gptscale.weights.files import stored_tensors
 from gptscale.weights.source import Stored
@@ -60,7 +60,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
     """The checkpoint that a path names, with every file checked: itself, or the newest good one of a run.
 
     best takes a run's one with the lowest validation loss. Warns of newer ones that are passed over.
-    Raises CheckpointError if none is left.
+    Raises CheckpointError if none is left, and CheckpointAccessError for one that cannot be reached.
     """
     if (path / MANIFEST).is_file():
         if best:
@@ -75,6 +75,8 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
     for folder in list_checkpoints(path):
         try:
             return folder, verified_manifest(folder)
+        except CheckpointAccessError:
+            raise  # it is out of reach, and may be as good as any
         except CheckpointError as error:
             problem = error
             LOG.warning("passing over a bad checkpoint: %s", error)

@@ -111,10 +111,11 @@ def open_entry(folder: Path, shard: ShardEntry, dtype: str) -> Tokens:
 def _allow_open_files(folder: Path, shards: int) -> None:
     """Let this process have so many more files open: a mapped one counts, and 1,024 are the usual limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = len(os.listdir("/dev/fd")) + shards + OTHER_FILES
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
+    needed = len(os.listdir("/dev/fd")) + shards
+    if soft == resource.RLIM_INFINITY or needed + OTHER_FILES <= soft:
         return
-    if hard != resource.RLIM_INFINITY and wanted > hard:
+    wanted = needed + OTHER_FILES if hard == resource.RLIM_INFINITY else min(needed + OTHER_FILES, hard)
+    if needed >= wanted:
         raise DataError(
             f"{folder} has {shards:,} shards, and this process may have no more than {hard:,} files open; raise the "
             "limit (ulimit -Hn), or prepare the corpus with a larger data.documents_per_shard"

@@ -19,7 +19,6 @@ BATCH_BYTES = 2**23
 """Of text to the tokenizer at once; a longer document is a batch of its own."""
 
 _FEW_BYTES = 2**21  # wait for more
-_FULL_TOKENS = MOST_TOKENS - 2**25  # 16 MiB at most are encoded at once, unless a document is longer
 _LONGEST = 3
 
 
@@ -99,8 +98,9 @@ class Side:
         if not self.waiting:
             return
         documents = joined(self.waiting)
+        most = self.waiting_bytes + len(documents.rows)  # a token is a byte at the least; each document has its end
         self.waiting, self.waiting_bytes = [], 0
-        if not self.shards or self.shards[-1].writer.tokens > _FULL_TOKENS:
+        if not self.shards or self.shards[-1].writer.tokens + most > MOST_TOKENS:
             self.shards.append(self.open_shard(len(self.shards)))
         self.shards[-1].add(documents, tokenizer)
 

@@ -145,20 +145,19 @@ def _kind_of_file(path: Path, cfg: SourceConfig) -> str:
 def _walk(folder: Path) -> list[Path]:
     """The files below a folder, without hidden ones; raises OSError for what may not be listed."""
     found: list[Path] = []
-    seen = {os.path.realpath(folder)}
-    for parent, subfolders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        subfolders.sort()
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and _is_new(parent, name, seen)]
-        found.extend(Path(parent, name) for name in names if not name.startswith("."))
+    seen: set[str] = set()
+    roots = [str(folder)]
+    for root in roots:  # links to folders are further ones, entered last, so that what has a place here keeps its name
+        for parent, subfolders, names in os.walk(root, onerror=_raise):
+            if (real := os.path.realpath(parent)) in seen:  # met by another link, perhaps round in a circle
+                subfolders.clear()
+                continue
+            seen.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            paths = (os.path.join(parent, name) for name in subfolders)
+            roots.extend(path for path in paths if os.path.islink(path))
+            found.extend(Path(parent, name) for name in names if not name.startswith("."))
     return sorted(path for path in found if path.is_file())
-
-
-def _is_new(parent: str, name: str, seen: set[str]) -> bool:
-    """Whether a folder was not met before, perhaps by a link, which could lead round in a circle."""
-    real = os.path.realpath(os.path.join(parent, name))
-    known = real in seen
-    seen.add(real)
-    return not known
 
 
 def _raise(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """Memory of one GPU: the state, what a micro-batch keeps, and how large a micro-batch may be."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from gptscale.config.schema import Config
@@ -74,6 +75,11 @@ def fits(cfg: Config, launch: Launch, gpu: Gpu) -> bool:
 
 def largest_micro_batch(cfg: Config, launch: Launch, gpu: Gpu) -> int:
     """The largest power of two of sequences that fits and that a step can use; 0 where not even one fits."""
+    return largest_with(cfg, launch, lambda launch: fits(cfg, launch, gpu))
+
+
+def largest_with(cfg: Config, launch: Launch, fits: Callable[[Launch], bool]) -> int:
+    """The largest power of two of sequences that a step can use and with which a launch fits; 0 if none does."""
     usable = -(-cfg.sequences_per_step // launch.gpus)
     powers = [1 << n for n in range(usable.bit_length())]
-    return max((n for n in powers if fits(cfg, replace(launch, micro_batch_sequences=n), gpu)), default=0)
+    return max((n for n in powers if fits(replace(launch, micro_batch_sequences=n))), default=0)

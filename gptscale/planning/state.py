@@ -4,7 +4,7 @@ Bytes for each element of the model; n shares it, and what is written whole is o
 
                           weights          gradients                   moments    buffers
     none                  4                4                           8
-    ddp                   4                4                           8
+    ddp                   4                4                           8       gradients, where micro-batches add up
     zero1                 4 + 4/n          4                           8/n        a bucket
     zero1, bf16-sharded   2 + 4/n          4 + 2                       8/n        gradients, copied to be sent
     zero2                 4 + 4/n          4/n                         8/n        a bucket
@@ -13,9 +13,10 @@ Bytes for each element of the model; n shares it, and what is written whole is o
 
 bf16-sharded has 2 in place of the first 4 under ZeRO, whose 4/n are fp32 masters; DeepSpeed keeps masters where the
 weights are fp32 too. Muon has 4 in place of 8 for the matrices of the blocks. DDP's buckets hold the gradients
-themselves. While micro-batches accumulate, FSDP2's gradients are whole until the last.
+themselves from the first all-reduce of a process on; where micro-batches accumulate before it, they lie beside them.
+While micro-batches accumulate, FSDP2's gradients are whole until the last.
 
-tests/dist counts all of this with two ranks, but for the sizes of DeepSpeed's buffers on GPUs.
+tests/dist counts weights, gradients and moments of all of this with two ranks, and the buffers that stay.
 """
 
 import math
@@ -30,6 +31,9 @@ WEIGHT_BYTES = {"fp32": 4, "bf16": 4, "fp16": 4, "bf16-sharded": 2}
 
 BUCKET_ELEMENTS = 50_000_000
 """Our reduce_bucket_size on GPUs (runtime/zero_config.py): DeepSpeed makes room for as many in a model of any size."""
+
+ALLREDUCE_ELEMENTS = 500_000_000
+"""DeepSpeed's own bucket of ZeRO-1 with bf16-sharded, whatever reduce_bucket_size is."""
 
 PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's stage3_prefetch_bucket_size: weights that ZeRO-3 gathers ahead of their use."""
@@ -87,12 +91,14 @@ def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
     precision, size = cfg.train.precision, model_size(cfg.model)
     weight = WEIGHT_BYTES[precision]
     match launch.engine:
-        case "none" | "ddp":
+        case "none":
             return 0
+        case "ddp":
+            return 4 * size.total if launch.accumulation(cfg) > 1 else 0
         case "fsdp2":  # two blocks and what is outside of them are gathered, and a block's new gradients are whole
             return weight * (2 * size.block + size.outside) + 4 * size.block
         case "zero1" if precision == "bf16-sharded":
-            return 4 * min(BUCKET_ELEMENTS, size.total)
+            return 4 * min(ALLREDUCE_ELEMENTS, size.total)
         case "zero1" | "zero2":
             return weight * bucket_elements
         case _:  # a full bucket is copied to be scattered

@@ -60,12 +60,16 @@ def remove_halves() -> list[Path]:
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
     folders = {Path(cache_dir()), Path(default_cache_dir())}  # the second has all compiled headers
-    found = [path for folder in folders for ending in ("so", "o", "gch") for path in folder.rglob(f"*.{ending}")]
-    return sorted(path for path in set(found) if _is_half(path) and _removed(path))
+    # os.walk passes over folders that are gone: compilers elsewhere share the place, and remove theirs as they end.
+    found = {Path(parent, name) for folder in folders for parent, _, names in os.walk(folder) for name in names}
+    compiled = [path for path in found if path.suffix in (".so", ".o", ".gch")]
+    return sorted(path for path in compiled if _is_half(path) and _removed(path))
 
 
 def _is_half(path: Path) -> bool:
-    return path.with_name(f"{path.stem}_CxxBuild").is_dir() or (path.suffix != ".gch" and not _is_whole(path))
+    with suppress(OSError):  # gone since, or not ours
+        return path.with_name(f"{path.stem}_CxxBuild").is_dir() or (path.suffix != ".gch" and not _is_whole(path))
+    return False
 
 
 def _is_whole(path: Path) -> bool:

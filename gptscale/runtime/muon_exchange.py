@@ -33,14 +33,14 @@ class Exchange:
         owners = _owners(held)
         self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
         self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
-        self._device, self._dtype = device, muon_dtype(device)
+        self._device, self.dtype = device, muon_dtype(device)
 
     def updates(self, flat: Tensor, group: dict[str, Any]) -> Iterator[tuple[Piece, Tensor, float]]:
         """Orthogonalize the matrices whose pieces lie in every rank's flat tensor; gives each of this rank's pieces,
         its part of the direction, and the rate by which to go there."""
         matrices = self._gather(flat)
         for name, matrix in matrices.items():
-            matrices[name] = orthogonalized(matrix, group, self._dtype)
+            matrices[name] = orthogonalized(matrix, group, self.dtype)
         for piece, direction in self._scatter(matrices):
             yield piece, direction, _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
 
@@ -64,7 +64,7 @@ class Exchange:
         self, sent: list[Tensor], outgoing: list[list[Piece]], incoming: list[list[Piece]]
     ) -> Iterator[tuple[Piece, Tensor]]:
         to, of = ([sum(p.numel for p in pieces) for pieces in side] for side in (outgoing, incoming))
-        nothing = torch.empty(0, dtype=self._dtype, device=self._device)
+        nothing = torch.empty(0, dtype=self.dtype, device=self._device)
         received = nothing.new_empty(sum(of))
         dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to)
         pieces = [piece for side in incoming for piece in side]

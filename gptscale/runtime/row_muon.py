@@ -48,7 +48,8 @@ class RowMuon(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], exchange: Exchange) -> None:
         parameters = group["params"]
-        moved = [local_rows(momentum_step(self.state[p], p.grad, group)) for p in parameters if p.grad is not None]
+        graded = [p for p in parameters if p.grad is not None]
+        moved = [local_rows(momentum_step(self.state[p], p.grad, group)).to(exchange.dtype) for p in graded]
         if len(moved) < len(parameters):  # `materialize_state` gives one gradient after another, for the state alone
             assert group["lr"] == 0
             return

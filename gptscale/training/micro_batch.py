@@ -7,7 +7,7 @@ from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.planning.launch import Launch
-from gptscale.planning.memory import memory_of
+from gptscale.planning.memory import largest_with, memory_of
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_engine, launched_world
@@ -38,20 +38,20 @@ def _largest(cfg: Config) -> int:
     device = local_device()
     free = free_bytes(device) * SAFE_SHARE
     launch = launch_of_this_process()
-    usable = -(-cfg.sequences_per_step // launch.gpus)
 
-    def needed(sequences: int) -> int:
-        memory = memory_of(cfg, replace(launch, micro_batch_sequences=sequences))
+    def needed(launch: Launch) -> int:
+        memory = memory_of(cfg, launch)
         return memory.total + (0 if device.type == "cuda" else memory.host)
 
-    fitting = [number for n in range(usable.bit_length()) if needed(number := 1 << n) <= free]
-    if not fitting:
+    largest = largest_with(cfg, launch, lambda launch: needed(launch) <= free)
+    if not largest:
+        least = needed(replace(launch, micro_batch_sequences=1)) / 1e9
         raise TrainingError(
             f"not even one sequence fits: {free / 1e9:.1f} GB of memory can be used, and with weights, gradients and "
-            f"optimizer it takes {needed(1) / 1e9:.1f} GB; set train.activation_checkpointing=true, lower "
+            f"optimizer it takes {least:.1f} GB; set train.activation_checkpointing=true, lower "
             "model.context_length, or shard with launch/accelerate/zero3.yaml"
         )
-    return fitting[-1]
+    return largest
 
 
 def launch_of_this_process() -> Launch:

@@ -1,13 +1,16 @@
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from gptscale.checkpoint import layout
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest, write_manifest
 from gptscale.checkpoint.model import load_model
 from gptscale.config.schema import Config
-from gptscale.errors import CheckpointError
+from gptscale.errors import CheckpointAccessError, CheckpointError
 from gptscale.training.run import train
 
 
@@ -28,6 +31,20 @@ def test_a_run_with_a_damaged_newest_checkpoint_gives_the_one_before(
     for path in list_checkpoints(cfg.run.dir):
         next(path.glob("part-*")).write_bytes(b"")
     with pytest.raises(CheckpointError, match="it was cut short or changed"):
+        load_model(cfg.run.dir)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_reached_is_not_passed_over(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    train(cfg)
+
+    def failing(path: Path) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(layout, "fast_hash_file", failing)
+    with pytest.raises(CheckpointAccessError, match=f"cannot be read: {os.strerror(code)}"):
         load_model(cfg.run.dir)
 
 

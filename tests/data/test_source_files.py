@@ -39,6 +39,16 @@ def test_a_link_to_a_folder_is_followed_and_never_in_a_circle(folder: Path, tmp_
     assert found(folder)[1] == [*before, "z.txt"]
 
 
+def test_a_folder_has_its_own_name_wherever_a_link_to_it_sorts(tmp_path: Path) -> None:
+    for name in ("v1", "v2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(name)
+    (tmp_path / "current").symlink_to("v2")
+    (tmp_path / "v1" / "a").symlink_to(tmp_path / "v2")
+    _, files = find_files(SourceConfig(path=str(tmp_path)))
+    assert files == [tmp_path / "v1" / "x.txt", tmp_path / "v2" / "x.txt"]
+
+
 def test_a_glob_gives_its_matches_in_order(folder: Path) -> None:
     assert found(folder / "*.txt") == ("text", ["b.txt"])
     assert found(folder / "**" / "[bc].*") == ("text", ["b.txt", "c.py"])

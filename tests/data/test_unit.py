@@ -94,7 +94,7 @@ def test_more_tokens_than_a_shard_can_count_go_on_in_the_next(cfg: Config, monke
     one_train, one_val = make(cfg)
     monkeypatch.setattr(module, "BATCH_BYTES", 1)
     monkeypatch.setattr(side, "_FEW_BYTES", 1)
-    monkeypatch.setattr(side, "_FULL_TOKENS", 3)  # so "b" and "c", 4 tokens, leave no room for "é"
+    monkeypatch.setattr(side, "MOST_TOKENS", 6)  # so "b" and "c", 4 tokens, leave no room for "é", which has 3
     train, first, second = make(cfg)
     assert train == one_train
     assert (first.file, second.file) == ("val-00000.bin", "val-00000-1.bin")

@@ -56,7 +56,7 @@ def test_a_rank_keeps_what_is_planned(
     assert phases[-1]["weights"] + phases[-1]["masters"] == pytest.approx(planned.weights, rel=0.05)
     assert phases[-1]["moments"] == pytest.approx(planned.moments, rel=0.05)
     # Some engines keep gradients in places of their own, beside buffers that stay from step to step.
-    buffers = {"ddp": planned.buffers, "zero1": planned.buffers, "zero3": 4 * BUCKET_ELEMENTS["cpu"]}.get(engine, 0)
+    buffers = {"zero1": planned.buffers, "zero3": 4 * BUCKET_ELEMENTS["cpu"]}.get(engine, 0)
     kept = max(phase["gradients"] + phase["other"] for phase in phases)
     if (engine, precision) == ("zero1", "bf16-sharded"):
         buffers = 0  # made when they are sent

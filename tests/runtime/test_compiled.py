@@ -5,6 +5,7 @@ import fcntl
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,26 @@ def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes) -> No
     assert remove_halves() == [half]
     assert [path.name for path in (cache / "ab").iterdir()] == ["cabc.main.so"]
     assert remove_halves() == []
+
+
+def test_what_is_gone_before_it_is_looked_at_is_nobodys_fault(cache: Path) -> None:
+    (cache / "ab" / "cgone.main.so").symlink_to(cache / "gone")
+    assert remove_halves() == []
+
+
+def test_a_folder_that_goes_during_the_search_is_passed_over(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "ab" / "chalf.main.so").write_bytes(b"")
+    building, listed = cache / "ab" / "cabc_CxxBuild", os.scandir
+    building.mkdir()
+
+    def listing(path: Any) -> Any:
+        if Path(path) == building:
+            building.rmdir()  # as torch does when it has compiled
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    assert remove_halves() == [cache / "ab" / "chalf.main.so"]
+    assert not building.exists()
 
 
 def test_a_header_whose_compiler_was_killed_goes(cache: Path) -> None:
