@@ -16,6 +16,7 @@ WHOLE_ELF_BYTES = 64
 """The header of a 64-bit ELF file, which says where the table of its sections is."""
 
 WHERE = "TORCHINDUCTOR_CACHE_DIR"
+ALLOWED = "autograd_cache_allow_custom_autograd_functions"
 
 
 def keep_in_users_cache() -> None:
@@ -35,6 +36,18 @@ def keep_in_users_cache() -> None:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, since all ranks ask
             if " " not in str(folder):  # of which torch's command lines make two names
                 os.environ[WHERE] = str(folder)
+
+
+def keep_traced_graphs() -> None:
+    """Let a second start skip the tracing of a graph and of its gradients too, where it has a torch.autograd.Function.
+
+    The loss of the head is one, and torch passes such graphs over unless it is told. Its key has what was traced of
+    both directions, so another gradient is another graph.
+    """
+    from torch._functorch import config
+
+    if hasattr(config, ALLOWED):
+        setattr(config, ALLOWED, True)
 
 
 def _users_cache() -> Path:

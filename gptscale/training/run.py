@@ -22,7 +22,7 @@ from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.compiled import keep_in_users_cache, remove_halves
+from gptscale.runtime.compiled import keep_in_users_cache, keep_traced_graphs, remove_halves
 from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -185,6 +185,7 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
 def _find_compiled(engine: Engine) -> None:
     """Use what earlier starts have compiled, without what a compiler could not finish."""
     keep_in_users_cache()
+    keep_traced_graphs()
     for path in engine.agree(remove_halves):
         engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 

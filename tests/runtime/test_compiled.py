@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch._functorch import config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from gptscale.runtime.compiled import keep_in_users_cache, remove_halves
+from gptscale.runtime.compiled import keep_in_users_cache, keep_traced_graphs, remove_halves
 
 
 def elf(sections: int = 2) -> bytes:
@@ -83,6 +86,37 @@ def test_what_somebody_is_writing_stays(cache: Path) -> None:
         assert remove_halves() == []
     assert half.exists()
     assert remove_halves() == [half]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+def test_a_traced_gradient_is_kept_and_another_one_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def gradient(slope: float) -> tuple[list[float], int]:
+        class Sloped(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Tensor) -> Tensor:
+                ctx.save_for_backward(x)
+                return x.exp().sum()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: Tensor) -> Tensor:
+                return gradient * slope * ctx.saved_tensors[0]
+
+        torch._dynamo.reset()
+        counters.clear()
+        x = torch.tensor([1.0, 2.0], requires_grad=True)
+        torch.compile(Sloped.apply, dynamic=False)(x).backward()
+        assert x.grad is not None
+        return x.grad.tolist(), counters["aot_autograd"]["autograd_cache_hit"]
+
+    with config.patch(autograd_cache_allow_custom_autograd_functions=False):
+        keep_traced_graphs()
+        assert gradient(2.0) == ([2.0, 4.0], 0)
+        assert gradient(2.0) == ([2.0, 4.0], 1)
+        assert gradient(3.0) == ([3.0, 6.0], 0)
 
 
 @pytest.fixture

@@ -95,9 +95,10 @@ def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: py
     done: list[str] = []
     half = Path("cache/chalf.so")
     monkeypatch.setattr(run, "keep_in_users_cache", lambda: done.append("kept"))
+    monkeypatch.setattr(run, "keep_traced_graphs", lambda: done.append("traced"))
     monkeypatch.setattr(run, "remove_halves", lambda: [half])
     run._find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append))  # type: ignore[arg-type]
-    assert done == ["kept", f"removed {half}: a compiler was killed while it wrote it; it is compiled again"]
+    assert done == ["kept", "traced", f"removed {half}: a compiler was killed while it wrote it; it is compiled again"]
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
