@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptscale.config.schema import Config
-from gptscale.data import blocks, unit, verify
+from gptscale.data import blocks, side, verify
 from gptscale.data.blocks import hash_blocks, wrong_range
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
@@ -54,7 +54,7 @@ def test_a_file_that_was_cut_or_grew_is_wrong_where_it_ends(size: int, expected:
 @pytest.fixture
 def cfg(tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Config:
     """A corpus of four units whose shards have blocks of 1,000 bytes."""
-    monkeypatch.setattr(unit, "hash_blocks", lambda path: hash_blocks(path, 1000))
+    monkeypatch.setattr(side, "hash_blocks", lambda path: hash_blocks(path, 1000))
     monkeypatch.setattr(verify, "wrong_range", lambda path, hashes: wrong_range(path, hashes, 1000))
     (tmp_path / "x.txt").write_text("\n".join(f"line {i} " * 30 for i in range(40)))
     cfg = make_config(tmp_path / "x.txt", data={"documents_per_shard": 10, "validation_fraction": 0.2})
