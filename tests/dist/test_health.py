@@ -8,7 +8,7 @@ import torch
 
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.checkpoint.model import load_model
-from tests.dist.conftest import ENGINES, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, changed, forked, launch
 
 pytestmark = pytest.mark.dist
 LONG = pytest.mark.long  # another way of what the others show
@@ -25,7 +25,7 @@ def test_a_nan_at_step_20_on_one_rank_is_skipped_by_all_and_recorded(
     cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 24}, checkpoint={"every_steps": 20})
     # two micro-batches a step on a rank: the 40th backward is the last of step 20
     env = {**ENGINES[engine], "FAULT": f"nan:{rank}", "FAULTY_CALL": "40"}
-    done = launch(cfg, torchrun(2), env)
+    done = launch(cfg, forked(2), env)
     assert done.returncode == 0, done.output
     assert done.log("health/skipped_steps") == [0] * 19 + [1] + [0] * 4
     assert done.log("train/loss")[19] is None
@@ -41,7 +41,7 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(
     plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
     cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 6})
-    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "nan:1"})
+    done = launch(cfg, forked(2), {**ENGINES[engine], "FAULT": "nan:1"})
     assert done.returncode == 0, done.output
     assert done.log("health/skipped_steps") == [0, 1, 0, 0, 0, 0]
     for rank in range(2):
@@ -63,7 +63,7 @@ def test_a_spike_on_one_rank_sends_both_back_and_leaves_its_samples_out(
         checkpoint={"every_steps": 5},
         health={"rollback": True, "spike_window": 16},
     )
-    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "spike:1", "FAULTY_CALL": "13"})
+    done = launch(cfg, forked(2), {**ENGINES[engine], "FAULT": "spike:1", "FAULTY_CALL": "13"})
     assert done.returncode == 0, done.output
     assert "going back to" in done.output
     assert len(done.log("train/loss")) == 16

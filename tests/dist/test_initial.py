@@ -17,7 +17,7 @@ from gptscale.config.schema import Config
 from gptscale.data.corpora import open_corpora
 from gptscale.data.loader import StepLoader
 from gptscale.model.gpt import GPTModel
-from tests.dist.conftest import ENGINES, ROOT, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, ROOT, changed, forked, launch, torchrun
 
 pytestmark = pytest.mark.dist
 
@@ -75,7 +75,7 @@ def test_the_first_loss_is_that_of_transformers(
         optim={"warmup_steps": 0, "lr_peak": 1e-3},
         sample={"prompts": []},
     )
-    done = launch(cfg, [sys.executable] if engine == "none" else torchrun(2), ENGINES.get(engine, {}))
+    done = launch(cfg, forked(0) if engine == "none" else forked(2), ENGINES.get(engine, {}))
     assert done.returncode == 0, done.output
     tokens = first_batch(cfg)
     with torch.no_grad():
@@ -94,9 +94,9 @@ def test_a_checkpoint_in_the_run_folder_wins(plain_values: dict[str, Any], tmp_p
     folder, _ = theirs
     sections: dict[str, Any] = {"optim": {"warmup_steps": 0}, "sample": {"prompts": []}}
     start = changed(plain_values, tmp_path, model={"init_from": str(folder)}, train={"steps": 2}, **sections)
-    assert launch(start, [sys.executable], {}).returncode == 0
+    assert launch(start, forked(0), {}).returncode == 0
     longer = changed(plain_values, tmp_path, model={"init_from": "not/there"}, train={"steps": 4}, **sections)
-    done = launch(longer, [sys.executable], {})
+    done = launch(longer, forked(0), {})
     assert done.returncode == 0, done.output
     assert "going on from" in done.output
     assert "starting from" not in done.output
