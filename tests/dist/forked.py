@@ -4,6 +4,7 @@ Only how the processes come to be differs: each has an environment of its own, r
 __main__, and meets the others as under torchrun. Tests of launching itself use the launchers.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,7 +15,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
 
-PRELOADED = ["torch", "torch._dynamo", "accelerate", "deepspeed", "gptscale.training.run", "gptscale.cli.main"]
+PRELOADED = [
+    *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.select_algorithm"),
+    *("transformers", "accelerate", "accelerate.utils.deepspeed"),
+    *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),
+    *("gptscale.training.run", "gptscale.cli.main"),
+]
 
 GRACE_S = 20.0
 """How long the other ranks may go on after one has failed."""
@@ -59,6 +65,7 @@ def _live(what: list[str], env: dict[str, str], output: Path) -> NoReturn:
     os.dup2(handle, 2)
     os.environ.clear()
     os.environ.update(env)
+    gc.freeze()  # or every collection would search all that was imported
     code: object = 1
     try:
         if what[0] == "-m":
