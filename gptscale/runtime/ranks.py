@@ -36,6 +36,9 @@ TELLING_S = 5.0
 TOLD = "gptscale/told"
 """Where rank 0 notes that it has told what all ranks raised."""
 
+HEARD = "gptscale/heard"
+"""Where the others count themselves as they have seen that, and what follows when all have."""
+
 _store: c10d.Store | None = None
 _words: dist.ProcessGroup | None = None
 """What the ranks tell each other goes over the CPU, so that it waits for no GPU; None is the default group."""
@@ -122,11 +125,14 @@ def tell_once(tell: Callable[[], None]) -> None:
     """Tell of an error that all ranks have: rank 0 does. Others wait for it, since the first to end has all ended.
 
     Where rank 0 does not come to it within seconds, the error was not everybody's, and this rank tells it.
+    Rank 0 in turn waits until the others have seen that it did: without a launcher it is the store's host.
     """
     if launched_rank() == 0:
         tell()
-        if _store is not None:
-            _store.set(TOLD, "yes")
+        if _store is not None and launched_world() > 1:
+            with suppress(RuntimeError):  # one of them has ended already
+                _store.set(TOLD, "yes")
+                _store.wait([f"{HEARD}/all"], timedelta(seconds=TELLING_S))
     elif _store is None:  # the ranks have not met, and read the same config
         time.sleep(TELLING_S)
     else:
@@ -134,6 +140,9 @@ def tell_once(tell: Callable[[], None]) -> None:
             _store.wait([TOLD], timedelta(seconds=TELLING_S))
         except RuntimeError:
             tell()
+        else:
+            if _store.add(HEARD, 1) == launched_world() - 1:
+                _store.set(f"{HEARD}/all", "yes")
 
 
 def explained(error: Exception) -> Exception:

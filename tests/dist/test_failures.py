@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist.conftest import ENGINES, changed, launch, torchrun
+from tests.dist.conftest import ENGINES, changed, forked, launch, torchrun
 
 pytestmark = pytest.mark.dist
 
@@ -58,7 +58,7 @@ def test_a_run_that_loses_its_disk_says_so_once(
 ) -> None:
     quiet: dict[str, Any] = {"sample": {"prompts": []}, "eval": {"sequences": 1, "train_sequences": None}}
     cfg = changed(plain_values, small_disk, **quiet)
-    done = launch(cfg, torchrun(2), {"FAULT": fault, "RUN_DIR": str(cfg.run.dir)})
+    done = launch(cfg, forked(2), {"FAULT": fault, "RUN_DIR": str(cfg.run.dir)})
     assert done.returncode != 0
     assert message in done.output, done.output
     assert done.output.count("gptscale: ") == 1, done.output
@@ -70,7 +70,7 @@ def test_a_part_that_one_rank_cannot_write_ends_all_at_the_next_step_with_its_ca
     plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
     cfg = changed(plain_values, tmp_path, sample={"prompts": []}, eval={"sequences": 1}, checkpoint={"every_steps": 4})
-    done = launch(cfg, torchrun(2), {**ENGINES[engine], "FAULT": "writer:1"})
+    done = launch(cfg, forked(2), {**ENGINES[engine], "FAULT": "writer:1"})
     assert done.returncode != 0
     cause = (
         r"gptscale: checkpoint \S*/step-00000004 could not be written: \[Errno 5\] Input/output error; older checkpoi"
