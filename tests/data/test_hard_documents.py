@@ -165,11 +165,11 @@ def test_a_hundred_megabytes_in_one_line_take_less_than_600_megabytes(
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, make_config: Make) -> None:
     peaks = []
-    for megabytes in (5, 80):
+    for megabytes in (40, 240):
         texts = [f"{i} some words of a document, and more of them. " * 80 for i in range(megabytes * 250)]
         pq.write_table(pa.table({"text": texts}), tmp_path / f"{megabytes}.parquet")
         data = {"tokenizer": "gpt2", "dir": tmp_path / f"corpus-{megabytes}", "documents_per_shard": 10**6}
         cfg = make_config(tmp_path / f"{megabytes}.parquet", data=data, model={"vocab_size": 50257})
         peaks.append(peak_megabytes(cfg))
-    assert peaks[1] < peaks[0] + 75  # less than the text that was added
+    assert peaks[1] < peaks[0] + 130  # two thirds of the text that was added; the allocator's own share varies by 30
     assert peaks[1] < 600
