@@ -76,7 +76,7 @@ def join() -> None:
 def leave() -> None:
     """Wait for the other ranks and part from them, at the good end of a run."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_words)  # not NCCL, which would first have to be told its device
         dist.destroy_process_group()
 
 
