@@ -38,6 +38,11 @@ def test_a_world_that_does_not_divide_the_step_says_what_it_costs(trace: Trace) 
     assert "4 of them are filling of weight zero, 33% of the work" in trace("ddp", 3).output
 
 
+@pytest.mark.parametrize(("engine", "world"), TWO_RANKS)
+def test_what_is_not_compiled_does_not_load_the_compiler(trace: Trace, engine: str, world: int) -> None:
+    assert not trace(engine, world).watched["inductor"]  # seconds of every start
+
+
 @pytest.mark.parametrize(("engine", "world"), [("none", 1), *TWO_RANKS])
 def test_the_optimizer_ran_at_the_rate_of_the_schedule(trace: Trace, engine: str, world: int) -> None:
     run = trace(engine, world)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,7 +67,14 @@ def watch(folder: Path) -> None:
         if RANK == 0:
             on_disk = [path.name for path in (folder / "disk").rglob("*.swp")]
             optimizer = type(of.engine.optimizer).__name__
-            watched = {"start": digest, "rates": rates, "on_disk": on_disk, "optimizer": optimizer}
+            inductor = "torch._inductor.compile_fx" in sys.modules
+            watched = {
+                "start": digest,
+                "rates": rates,
+                "on_disk": on_disk,
+                "optimizer": optimizer,
+                "inductor": inductor,
+            }
             (folder / "watched.json").write_text(json.dumps(watched))
         return finished
 
