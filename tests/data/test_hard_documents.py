@@ -171,5 +171,5 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, make_config: Make)
         data = {"tokenizer": "gpt2", "dir": tmp_path / f"corpus-{megabytes}", "documents_per_shard": 10**6}
         cfg = make_config(tmp_path / f"{megabytes}.parquet", data=data, model={"vocab_size": 50257})
         peaks.append(peak_megabytes(cfg))
-    assert peaks[1] < peaks[0] + 130  # two thirds of the text that was added; the allocator's own share varies by 30
+    assert peaks[1] < peaks[0] + 130  # two thirds of the text that was added; equal runs differ by up to 30
     assert peaks[1] < 600
