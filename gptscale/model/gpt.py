@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptscale.config.schema import ModelConfig
+from gptscale.model import compiled_cpu
 from gptscale.model.cache import KVCache, LayerCache
+from gptscale.model.compiled_cpu import is_compiling_for_cpu
 from gptscale.model.loss import cross_entropy_by_token, summed_cross_entropy
 from gptscale.model.size import model_size, padded_vocab_size
 
@@ -27,9 +29,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, C) to (B, T, C); with a cache, what was read before is seen too."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)  # each (B, T, H, D)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, T, D)
+        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, D)
         drop_rate = self.drop_rate if self.training else 0.0
+        if cache is None and not drop_rate and qkv.dtype == torch.bfloat16 and is_compiling_for_cpu(qkv):
+            return self.out_proj(compiled_cpu.causal_attention(qkv).flatten(2))  # type: ignore[no-any-return]
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # each (B, H, T, D)
         mask, causal = None, True
         if cache is not None:
             k, v, mask, causal = cache.extend(k, v)
@@ -48,7 +52,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
-        return self.out_proj(F.gelu(self.fc(x), approximate=self.approximate))  # type: ignore[no-any-return]
+        wide = self.fc(x)
+        if is_compiling_for_cpu(wide) and self.approximate == "tanh":
+            return self.out_proj(compiled_cpu.gelu(wide))  # type: ignore[no-any-return]
+        return self.out_proj(F.gelu(wide, approximate=self.approximate))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -1,0 +1,94 @@
+"""What is compiled for a CPU in place of torch's kernels, against these in float64."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from gptscale.config.schema import ModelConfig
+from gptscale.model.compiled_cpu import causal_attention, gelu
+from gptscale.model.gpt import GPTModel
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+
+ROUNDING = 2**-8
+"""The distance of bf16 numbers at 1."""
+MODEL = {"vocab_size": 101, "context_length": 160, "emb_dim": 64, "n_heads": 2, "n_layers": 1}
+
+
+@pytest.fixture
+def not_compiled() -> Iterator[None]:
+    """Compute what would be compiled as it stands."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+def attention_and_gradient(qkv: Tensor, grad: Tensor, written_out: bool) -> tuple[Tensor, Tensor]:
+    """What queries see, and what queries, keys and values get from a gradient, in float64."""
+    leaf = qkv.clone().requires_grad_()
+    if written_out:
+        y = causal_attention(leaf)
+    else:
+        q, k, v = leaf.transpose(1, 3).unbind(2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    y.backward(grad)
+    assert leaf.grad is not None
+    return y.detach().double(), leaf.grad.double()
+
+
+@pytest.mark.parametrize("length", [1, 7, 128, 129, 300, 1_000])
+@pytest.mark.usefixtures("not_compiled")
+def test_attention_in_groups_is_attention(length: int) -> None:
+    torch.manual_seed(length)
+    qkv = torch.randn(2, length, 3, 2, 16, dtype=torch.bfloat16)
+    grad = torch.randn(2, length, 2, 16, dtype=torch.bfloat16)
+    ours = attention_and_gradient(qkv, grad, written_out=True)
+    exact = attention_and_gradient(qkv.double(), grad.double(), written_out=False)
+    for mine, wanted in zip(ours, exact, strict=True):
+        assert (mine - wanted).norm() < 2 * ROUNDING * wanted.norm()
+
+
+@pytest.mark.usefixtures("not_compiled")
+def test_a_position_gets_nothing_from_later_ones() -> None:
+    qkv = torch.randn(1, 300, 3, 2, 16, dtype=torch.bfloat16)
+    before = causal_attention(qkv)
+    qkv[:, 200:] += 1
+    after = causal_attention(qkv)
+    assert torch.equal(before[:, :200], after[:, :200])
+    assert not torch.equal(before[:, 200:], after[:, 200:])
+
+
+def test_gelu_is_gelu_and_so_is_its_gradient() -> None:
+    x = torch.linspace(-12, 12, 4_801)
+    mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    gelu(mine).sum().backward()
+    F.gelu(exact, approximate="tanh").sum().backward()
+    assert mine.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(gelu(x).double(), F.gelu(x.double(), approximate="tanh"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("drop_rate", "taken"), [(0.0, True), pytest.param(0.1, False, marks=pytest.mark.long)])
+def test_a_compiled_model_takes_it_where_nothing_is_dropped(drop_rate: float, taken: bool) -> None:
+    torch.manual_seed(0)
+    model = GPTModel(ModelConfig(**MODEL, drop_rate=drop_rate), seed=1)
+    tokens, targets = torch.randint(0, 101, (2, 2, 160))
+    losses, grads, names = [], [], set()
+    for _ in ("not compiled", "compiled"):
+        model.zero_grad()
+        with profile(activities=[ProfilerActivity.CPU]) as seen, torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens, targets)
+            loss.backward()
+        names = {event.key for event in seen.key_averages()}
+        losses.append(loss.item() / targets.numel())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        model.compile(dynamic=False)
+    assert ("gptscale::causal_attention" in names, "gptscale::causal_attention_backward" in names) == (taken, taken)
+    if not drop_rate:
+        assert abs(losses[0] - losses[1]) < 1e-3
+        assert (grads[0] - grads[1]).norm() < 3 * ROUNDING * grads[0].norm()
