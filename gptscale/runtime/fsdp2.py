@@ -53,13 +53,12 @@ class Fsdp2Engine(Engine):
         policy = MixedPrecisionPolicy()
         if self.settings.precision == "bf16-sharded":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        unfilled = Unfilled(self.device)
         for block in model.blocks:  # type: ignore[union-attr]
-            unfilled.fill(block)  # one after the other, so that no rank holds them all
+            Unfilled(self.device).fill(block)  # one after the other, and each forgotten, so that no rank holds them all
             if compile_model:
                 block.compile()
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        unfilled.fill(model)
+        Unfilled(self.device).fill(model)
         fully_shard(model, mesh=mesh, mp_policy=policy)
         sharded = dict(model.named_parameters())
         for group in optimizer.param_groups:

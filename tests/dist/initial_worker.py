@@ -1,5 +1,6 @@
 """One rank that takes its share of other weights, and notes the most memory that it took for that."""
 
+import gc
 import json
 import sys
 import threading
@@ -12,7 +13,7 @@ import torch
 
 from gptscale.config.load import load_config
 from gptscale.model.gpt import GPTModel
-from gptscale.runtime import ranks
+from gptscale.runtime import fsdp2, ranks
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.zero import ZeroEngine
 from gptscale.training.initial import load_initial_weights
@@ -49,6 +50,13 @@ class Peak(threading.Thread):
         return peak.bytes
 
 
+def held_bytes() -> int:
+    """Memory of all tensors that somebody still refers to, written to or not; on a GPU it is taken at once."""
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter) and not o.is_meta]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
 def main(config: str, folder: str) -> None:
     cfg = load_config(config)
     ranks.join()
@@ -56,13 +64,22 @@ def main(config: str, folder: str) -> None:
     with torch.device("meta"):
         model = GPTModel(cfg.model, seed=None)
     optimizer = build_optimizer(model, cfg.optim, engine.device)
-    peaks = {}
+    peaks, held = {}, []
+    shard = fsdp2.fully_shard
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        done = shard(*args, **kwargs)
+        held.append(held_bytes())
+        return done
+
+    fsdp2.fully_shard = watched  # type: ignore[assignment]
     if isinstance(engine, ZeroEngine):  # DeepSpeed's start takes memory of its own, which is not looked at here
         fill = engine._fill
         engine._fill = lambda *args: peaks.update(fill=Peak.of(fill, *args))  # type: ignore[method-assign]
         engine.prepare(model, optimizer, compile_model=False)
     else:
         peaks["fill"] = Peak.of(engine.prepare, model, optimizer, compile_model=False)
+    peaks["held"] = max(held, default=0)
     peaks["load"] = Peak.of(load_initial_weights, cfg, engine)
     sums = {f.name: float(f.tensors["weight"].detach().double().sum()) for f in engine.weight_fragments()}
     (Path(folder) / f"rank-{engine.rank}.json").write_text(json.dumps({**peaks, "sums": sums}))
