@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 from pydoc_data.topics import topics
+from signal import SIGKILL
 from typing import Any, Self, TextIO
 
 import numpy as np
@@ -163,8 +165,9 @@ class Contestant:
     def turn(self, steps: int) -> Turn:
         """Let it do some steps."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which the missing answer tells
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
         self.turns.append(self._answer())
         return self.turns[-1]
 
@@ -181,7 +184,8 @@ class Contestant:
     def close(self) -> None:
         """End its process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
     def __enter__(self) -> Self:
@@ -196,7 +200,10 @@ class Contestant:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}; its words stand above")
+            code = self._process.wait()
+            if code == -SIGKILL:
+                raise SystemExit(f"{self.name} was killed; if that was for memory, let fewer take part at a time")
+            raise SystemExit(f"{self.name} ended with exit code {code}; its words stand above")
         return Turn(**json.loads(line))
 
 

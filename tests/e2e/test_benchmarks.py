@@ -16,6 +16,18 @@ for name in sys.argv[1:]:
     importlib.import_module(name)
 """
 
+KILLED = """
+import sys
+from pathlib import Path
+from side_by_side import SHAPES, Contestant, Setup, write_batches
+write_batches(Path(sys.argv[1]), 1, 1, SHAPES["tiny"]["context_length"])
+setup = Setup("gptscale_step", SHAPES["tiny"], sys.argv[1], precision="fp32", compile=False)
+with Contestant("ours", setup) as ours:
+    ours.wait()._process.kill()
+    ours._process.wait()
+    ours.turn(1)
+"""
+
 
 def run(*args: str) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{BENCHMARKS}"}
@@ -28,6 +40,13 @@ def test_every_script_finds_what_it_imports() -> None:
     assert {"gpu", "train", "peers.gptscale_loop"} <= {*names, *peers}
     done = run("-c", IMPORT_ALL, *names, *peers)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_loop_that_was_killed_is_one_line(tmp_path: Path) -> None:
+    done = run("-c", KILLED, str(tmp_path / "batches.npy"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ours was killed; if that was for memory, let fewer take part at a time"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.long
