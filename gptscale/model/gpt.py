@@ -53,9 +53,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         wide = self.fc(x)
-        if is_compiling_for_cpu(wide) and self.approximate == "tanh":
-            return self.out_proj(compiled_cpu.gelu(wide))  # type: ignore[no-any-return]
-        return self.out_proj(F.gelu(wide, approximate=self.approximate))  # type: ignore[no-any-return]
+        if self.approximate == "tanh" and is_compiling_for_cpu(wide):
+            wide = compiled_cpu.gelu(wide)
+        else:
+            wide = F.gelu(wide, approximate=self.approximate)
+        return self.out_proj(wide)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

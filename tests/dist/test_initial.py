@@ -154,7 +154,8 @@ def test_a_rank_never_holds_more_than_its_share_and_a_block(
     # One process holds one copy and, to read it, a few times the largest tensor. Of two ranks each holds a half and,
     # while it is cut, one of the eight blocks. Memory that is not written to yet counts when it is.
     taken = max(rank["fill"] + rank["load"] for rank in found)
-    assert max(rank["held"] for rank in found) < 0.95 * copy  # on a GPU it counts from the beginning
+    if engine == "fsdp2":  # while it is cut, written to or not, since on a GPU it counts from the beginning
+        assert 0.4 * copy < max(rank["held"] for rank in found) < 0.95 * copy
     assert 0.4 * copy < taken < (1.35 if engine == "none" else 0.95) * copy
     assert sum(rank["sums"].get("tok_emb.weight", 0) for rank in found) == pytest.approx(
         float(table.detach().double().sum()), abs=1e-6

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.compiled_cpu import causal_attention, gelu
-from gptscale.model.gpt import GPTModel
+from gptscale.model.gpt import FeedForward, GPTModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 
@@ -71,6 +71,15 @@ def test_gelu_is_gelu_and_so_is_its_gradient() -> None:
     assert exact.grad is not None
     torch.testing.assert_close(gelu(x).double(), F.gelu(x.double(), approximate="tanh"), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mine.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "taken"), [("tanh", True), ("erf", False)])
+def test_a_compiled_layer_takes_the_sigmoid_for_the_tanh_form(form: str, taken: bool) -> None:
+    layer = torch.compile(FeedForward(ModelConfig(**MODEL, gelu=form)), backend="eager")  # calls what was traced
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        layer(torch.ones(1, 1, 64))
+    names = {event.key for event in seen.key_averages()}
+    assert ("aten::sigmoid" in names, "aten::gelu" in names) == (taken, not taken)
 
 
 @pytest.mark.parametrize(("drop_rate", "taken"), [(0.0, True), pytest.param(0.1, False, marks=pytest.mark.long)])
