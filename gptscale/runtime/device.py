@@ -129,7 +129,7 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
         yield
         return
     libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, -1)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
