@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
 from threading import Lock, Thread
@@ -100,6 +101,7 @@ def _holding_ctrl_c_back() -> Iterator[None]:
 
     They inherit that the signal is blocked; one that comes to the parent meanwhile reaches it afterwards.
     """
+    resource_tracker.ensure_running()  # spawn's tracker lets the signal through again when it starts
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with warnings.catch_warnings():

@@ -190,6 +190,20 @@ def test_ctrl_c_ends_all_workers_and_leaves_nothing_half(text: Path, make: Calla
     assert contents(cfg.data.dir) == undisturbed(make)
 
 
+def test_a_worker_that_is_spawned_does_not_hear_ctrl_c_while_it_is_loaded() -> None:
+    """In a process of its own, where spawn must first start its tracker of resources."""
+    script = (
+        "import multiprocessing, signal, time\n"
+        "from gptscale.data.workers import _holding_ctrl_c_back\n"
+        "with _holding_ctrl_c_back():\n"
+        "    for _ in range(2):\n"
+        "        multiprocessing.get_context('spawn').Process(target=time.sleep, args=(0,)).start()\n"
+        "        print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 def interrupted(cfg: Config) -> tuple[int, str, list[str]]:
     """Ctrl-C to a preparation at work: its exit status, what it said, and its workers."""
     process = subprocess.Popen(
