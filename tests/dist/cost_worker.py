@@ -8,6 +8,7 @@ are; "wire" holds the bytes that left all ranks through the loopback interface, 
 import gc
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,6 +47,7 @@ def sent_bytes() -> int:
 
 def kept_bytes(engine: Engine) -> dict[str, int]:
     """Bytes of the tensors of this rank by what they are; a storage that several share counts once, as the first."""
+    time.sleep(0.2)  # Gloo's thread lets go of a collective's tensors only after it has woken who waits for it
     gc.unfreeze()  # what the loop found at its start is looked at too
     gc.collect()  # DeepSpeed leaves cycles behind, which the next collection frees, whenever that comes
     weights = list(engine.bare_model.parameters())
