@@ -77,8 +77,11 @@ def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     seen, log_sums = [], []
     for start, stop in _groups(q.shape[2]):
         scores = _scores(q[:, :, start:stop], k[:, :, :stop], start)
-        log_sums.append(scores.logsumexp(-1, keepdim=True))
-        seen.append((scores - log_sums[-1]).exp().to(v.dtype) @ v[:, :, :stop])
+        largest = scores.amax(-1, keepdim=True)
+        p = (scores - largest).exp()
+        total = p.sum(-1, keepdim=True)
+        log_sums.append(largest + total.log())
+        seen.append(((p.to(v.dtype) @ v[:, :, :stop]).float() / total).to(v.dtype))
     return torch.cat(seen, 2).transpose(1, 2).contiguous(), torch.cat(log_sums, 2)
 
 

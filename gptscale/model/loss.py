@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from gptscale.model.size import LOGITS_PER_CHUNK
 
@@ -63,29 +63,44 @@ class _ChunkedLoss(torch.autograd.Function):
             total += loss
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ table
-                share = (slope.T @ hidden[part]).float()
-                grad_weight = share if grad_weight is None else grad_weight.add_(share)
+                share = slope.T @ hidden[part]
+                grad_weight = share if grad_weight is None else grad_weight.float().add_(share)
         if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            if grad_weight.itemsize > weight.itemsize:
+                grad_weight = grad_weight.to(weight.dtype)
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0], grad_weight * grads[0], None, None
+        # The weights' gradient stays in 16 bits until here where the only chunk left it in them.
+        return grad_hidden * grads[0], grad_weight.to(ctx.weight_dtype, copy=True).mul_(grads[0]), None, None
 
 
 def _loss_and_slope(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """The summed loss of some rows of logits (N, V), and its gradient by them, softmax - one-hot, in their dtype.
 
     Passes over the logits are what counts here. What torch.compile makes of this reads them three times and writes
-    once, with columns in int32, of which a vector unit takes twice as many as of int64; eager works in place.
+    the gradient over them, with nothing to compare in them: where it is not the softmax is set afterwards. Eager works
+    in place too.
     """
     log_sum = logits[:, :vocab_size].float().logsumexp(1, keepdim=True)
-    log_p = logits.float().sub_(log_sum)
     counted = (targets != IGNORE).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
-    loss = -(log_p.gather(1, index) * counted).sum()
-    columns = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
-    slope = log_p.exp_().add_(columns == index.int(), alpha=-1).mul_((columns < vocab_size) & counted)
-    return loss, slope.to(logits.dtype)
+    log_p = logits.gather(1, index).float() - log_sum
+    slope = logits.float().sub_(log_sum).exp_().mul_(counted).to(logits.dtype)
+    _set_targets_and_padding(slope, index, ((log_p.exp() - 1) * counted).to(slope.dtype), vocab_size)
+    return -(log_p * counted).sum(), slope
+
+
+@library.custom_op("gptscale::set_targets_and_padding", mutates_args={"slope"})
+def _set_targets_and_padding(slope: Tensor, index: Tensor, values: Tensor, vocab_size: int) -> None:
+    """Set one element in each row of slope (N, V), at index (N, 1), and those of padding to 0, where exp may overflow.
+
+    An operator, because torch.compile would do it in a copy.
+    """
+    rows = torch.arange(len(slope), device=slope.device).unsqueeze(1)
+    slope.index_put_((rows, index), values)  # scatter_ takes more than a hundred times as long on a CPU
+    slope[:, vocab_size:] = 0

@@ -20,7 +20,7 @@ weights, 2 bytes for each, however small the micro-batch is. A block that is com
 torch.compile keeps as much (seen on a CPU).
 
 Two moments are fuller than that. While the loss is computed there are also the last norm's output (twice under
-autocast), the chunks of logits, the gradient of the head's weight in fp32 and, under autocast, that weight in 16 bits.
+autocast), the chunks of logits, the gradient of the head's weight and, under autocast, that weight in 16 bits.
 While a block is differentiated there are the gradients of its output and of GELU's output, s C + 4 c C for each token,
 the largest gradient of a weight before it is added to its sum, and if the block is computed again, all that it keeps.
 """
@@ -85,21 +85,24 @@ def _loss_bytes(cfg: Config, tokens: int) -> int:
     stream, compute = _element_bytes(cfg)
     copy = compute if stream != compute else 0  # that autocast makes
     vocab, width = padded_vocab_size(cfg.model.vocab_size), cfg.model.emb_dim
-    return tokens * width * (stream + copy) + vocab * width * copy + _head_bytes(tokens, vocab, width, compute)
+    head = _head_bytes(tokens, vocab, cfg.model.vocab_size, width, compute)
+    return tokens * width * (stream + copy) + vocab * width * copy + head
 
 
-def _head_bytes(tokens: int, vocab: int, width: int, compute: int) -> int:
-    """The chunks of logits and the gradient of the head's weight, in fp32, at their fullest.
+def _head_bytes(tokens: int, vocab: int, words: int, width: int, compute: int) -> int:
+    """The chunks of logits and the gradient of the head's weight at their fullest; from the third on all are alike.
 
-    A chunk takes 4 bytes a logit, and from 16 bits 2 more; then 1 for which of them are targets, and on a CPU 4 for
-    these as numbers, or a byte less for its exponentials. Its slope is all that is left of it, and stays till there is
-    that of the next. The product with a slope is a chunk's part of the gradient, which from 16 bits is cast.
+    Beside a chunk there are the exponentials of its words in fp32, and from 16 bits their logits too. Its slope is all
+    that is left of it, and stays till there is that of the next. The product with a slope is a chunk's part of the
+    gradient; where there are several, they are summed in fp32.
     """
     rows = min(tokens, max(1, LOGITS_PER_CHUNK // vocab))
-    next_rows = min(tokens - rows, rows)
-    slope, fullest, part = (4, 9, 4) if compute == 4 else (2, 11, 6)
-    first = max(fullest * rows, slope * rows + part * width)
-    if next_rows == 0:
-        return vocab * first
-    later = 4 * width + max(slope * rows + fullest * next_rows, slope * next_rows + part * width)
-    return vocab * max(first, later)
+    beside = (4 if compute == 4 else 8) * words
+    most = summed = slope = 0
+    for start in range(0, min(tokens, 3 * rows), rows):
+        chunk = min(rows, tokens - start)
+        cast = vocab * width * 4 if start == rows and compute != 4 else 0
+        logits, product = vocab * compute * chunk, vocab * compute * width
+        most = max(most, summed + slope + logits + beside * chunk, summed + logits + product + cast)
+        slope, summed = logits, vocab * width * 4 if start else product
+    return most

@@ -1,5 +1,7 @@
 """GPTModel against an independent implementation and published figures."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,20 @@ def test_the_vocabulary_padding_is_never_seen_and_never_learns() -> None:
     assert model(tokens).shape[-1] == 101
     assert not model.tok_emb.weight[101:].any()
     assert not model.tok_emb.weight.grad[101:].any()
+
+
+def test_the_vocabulary_padding_does_no_harm_beside_logits_far_below_it() -> None:
+    model = GPTModel(ModelConfig(**SMALL, tie_embeddings=False))
+    torch.nn.init.zeros_(model.final_norm.weight)
+    torch.nn.init.ones_(model.final_norm.bias)
+    model.out_head.weight.data[:101] = -200 / model.cfg.emb_dim  # all logits are -200, and those of padding 0
+    tokens = torch.arange(24).unsqueeze(0)
+    loss = model(tokens, tokens)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(24 * math.log(101), rel=1e-5)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert float(model.out_head.weight.grad[50, 0]) == pytest.approx(24 / 101, rel=1e-5)  # no target
+    assert not model.out_head.weight.grad[101:].any()
 
 
 def test_a_position_does_not_see_the_future() -> None:
