@@ -92,9 +92,9 @@ def _loss_bytes(cfg: Config, tokens: int) -> int:
 def _head_bytes(tokens: int, vocab: int, words: int, width: int, compute: int) -> int:
     """The chunks of logits and the gradient of the head's weight at their fullest; from the third on all are alike.
 
-    Beside a chunk there are the exponentials of its words in fp32, and from 16 bits their logits too. Its slope is all
-    that is left of it, and stays till there is that of the next. The product with a slope is a chunk's part of the
-    gradient; where there are several, they are summed in fp32.
+    vocab counts rows of padding, words does not. Beside a chunk there are the exponentials of its words in fp32, and
+    from 16 bits their logits too. Its slope is all that is left of it, and stays till there is that of the next. The
+    product with a slope is a chunk's part of the gradient; where there are several, they are summed in fp32.
     """
     rows = min(tokens, max(1, LOGITS_PER_CHUNK // vocab))
     beside = (4 if compute == 4 else 8) * words
