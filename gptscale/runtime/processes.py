@@ -23,9 +23,10 @@ ENGINE_VARIABLES: dict[str, dict[str, str]] = {
 """What `accelerate launch` tells a run's processes from the launch file of the same name."""
 
 # Kernels that add in an arbitrary order are left out, so that two runs of the same steps can be compared bit for bit.
+# With warn_only, attention's backward pass on CUDA would only warn and add so all the same.
 _RUN_GPTSCALE = """
 import torch
-torch.use_deterministic_algorithms(True, warn_only=True)
+torch.use_deterministic_algorithms(True)
 from gptscale.cli.main import main
 main()
 """
@@ -111,6 +112,7 @@ def _environment(place: Place, rank: int, port: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TORCHINDUCTOR_DETERMINISTIC": "1",  # chooses no kernel by how fast it was
         **kept,
         **ENGINE_VARIABLES[place.engine],
         "RANK": str(rank),

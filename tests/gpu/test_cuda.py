@@ -129,6 +129,19 @@ def test_a_run_goes_on_from_its_checkpoint(values: dict[str, Any], tmp_path: Pat
     assert whole["train/loss"] == pytest.approx(fp32["train/loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_resume_is_proved_bit_for_bit(values: dict[str, Any], tmp_path: Path, precision: str, compiled: bool) -> None:
+    train = values["train"] | {"precision": precision, "compile": compiled}
+    changes = {"train": train, "model": values["model"] | {"drop_rate": 0.1}, "run": {"dir": str(tmp_path / "run")}}
+    (tmp_path / "config.yaml").write_text(dump_config(parse_config({**values, **changes})))
+    command = [sys.executable, "-m", "gptscale", "prove-resume", str(tmp_path / "config.yaml"), "--steps", "20"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-exact: every loss and gradient norm of 20 steps is the same" in done.stdout
+
+
 @pytest.mark.parametrize("env", [{}, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}], ids=["none", "fsdp2"])
 def test_muon_gives_the_run_of_a_cpu(values: dict[str, Any], tmp_path: Path, env: dict[str, str]) -> None:
     folders = [tmp_path / "cpu", tmp_path / "gpu"]
