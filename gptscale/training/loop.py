@@ -69,7 +69,8 @@ def _fit(run: Run, state: TrainState) -> bool:
             return False
         lr = lr_at(state.step, cfg.optim, total_steps)
         observed = run.histograms.of(state.step + 1)
-        with run.save_cost.step(run.store.writing), run.meter.computing(), observed:
+        writing = run.store.writing
+        with run.meter.computing() as span, observed:
             result = train_step(
                 run.engine,
                 run.plan,
@@ -80,6 +81,7 @@ def _fit(run: Run, state: TrainState) -> bool:
                 clip_norm=cfg.optim.clip_norm,
             )
         state.advance(run.plan.sequences_per_step)
+        run.save_cost.add(span, writing=writing)
         run.meter.add(result)
         last = state.step == total_steps
 

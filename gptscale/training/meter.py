@@ -9,6 +9,7 @@ import torch
 
 from gptscale.runtime.device import peak_memory_bytes, synchronize
 from gptscale.runtime.engine import Engine
+from gptscale.runtime.span import Span
 from gptscale.training.plan import Plan
 from gptscale.training.step import StepResult
 
@@ -29,8 +30,8 @@ class Meter:
         self._norms: list[float] = []
         self._new: list[StepResult] = []
         self._timed_steps = 0
-        self._elapsed_s = self._data_s = self._compute_s = 0.0
-        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._elapsed_s = self._data_s = 0.0
+        self._steps: list[Span] = []
         self._since = time.perf_counter()
         self.total_s = 0.0
         """Training time so far, without evaluations and checkpoints; resumes add up."""
@@ -48,18 +49,11 @@ class Meter:
         self._data_s += time.perf_counter() - start
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Around a step. On CUDA the device notes when it came to it, so that nobody has to wait."""
-        if self._engine.device.type != "cuda":
-            start = time.perf_counter()
-            yield
-            self._compute_s += time.perf_counter() - start
-            return
-        marks = _mark(), _mark()
-        marks[0].record()
-        yield
-        marks[1].record()
-        self._marks.append(marks)
+    def computing(self) -> Iterator[Span]:
+        """Around a step; gives how long it takes."""
+        with Span(self._engine.device) as span:
+            yield span
+        self._steps.append(span)
 
     def fetch(self) -> tuple[list[float], list[bool]]:
         """The loss of every step of the interval so far, and whether its gradient was finite. All ranks call this."""
@@ -116,11 +110,11 @@ class Meter:
         """Rates, seconds a step and memory since the last record."""
         elapsed_s, steps = self._stop_clock(), self._timed_steps
         rate = steps * self._plan.tokens_per_step / elapsed_s
-        compute_s = self._compute_s + sum(start.elapsed_time(end) / 1000 for start, end in self._marks)
+        compute_s = sum(step.seconds() for step in self._steps)
         data_s = min(self._data_s, max(0.0, elapsed_s - compute_s))  # what the device was idle for
         self._timed_steps = 0
-        self._elapsed_s = self._data_s = self._compute_s = 0.0
-        self._marks.clear()
+        self._elapsed_s = self._data_s = 0.0
+        self._steps.clear()
         return {
             "train/tokens_per_s": rate,
             "train/tokens_per_s_per_gpu": rate / self._plan.world,
@@ -143,7 +137,3 @@ class Meter:
 def _mean(values: list[float]) -> float:
     """nan of nothing, so that an interval without a sound step is a gap in the curves."""
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _mark() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

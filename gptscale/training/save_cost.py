@@ -1,31 +1,26 @@
 """What checkpoints cost the training beside them."""
 
-import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import mean, median
 
 from gptscale.checkpoint.store import Saved
+from gptscale.runtime.span import Span
 
 REMEMBERED_STEPS = 50
 
 
 class SaveCost:
-    """Times steps, apart for those during which a checkpoint was being written."""
+    """Compares steps during which a checkpoint was being written with the others."""
 
     def __init__(self) -> None:
-        self._free_s: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self._writing_s: list[float] = []
+        self._free: deque[Span] = deque(maxlen=REMEMBERED_STEPS)
+        self._beside: list[Span] = []
         self.longest_s: float | None = None
         """The longest that a checkpoint took until it was safe; null before the first."""
 
-    @contextmanager
-    def step(self, writing: bool) -> Iterator[None]:
-        """Time one step; on CUDA the time to hand it to the device, which keeps pace over many."""
-        start = time.perf_counter()
-        yield
-        (self._writing_s if writing else self._free_s).append(time.perf_counter() - start)
+    def add(self, step: Span, *, writing: bool) -> None:
+        """Count a step."""
+        (self._beside if writing else self._free).append(step)
 
     def measured(self, saved: Saved) -> dict[str, float]:
         """A save as measurements of a record; the slowdown is that of the steps beside it, 0.1 for a tenth longer."""
@@ -36,7 +31,8 @@ class SaveCost:
             "checkpoint/stall_s": saved.stall_s,
             "checkpoint/durable_s": saved.durable_s,
         }
-        if self._writing_s and self._free_s:
-            record["checkpoint/slowdown"] = mean(self._writing_s) / median(self._free_s) - 1
-        self._writing_s.clear()
+        if self._beside and self._free:
+            slow, usual = (mean(s.seconds() for s in self._beside), median(s.seconds() for s in self._free))
+            record["checkpoint/slowdown"] = slow / usual - 1
+        self._beside.clear()
         return record

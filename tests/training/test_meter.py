@@ -38,6 +38,9 @@ class Mark:
     def record(self) -> None:
         self.at = self._clock.now
 
+    def synchronize(self) -> None:
+        pass
+
     def elapsed_time(self, end: "Mark") -> float:
         return 1000 * (end.at - self.at)
 
@@ -48,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(meter.time, "perf_counter", clock)
     monkeypatch.setattr(meter, "synchronize", lambda device: None)
     monkeypatch.setattr(meter, "peak_memory_bytes", lambda device: 12_345)
-    monkeypatch.setattr(meter, "_mark", lambda: Mark(clock))
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Mark(clock))
     return clock
 
 
@@ -92,7 +95,8 @@ def test_speed_and_time_are_those_of_the_interval(clock: Clock, device: str) -> 
 
 
 def test_waiting_for_data_while_the_device_computes_is_no_loss(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "_mark", iter([Mark(Clock(0)), Mark(Clock(6))]).__next__)
+    marks = iter([Mark(Clock(0)), Mark(Clock(6))])
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: next(marks))
     meter_of_cuda = made("cuda")
     step(meter_of_cuda, clock, seconds=(5, 0, 3))  # 8 s, in which the device computed for 6
     record = meter_of_cuda.read(lr=0.5)
