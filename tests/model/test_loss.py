@@ -1,0 +1,59 @@
+"""The head's loss in 16 bits, in chunks and compiled, against cross-entropy in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptscale.model.loss import IGNORE, summed_cross_entropy
+from tests.planning.measure import peak_bytes
+
+ROUNDING = 2**-8
+"""The distance of bf16 numbers at 1."""
+TOKENS, VOCABULARY, PADDED, WIDTH = 72, 101, 128, 48
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, head weights and targets, of which some do not count."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator).bfloat16()
+    weight = torch.randn(PADDED, WIDTH, generator=generator).mul_(0.3).bfloat16()
+    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    targets[::5] = IGNORE
+    return hidden.requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+def exact(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and its gradients by hidden states and weights."""
+    x, w = (t.detach().double().requires_grad_() for t in (hidden, weight))
+    loss = F.cross_entropy((x @ w.T)[:, :VOCABULARY], targets, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss, (x, w))
+
+
+@pytest.mark.parametrize("rows", [TOKENS, 30, 7])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16-weights"])
+def test_in_16_bits_it_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, weights: torch.dtype, rows: int) -> None:
+    monkeypatch.setattr("gptscale.model.loss.LOGITS_PER_CHUNK", rows * PADDED)
+    hidden, weight, targets = inputs(weights)
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        loss = summed_cross_entropy(hidden, weight, targets, VOCABULARY)
+    grads = torch.autograd.grad(loss * 0.5, (hidden, weight))
+    wanted, *wanted_grads = exact(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(wanted.item(), rel=ROUNDING)
+    assert [g.dtype for g in grads] == [torch.bfloat16, weights]
+    for mine, whole in zip(grads, wanted_grads, strict=True):
+        assert (mine.double() - whole / 2).norm() < 2 * ROUNDING * (whole / 2).norm()
+    assert torch.equal(grads[1][VOCABULARY:], torch.zeros(PADDED - VOCABULARY, WIDTH, dtype=weights))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+def test_compiled_it_writes_the_gradient_over_the_logits() -> None:
+    tokens, padded = 512, 8_192
+    hidden = torch.randn(tokens, WIDTH).bfloat16().requires_grad_()
+    weight = torch.randn(padded, WIDTH).mul_(0.1).bfloat16().requires_grad_()
+    targets = torch.randint(0, padded - 50, (tokens,))
+    step = torch.compile(lambda: summed_cross_entropy(hidden, weight, targets, padded - 50), dynamic=False)
+    step().backward()
+    logits_bytes = tokens * padded * 2
+    assert logits_bytes <= peak_bytes(lambda: step().backward()) < 1.5 * logits_bytes
