@@ -29,6 +29,9 @@ from gptscale.runtime.unfilled import Unfilled
 
 T = TypeVar("T")
 
+LEAVING_OUT = ("cpu", "cuda")
+"""Devices whose fused optimizers change nothing where `found_inf` is set; MPS's has not always looked at it."""
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-sharded": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -121,14 +124,16 @@ class Engine:
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device.
 
         Gradients that are not finite change nothing: the fused optimizers skip such an update on the
-        device, so the host need not wait to look at it.
+        device, so the host need not wait to look at it, except on devices whose optimizers do not.
         """
         limit = float("inf") if clip_norm is None else clip_norm
         if self._loss_scale is not None:
             self._loss_scale.unscale([p.grad for p in self.model.parameters() if p.grad is not None])
         norm: Tensor = self._accelerator.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        self._wrapped_optimizer.step()
+        if self.device.type in LEAVING_OUT:
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        if self.device.type in LEAVING_OUT or norm.isfinite():
+            self._wrapped_optimizer.step()
         # DDP's buckets are the gradients. Dropped ones would be summed beside them over the micro-batches, and copied
         # there with the last; where there is one micro-batch, they are copied as they come, which is the cheaper.
         self._wrapped_optimizer.zero_grad(set_to_none=self.world == 1 or self.settings.accumulation == 1)
