@@ -75,8 +75,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        # The weights' gradient stays in 16 bits until here where the only chunk left it in them.
-        return grad_hidden * grads[0], grad_weight.to(ctx.weight_dtype, copy=True).mul_(grads[0]), None, None
+        # In float32, since CUDA would round the factor to 16 bits first. The weights' gradient stays in 16 bits until
+        # here where the only chunk left it in them.
+        scaled = (grad_hidden.float() * grads[0]).to(grad_hidden.dtype)
+        return scaled, grad_weight.to(ctx.weight_dtype, copy=True).mul_(grads[0]), None, None
 
 
 def _loss_and_slope(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

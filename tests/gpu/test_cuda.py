@@ -17,6 +17,7 @@ from gptscale.data.embedded import TextList
 from gptscale.data.loader import Sampler, StepLoader
 from gptscale.data.prepare import prepare
 from gptscale.data.stream import TokenStream
+from gptscale.model.loss import summed_cross_entropy
 from tests.conftest import small_text, small_values
 
 pytestmark = [
@@ -127,6 +128,20 @@ def test_a_run_goes_on_from_its_checkpoint(values: dict[str, Any], tmp_path: Pat
     whole = trained(values, tmp_path, train={"steps": 20})
     assert whole["train/tokens_per_s"][:10] == first["train/tokens_per_s"]  # so these steps were not done again
     assert whole["train/loss"] == pytest.approx(fp32["train/loss"], rel=1e-4)
+
+
+def test_the_loss_rounds_its_gradients_once() -> None:
+    factor = 1 / 192  # lies between two numbers of bf16
+    hidden = torch.randn(192, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(256, 64, device="cuda", requires_grad=True)
+    targets = torch.randint(0, 250, (192,), device="cuda")
+    grads = []
+    for scale in (1.0, factor):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = summed_cross_entropy(hidden, weight, targets, 250)
+        grads.append(torch.autograd.grad(loss * scale, (hidden, weight)))
+    for whole, scaled in zip(*grads, strict=True):
+        assert torch.equal(scaled, (whole.float() * factor).to(scaled.dtype))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
