@@ -47,6 +47,7 @@ from gptscale.training.plan import Plan, make_plan
 from gptscale.training.provenance import package_versions
 from gptscale.training.resume import resume
 from gptscale.training.save_cost import SaveCost
+from gptscale.training.segments import likely_segment
 from gptscale.training.state import TrainState
 
 
@@ -71,7 +72,8 @@ def train(cfg: Config) -> bool:
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
     corpora = ranks.agree(lambda: _open_corpora(cfg))
     cfg = with_micro_batch(cfg)
-    plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world())
+    segment = ranks.gather(likely_segment(cfg))[0]
+    plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world(), segment)
     engine = start_engine(
         cfg.train.precision,
         plan.accumulation,
@@ -179,7 +181,11 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             record_rollback(run, state, cause)
         gc.freeze()  # what is here stays to the end; the collector need not look at it again and again
         stack.callback(gc.unfreeze)
-        return fit(run, state)
+        try:
+            return fit(run, state)
+        except Rollback as spike:
+            rollback = spike  # no failure: what watches the run closes as at a good end
+    raise rollback
 
 
 def _find_compiled(engine: Engine) -> None:

@@ -14,8 +14,9 @@ from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
-from gptscale.training.plan import Segment, make_plan
+from gptscale.training.plan import make_plan
 from gptscale.training.provenance import recorded_fingerprint
+from gptscale.training.segments import segments_of
 from gptscale.training.state import TrainState
 
 
@@ -47,7 +48,7 @@ def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterat
 
 def _positions(run_dir: Path, cfg: Config, step: int, samples_per_epoch: int) -> npt.NDArray[np.int64]:
     """The positions of a step's samples, in the segment of the run that the step lies in."""
-    segments = _segments(run_dir, cfg)
+    segments = segments_of(run_dir, cfg)
     last = make_plan(cfg, samples_per_epoch, 1, segments[-1]).total_steps
     if step > last:
         raise TrainingError(f"--step={step} is behind the last step of {run_dir}; give a step from 1 to {last}")
@@ -61,14 +62,3 @@ def _skipped(run_dir: Path) -> list[int]:
     """The positions that the run leaves out, as its newest checkpoint says."""
     checkpoints = list_checkpoints(run_dir)
     return TrainState.from_ledger(read_manifest(checkpoints[0]).ledger).skipped_windows if checkpoints else []
-
-
-def _segments(run_dir: Path, cfg: Config) -> list[Segment]:
-    """The stretches of a run with one batch size each, as its newest checkpoint and its config say."""
-    checkpoints = list_checkpoints(run_dir)
-    if not checkpoints:
-        return [Segment(0, 0, cfg.train.tokens_per_step)]
-    state = TrainState.from_ledger(read_manifest(checkpoints[0]).ledger)
-    if state.segments[-1].tokens_per_step != cfg.train.tokens_per_step:  # begun since, and not saved yet
-        return [*state.segments, Segment(state.step, state.samples, cfg.train.tokens_per_step)]
-    return state.segments

@@ -17,7 +17,7 @@ from gptscale.data.loader import Sampler, count_samples
 from gptscale.data.prepare import prepare
 from gptscale.data.skip import positions_of
 from gptscale.errors import TrainingError
-from gptscale.tracking.jsonl import read_log
+from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.training import loop
 from gptscale.training.health import Health
 from gptscale.training.run import train
@@ -103,11 +103,20 @@ def run_values(values: dict[str, Any], **health: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("log_every_steps", [1, 4, 20])
 def test_a_spike_rolls_back_and_its_samples_never_come_again(
-    values: dict[str, Any], spiking: list[torch.Tensor], log_every_steps: int
+    values: dict[str, Any], spiking: list[torch.Tensor], log_every_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ends: list[bool] = []
+    close = JsonlSink.close
+
+    def noted(sink: JsonlSink, failed: bool = False) -> None:
+        ends.append(failed)
+        close(sink, failed)
+
+    monkeypatch.setattr(JsonlSink, "close", noted)
     run_values(values, rollback=True)["train"]["log_every_steps"] = log_every_steps
     cfg = parse_config(values)
     assert train(cfg)
+    assert ends == [False, False]  # what watches a run hears of no failure, neither at the rollback nor at the end
     records = read_log(cfg.run.dir / "log.jsonl")
     steps = [r["step"] for r in records if "train/loss" in r]
     assert steps == sorted(set(steps))

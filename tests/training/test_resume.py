@@ -113,6 +113,17 @@ def test_a_length_in_tokens_counts_those_of_all_segments(trained: dict[str, Any]
     assert read_manifest(list_checkpoints(cfg.run.dir)[0]).step == 10
 
 
+def test_warmup_and_summary_know_the_earlier_segments(
+    trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 1,536 tokens are done, in 6 steps; 1,024 more are 2 steps of 512. In steps of 512 all would be 5.
+    changes = {"train": {"steps": None, "tokens": 2560, "tokens_per_step": 512}, "optim": {"warmup_steps": 5}}
+    cfg = changed(trained, **changes, resume={"allow": ["tokens_per_step"]})
+    assert train(cfg)
+    assert read_manifest(list_checkpoints(cfg.run.dir)[0]).step == 8
+    assert "run: 8 steps of 512 tokens = 2,560 tokens" in capsys.readouterr().out
+
+
 def test_a_strict_resume_refuses_a_broken_newest_checkpoint(trained: dict[str, Any]) -> None:
     train(changed(trained, train={"steps": 8}))
     newest = list_checkpoints(Path(trained["run"]["dir"]))[0]
