@@ -169,6 +169,15 @@ class OptimizerConfig(Section):
             raise ValueError(f"lr_floor={self.lr_floor} is above lr_peak={self.lr_peak}; lower it or raise lr_peak")
         return self
 
+    @model_validator(mode="after")
+    def _decay_after_warmup(self) -> Self:
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"decay_steps={self.decay_steps} ends the schedule within warmup_steps={self.warmup_steps}; "
+                "raise it, lower warmup_steps, or leave it out for the run's length"
+            )
+        return self
+
 
 class CheckpointConfig(Section):
     """When checkpoints are written, and how many stay."""
@@ -243,6 +252,14 @@ class Config(Section):
             raise ValueError(
                 f"data.stride={self.stride} would leave out the tokens between samples of "
                 f"model.context_length={self.model.context_length}; take that or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_tell_evaluations_apart(self) -> Self:
+        if taken := {corpus.label for corpus in self.data.mixture} & self.eval.sets.keys():
+            raise ValueError(
+                f"eval.sets and data.mixture both have the name {min(taken)}; rename the set, or give the corpus a name"
             )
         return self
 

@@ -1,7 +1,7 @@
 """Cross-entropy over windows, weighted by token."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,6 @@ class Evaluation:
     by_position: tuple[float, ...] = ()
     """Mean cross-entropy of the first, second, ... prediction of a window; nan where none counted."""
 
-    def __add__(self, other: "Evaluation") -> "Evaluation":
-        """The loss over both sets of windows."""
-        return Evaluation(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
-
     @property
     def loss(self) -> float:
         """Mean cross-entropy in nats per token."""
@@ -46,6 +42,17 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         """Bits needed per byte of text: the same scale for every tokenizer."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def mixed(parts: Sequence[Evaluation], shares: Sequence[int]) -> Evaluation:
+    """The loss over several sets of windows in which each counts by its share, however many windows it has."""
+    if len(parts) == 1:
+        return parts[0]
+    tokens = sum(part.tokens for part in parts)
+    each = [tokens * share / sum(shares) for share in shares]
+    nats = math.fsum(its * part.loss for its, part in zip(each, parts, strict=True))
+    text_bytes = math.fsum(its * part.bytes / part.tokens for its, part in zip(each, parts, strict=True))
+    return Evaluation(nats, tokens, round(text_bytes))
 
 
 def evaluate_loss(

@@ -34,7 +34,7 @@ def evaluation_line(record: Record, total_steps: int) -> str:
 
 
 def evaluated_sets(record: Record) -> list[str]:
-    """The names in eval.sets that a record has a loss for."""
+    """The names in eval.sets, or of a mixture's corpora, that a record has a loss for."""
     return [key[4:-5] for key in record if key.startswith("val/") and key.endswith("/loss") and key != "val/loss"]
 
 

@@ -1,8 +1,6 @@
 """A look at the model during training: its loss on fixed windows, and what it writes."""
 
 from collections.abc import Iterator
-from functools import reduce
-from operator import add
 
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora
@@ -11,7 +9,7 @@ from gptscale.data.loader import eval_batches, evenly_spaced_windows
 from gptscale.data.manifest import Split
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import Tokenizer
-from gptscale.evaluation.loss import Evaluation, evaluate_loss
+from gptscale.evaluation.loss import Evaluation, evaluate_loss, mixed
 from gptscale.generation.text import generate_text
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.engine import Engine
@@ -32,14 +30,16 @@ class Look:
 
     def evaluate(self) -> dict[str, float]:
         """Loss on validation sets and training windows as a record's measurements. All ranks call this together."""
+        shares = self._corpora.mixture.shares
         each = self._over("val", self._cfg.eval.sequences)
-        measured = _figures("val", reduce(add, each))
+        measured = _figures("val", mixed(each, shares))
         if len(each) > 1:
-            measured |= {f"val/loss/{name}": its.loss for name, its in zip(self._corpora.names, each, strict=True)}
+            for name, its in zip(self._corpora.names, each, strict=True):
+                measured |= _figures(f"val/{name}", its)
         for place, stream in self._sets.items():
             measured |= _figures(place, self._over_one(stream, self._cfg.eval.sequences))
         if self._cfg.eval.train_sequences:
-            seen = reduce(add, self._over("train", self._cfg.eval.train_sequences))
+            seen = mixed(self._over("train", self._cfg.eval.train_sequences), shares)
             measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
         return measured
 

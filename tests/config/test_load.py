@@ -77,6 +77,7 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("train", {"tokens_per_step": 1500}, "train.tokens_per_step=1500 is no multiple of model.context_length=1024; the nearest is 1024"),
         ("train", {"tokens_per_step": 4096}, "train.micro_batch_sequences=8 is more than the 4 sequences of a step"),
         ("optim", {"lr_floor": 1.0}, "lr_floor=1.0 is above lr_peak=0.0006; lower it or raise lr_peak"),
+        ("optim", {"warmup_steps": 9, "decay_steps": 9}, "decay_steps=9 ends the schedule within warmup_steps=9; raise it"),
         ("run", {"dir": None}, "run.dir=None: input is not a valid path"),
         ("modle", {}, r"unknown key modle; did you mean model\?"),
     ],
@@ -88,6 +89,14 @@ def test_a_mistake_names_its_path_and_what_would_be_right(
     values: dict[str, Any] = {**LEAST, section: changed}
     with pytest.raises(ConfigError, match=message):
         parse_config(values)
+
+
+def test_a_set_and_a_corpus_of_the_mixture_are_told_apart_by_name() -> None:
+    data = {"tokenizer": "bytes", "mixture": [{"dir": "a/web", "weight": 1}, {"dir": "a/code", "weight": 1}]}
+    values: dict[str, Any] = {**LEAST, "data": data, "eval": {"sets": {"web": "b/web"}}}
+    with pytest.raises(ConfigError, match=r"eval\.sets and data\.mixture both have the name web; rename the set"):
+        parse_config(values)
+    parse_config({**values, "eval": {"sets": {"books": "b/books"}}})
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gptscale.data.loader import MicroBatch
-from gptscale.evaluation.loss import Evaluation, evaluate_loss
+from gptscale.evaluation.loss import Evaluation, evaluate_loss, mixed
 
 CPU = torch.device("cpu")
 
@@ -66,6 +66,15 @@ def test_a_loss_that_is_no_number_is_not_hidden(bad: float) -> None:
     found = evaluate_loss(pays, [batch([1, 2])], np.ones(4, int), CPU)
     assert math.isnan(found.loss)
     assert math.isnan(found.perplexity)
+
+
+def test_sets_of_windows_count_by_their_shares_however_many_windows_they_have() -> None:
+    # 2 nats and 4 bytes a token, and 5 nats and 1 byte
+    parts = [Evaluation(20.0, 10, 40), Evaluation(150.0, 30, 30)]
+    found = mixed(parts, [3, 1])
+    assert found.loss == 2.75  # (3 * 2 + 5) / 4
+    assert found.bits_per_byte == pytest.approx(2.75 / math.log(2) / 3.25)  # a token of the mixture has 3.25 bytes
+    assert mixed(parts[:1], [1]) == parts[0]
 
 
 def test_extreme_losses_have_a_perplexity() -> None:

@@ -11,6 +11,7 @@ from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
 from gptscale.errors import CheckpointError, ConfigError
 from gptscale.tracking.jsonl import read_log
+from gptscale.tracking.lines import evaluated_sets
 from gptscale.training.run import train
 from tests.conftest import small_text, small_values
 
@@ -41,9 +42,9 @@ def test_a_run_on_a_mixture_reports_each_corpus_and_resumes(folder: Path) -> Non
     assert train(mixture(folder, (3, 1), steps=12))
     last = [r for r in read_log(folder / "run" / "log.jsonl") if "val/loss" in r][-1]
     assert last["step"] == 12
-    assert last["val/loss/letters"] != last["val/loss/words"]
-    # 16 windows, 12 and 4 of equal length: the mean over all is the mean by weight
-    assert last["val/loss"] == pytest.approx((3 * last["val/loss/words"] + last["val/loss/letters"]) / 4, rel=1e-6)
+    assert last["val/letters/loss"] != last["val/words/loss"]
+    assert last["val/loss"] == pytest.approx((3 * last["val/words/loss"] + last["val/letters/loss"]) / 4, rel=1e-6)
+    assert evaluated_sets(last) == ["words", "letters"]  # for the console and the report
     # 12 steps of 8 samples: 72 and 24, of 32 tokens each
     letters = (1 + int(5400 * 0.9) - 1) // 32
     assert last["epoch/letters"] == pytest.approx(24 / letters)
