@@ -3,7 +3,6 @@
 Files are read in threads: hashing lets go of the interpreter's lock, so all cores take part.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ def verify_checkpoints(folders: Iterable[Path], *, finite: bool = False) -> Iter
 
     Verdicts come in the order of the folders, each as soon as it and those before it are known.
     """
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(thread_name_prefix="verify") as pool:
         for check in [_Check(pool, folder, finite) for folder in folders]:
             yield check.verdict()
 

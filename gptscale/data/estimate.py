@@ -31,10 +31,9 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     """What these units will take, judged by the first documents of some of them; None for streamed files."""
     if isinstance(job.source, Streamed) or not units:
         return None
-    chosen = [units[i * len(units) // _SAMPLED_UNITS] for i in range(min(_SAMPLED_UNITS, len(units)))]
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(job.load_engines)  # Python's modules, while the source is read without Python's lock
-        samples = [_sample(job, unit) for unit in dict.fromkeys(chosen)]
+        samples = [_sample(job, unit) for unit in _spread(units)]
         loading.result()
     documents = sum(documents for documents, _, _ in samples)
     text_bytes = sum(text_bytes for _, text_bytes, _ in samples)
@@ -44,6 +43,12 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     per_document = tokens_per_document * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
     return Need(int(wanted * per_document), shutil.disk_usage(job.data.folder).free)
+
+
+def _spread(units: Sequence[Unit]) -> list[Unit]:
+    """A few units from all over the source, the first among them."""
+    count = min(_SAMPLED_UNITS, len(units))
+    return [units[i * len(units) // count] for i in range(count)]
 
 
 def check_need(job: Job, units: Sequence[Unit]) -> Need | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
 from gptscale.runtime.gpus import gpu_of_product
@@ -110,8 +111,8 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    machine = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    available: int = psutil.virtual_memory().available  # with what the system only caches of files
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4

@@ -13,6 +13,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -25,8 +26,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.received is signal.SIGINT and number == signal.SIGINT:
+        self.received = self.received or signal.Signals(number)
+        if number != signal.SIGINT:
+            return
+        if self._interrupted:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        if number == signal.SIGINT:  # os.write is safe in a handler, where print is not
-            os.write(2, b"\ngptscale: stopping with a checkpoint after this step; Ctrl-C again stops at once\n")
+        self._interrupted = True
+        # os.write is safe in a handler, where print is not
+        os.write(2, b"\ngptscale: stopping with a checkpoint after this step; Ctrl-C again stops at once\n")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import torch
+
 from gptscale.errors import ConfigError, TrainingError
 
 ENGINE_VARIABLES: dict[str, dict[str, str]] = {
@@ -105,7 +107,7 @@ class Processes:
 
 
 def _environment(place: Place, rank: int, port: int) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // place.ranks)
+    threads = max(1, torch.get_num_threads() // place.ranks)
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_USE_D", "ACCELERATE_USE_F"))
     }

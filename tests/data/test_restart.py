@@ -21,7 +21,7 @@ from gptscale.data import workers as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import finish, prepare, prepare_task
-from gptscale.data.unit import receipt_path
+from gptscale.data.unit import Unit, receipt_path
 from gptscale.errors import ConfigError, DataError
 
 Make = Callable[..., Config]
@@ -284,6 +284,14 @@ def test_a_need_beyond_the_free_disk_is_refused_before_the_start(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=(written - headers) * 11 // 10))
     prepare(cfg, quiet)
     assert contents(cfg.data.dir) == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3]), (10, [0, 2, 5, 7])]
+)
+def test_the_estimate_looks_at_units_from_all_over_the_source(count: int, chosen: list[int]) -> None:
+    units = [Unit(number, 0, 1) for number in range(count)]
+    assert [unit.number for unit in estimate._spread(units)] == chosen
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 from gptscale.runtime.device import (
     computes_bf16,
     describe_device,
+    free_bytes,
     keeping_freed_memory,
     matmul_flops,
     peak_flops,
@@ -34,6 +36,15 @@ def test_a_device_that_has_bf16_multiplies_it_about_as_fast_as_fp32_and_one_that
     cpu = torch.device("cpu")
     share = matmul_flops(cpu, torch.bfloat16) / matmul_flops(cpu, torch.float32)
     assert computes_bf16(cpu) == (share > 0.2)  # measured: 0.8 to 2.5 with AVX-512, 0.002 with AVX2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_only_caches_files_is_free_and_ranks_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    available = int(line.split()[1]) * 1024
+    assert free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)  # others are at work beside
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_bytes(torch.device("cpu")) == pytest.approx(available / 4, rel=0.2)
 
 
 FREED_WITHIN_AND_AFTER = """
