@@ -36,10 +36,10 @@ def run_demo(
     prepare(cfg)
     print(f"\n== 2/4 train -> {cfg.run.dir} (Ctrl-C stops with a checkpoint; the same command goes on)")
     if train(cfg):
-        _look_back(context, cfg, config)
+        _look_back(context, cfg)
 
 
-def _look_back(context: typer.Context, cfg: "Config", config: Path) -> None:
+def _look_back(context: typer.Context, cfg: "Config") -> None:
     from gptscale.checkpoint.model import find_checkpoint
     from gptscale.cli.evaluate import run_evaluate
     from gptscale.cli.generate import run_generate

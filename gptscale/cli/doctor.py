@@ -61,10 +61,11 @@ def _hub() -> "Row":
     from urllib.parse import urlsplit
     from urllib.request import Request, build_opener
 
+    from gptscale.data.hub import is_offline
     from gptscale.runtime.rows import Row
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        return Row("Hub", "HF_HUB_OFFLINE is set: local files and the cache only")
+    if is_offline():
+        return Row("Hub", "the environment says offline: local files and the cache only")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     host = urlsplit(endpoint).hostname or "HF_ENDPOINT"  # never the whole address, which may hold a password
     try:

@@ -118,10 +118,10 @@ def _measured(folder: Path) -> "Measured":
     from gptscale.errors import ConfigError
     from gptscale.planning.rates import measured
     from gptscale.tracking.jsonl import LOG_FILE, read_log
-    from gptscale.training.provenance import last_start
+    from gptscale.tracking.starts import last_start
 
     start = last_start(folder)
-    if start is None or not (folder / "config.yaml").is_file():
+    if not start or not (folder / "config.yaml").is_file():
         raise ConfigError(f"--from={folder} is no run; give a run folder that `gptscale train` has written to")
     cfg, records = load_config(folder / "config.yaml"), read_log(folder / LOG_FILE)
     return measured(folder, cfg, start["device"], start["engine"], start["world"], records)

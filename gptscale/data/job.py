@@ -83,7 +83,7 @@ def open_job(data: DataConfig) -> Job:
             "data.source is missing, so there is nothing to prepare; name the text by data.source.path"
             + ("; each corpus of data.mixture is prepared by a config of its own" if data.mixture else "")
         )
-    earlier = load_manifest(data.folder) if os.path.exists(data.folder / FILE_NAME) else None
+    earlier = earlier_manifest(data.folder)
     begun = earlier.settings if earlier else load_settings(data.folder)
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(_tokenizer_of, data)  # while the source's files are hashed, which leaves Python's lock

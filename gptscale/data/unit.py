@@ -59,13 +59,6 @@ def cut_units(source: Source | Streamed, documents_per_shard: int) -> list[Unit]
     return [Unit(i, start, min(start + documents_per_shard, len(source))) for i, start in enumerate(starts)]
 
 
-def make_unit(
-    unit: Unit, source: Source | Streamed, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
-) -> Receipt:
-    """Tokenize a unit's documents, write its shards and then its receipt."""
-    return write_unit(unit, source, tokenizer, cfg, settings).seal()
-
-
 def write_unit(
     unit: Unit, source: Source | Streamed, tokenizer: Tokenizer, cfg: DataConfig, settings: Settings
 ) -> "WrittenUnit":

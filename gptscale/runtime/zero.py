@@ -183,7 +183,7 @@ class ZeroEngine(Engine):
         """Put what was written into the wanted fragments to use. All ranks call this together."""
         put_back(self._wanted, self.bare_model, self._zero, self._stage)
         self._wanted = []
-        publish_weights(self.bare_model, self._zero, self._stage)
+        publish_weights(self._zero, self._stage)
         self._check_deepspeed()
 
     @contextmanager

@@ -111,7 +111,7 @@ def materialize_zero_state(zero: Any, stage: int) -> None:
         flat.grad = buffer
 
 
-def publish_weights(model: nn.Module, zero: Any, stage: int) -> None:
+def publish_weights(zero: Any, stage: int) -> None:
     """Copy the fp32 weights of all ranks into the model's. All ranks call this together."""
     if stage != 3:
         zero.update_lp_params()

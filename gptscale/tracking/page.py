@@ -12,6 +12,7 @@ from gptscale.disk import write_whole
 from gptscale.errors import GptscaleError, TrainingError
 from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
 from gptscale.tracking.lines import compact, evaluated_sets
+from gptscale.tracking.starts import recorded_starts
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -86,7 +87,7 @@ def _json(value: float) -> float | None:
 
 def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict[str, Any]]:
     """What happened to a run beside its steps: kind, step and a line of text."""
-    for start in _starts(run_dir)[1:]:
+    for start in recorded_starts(run_dir)[1:]:
         step = start.get("from_step", 0)
         text = f"{start.get('time', '')} from step {step} on {start.get('world', 1)} x {start.get('device', '?')}"
         yield {"kind": "resume", "step": step, "text": text}
@@ -110,14 +111,6 @@ def _spike(record: dict[str, float]) -> dict[str, Any]:
         text += f"; went back here and left out {record['health/skipped_samples']:.0f} samples"
         return {"kind": "rollback", "step": record["step"], "text": text}
     return {"kind": "spike", "step": at, "text": text}
-
-
-def _starts(run_dir: Path) -> list[dict[str, Any]]:
-    """The starts in provenance.json; none if it cannot be read, since no report should fail for it."""
-    try:
-        return list(json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def _differences(run_dirs: Sequence[Path]) -> Iterator[list[str]]:

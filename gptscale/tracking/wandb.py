@@ -5,7 +5,6 @@ resume writes the whole history anew from the run folder; so the newest file alw
 A run that W&B fails in goes on offline in the same way. All of this happens beside training, on a thread of its own.
 """
 
-import json
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
+from gptscale.tracking.starts import last_start
 from gptscale.tracking.tracker import Histograms, Record
 
 LOG = logging.getLogger(__name__)
@@ -247,18 +247,10 @@ def _options(wandb: Any, cfg: Config, run_dir: Path, facts: dict[str, Any]) -> d
         "dir": run_dir,
         "id": _run_id(run_dir / "wandb" / "run-id"),
         "name": run_dir.resolve().name,
-        "config": {**cfg.model_dump(mode="json"), "facts": facts, "provenance": _provenance(run_dir)},
+        "config": {**cfg.model_dump(mode="json"), "facts": facts, "provenance": last_start(run_dir)},
         "allow_val_change": True,  # a resume may extend the run
         "settings": wandb.Settings(console="off", init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S),
     }
-
-
-def _provenance(run_dir: Path) -> dict[str, Any]:
-    """What provenance.json says of this start."""
-    try:
-        return dict(json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"][-1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return {}
 
 
 def _run_id(path: Path) -> str:

@@ -1,7 +1,6 @@
 """micro_batch_sequences: auto. The largest micro-batch that fits into memory, found once in the life of a run."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
@@ -11,6 +10,7 @@ from gptscale.planning.memory import largest_with, memory_of
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_engine, launched_world
+from gptscale.tracking.starts import last_start
 
 SAFE_SHARE = 0.8
 """Of the free memory; the rest is for what allocators and libraries take beside our tensors."""
@@ -19,18 +19,22 @@ SAFE_SHARE = 0.8
 def with_micro_batch(cfg: Config) -> Config:
     """The config with a number for micro_batch_sequences. All ranks call this together.
 
-    A run keeps the number of its first start, in its folder's config.yaml: dropout masks depend on it.
-    Otherwise it is the largest power of two that fits on every rank.
+    It is the largest power of two that fits on every rank. A run keeps it, in its folder's config.yaml: dropout masks
+    depend on it. Without dropout another number of ranks has its own, since a rank's share of a step is another.
     """
     if cfg.train.micro_batch_sequences is not None:
         return cfg
-    remembered = ranks.gather(_remembered(cfg.run.dir / "config.yaml"))[0]
+    remembered = ranks.gather(_remembered(cfg))[0]
     number = remembered or min(ranks.gather(ranks.agree(lambda: _largest(cfg))))
     return cfg.model_copy(update={"train": cfg.train.model_copy(update={"micro_batch_sequences": number})})
 
 
-def _remembered(path: Path) -> int | None:
-    return load_config(path).train.micro_batch_sequences if path.exists() else None
+def _remembered(cfg: Config) -> int | None:
+    """What the last start took, if this one has to take the same."""
+    path = cfg.run.dir / "config.yaml"
+    if not path.exists() or (not cfg.model.drop_rate and last_start(cfg.run.dir).get("world") != launched_world()):
+        return None
+    return load_config(path).train.micro_batch_sequences
 
 
 def _largest(cfg: Config) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gptscale
 from gptscale.disk import write_whole
+from gptscale.tracking.starts import PROVENANCE_FILE, last_start
 
 PACKAGES = (
     "torch",
@@ -27,7 +28,7 @@ PACKAGES = (
 
 def write_provenance(run_dir: Path, **facts: Any) -> None:
     """Add this start to the run folder's provenance.json. Raises OSError."""
-    path = run_dir / "provenance.json"
+    path = run_dir / PROVENANCE_FILE
     starts = [*_earlier_starts(path), {**_environment(), **facts}]
     write_whole(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
@@ -37,18 +38,9 @@ def package_versions() -> dict[str, str | None]:
     return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
-def last_start(run_dir: Path) -> dict[str, Any] | None:
-    """What a run's last start wrote down; None if that cannot be read."""
-    try:
-        start = json.loads((run_dir / "provenance.json").read_text(encoding="utf-8"))["starts"][-1]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
-    return start if isinstance(start, dict) else None
-
-
 def recorded_fingerprint(run_dir: Path) -> str | None:
     """Which data a run was last started with; None if that is not recorded."""
-    found = (last_start(run_dir) or {}).get("data_fingerprint")
+    found = last_start(run_dir).get("data_fingerprint")
     return None if found is None else str(found)
 
 

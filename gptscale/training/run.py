@@ -280,11 +280,11 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: 
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
         f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
-        *_advice(cfg, engine),
+        *_advice(engine),
     ]
 
 
-def _advice(cfg: Config, engine: Engine) -> Iterator[str]:
+def _advice(engine: Engine) -> Iterator[str]:
     """What makes a run needlessly slow on this machine, and the setting that helps."""
     if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
         yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision=fp32 here"

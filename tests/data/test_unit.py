@@ -17,11 +17,11 @@ from gptscale.data.unit import (
     Unit,
     cut_units,
     finished,
-    make_unit,
     read_receipt,
     read_receipts,
     receipt_path,
     remove_unit,
+    write_unit,
 )
 
 TEXTS = ["ab", "", "c", "dé"]
@@ -48,7 +48,7 @@ def cfg(tmp_path: Path, make_config: Callable[..., Config]) -> Config:
 
 
 def make(cfg: Config, unit: Unit = WHOLE) -> tuple[ShardEntry, ...]:
-    return make_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS).shards
+    return write_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS).seal().shards
 
 
 def test_units_cover_the_documents_and_only_the_last_is_short() -> None:

@@ -54,13 +54,20 @@ def test_a_model_that_does_not_fit_is_told(values: dict[str, Any], monkeypatch: 
 
 
 @pytest.mark.usefixtures("costs")
-def test_a_run_keeps_the_number_of_its_first_start(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("drop_rate", "elsewhere"), [(0.0, 8), (0.1, 4)])
+def test_a_run_keeps_the_number_of_its_first_start(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, drop_rate: float, elsewhere: int
+) -> None:
     with_memory(monkeypatch, 1450)
+    values["model"]["drop_rate"] = drop_rate
     cfg = auto(values, steps=3)
     assert train(cfg)
     assert load_config(cfg.run.dir / "config.yaml").train.micro_batch_sequences == 4
     with_memory(monkeypatch, 9999)
     assert with_micro_batch(cfg).train.micro_batch_sequences == 4
+    provenance = cfg.run.dir / "provenance.json"  # as if that had been two ranks, with half of a step each
+    provenance.write_text(provenance.read_text().replace('"world": 1', '"world": 2'))
+    assert with_micro_batch(cfg).train.micro_batch_sequences == elsewhere
 
 
 def test_a_given_number_is_left_alone(values: dict[str, Any]) -> None:
