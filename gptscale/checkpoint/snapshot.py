@@ -23,7 +23,7 @@ class Snapshot:
         tensors = [t for f in live for t in f.tensors.values()]
         places = self._places(tensors)
         for place, tensor in zip(places, tensors, strict=True):
-            place.copy_(tensor, non_blocking=True)
+            place.copy_(tensor, non_blocking=tensor.is_cuda)  # other devices would not be waited for below
         _wait_for_copies(tensors)
         into = iter(places)
         return [

@@ -41,9 +41,10 @@ def train_step(
     engine.set_lr(lr)
     averaged_over = engine.world * plan.accumulation
     nats = torch.zeros((), device=engine.device)
+    pinned = engine.device.type == "cuda"  # elsewhere a copy may read what was written to its source since (MPS)
     for batch in micro_batches:
-        inputs = batch.inputs.to(engine.device, non_blocking=True)
-        targets = batch.targets.to(engine.device, non_blocking=True)
+        inputs = batch.inputs.to(engine.device, non_blocking=pinned)
+        targets = batch.targets.to(engine.device, non_blocking=pinned)
         with engine.accumulate():
             seed_micro_batch(seed, step, batch.first_position)
             loss = engine.model(inputs, targets)
