@@ -35,8 +35,8 @@ BUCKET_ELEMENTS = 50_000_000
 ALLREDUCE_ELEMENTS = 500_000_000
 """DeepSpeed's own bucket of ZeRO-1 with bf16-sharded, whatever reduce_bucket_size is."""
 
-PREFETCH_ELEMENTS = 50_000_000
-"""DeepSpeed's stage3_prefetch_bucket_size: weights that ZeRO-3 gathers ahead of their use."""
+LIVE_ELEMENTS = 100_000_000
+"""Our stage3_max_live_parameters (runtime/zero_config.py): weights that ZeRO-3 gathers, up to the end of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,6 @@ def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
         case "zero1" | "zero2":
             return weight * bucket_elements
         case _:  # a full bucket is copied to be scattered
-            gathered = weight * min(size.total, PREFETCH_ELEMENTS + size.block)
+            gathered = weight * min(size.total, LIVE_ELEMENTS + size.outside)
             copied = 4 * bucket_elements if size.total > bucket_elements else 0
             return 4 * bucket_elements + copied + gathered

@@ -17,6 +17,7 @@ WHOLE_ELF_BYTES = 64
 
 WHERE = "TORCHINDUCTOR_CACHE_DIR"
 ALLOWED = "autograd_cache_allow_custom_autograd_functions"
+OWN_GENERATORS = "graphsafe_rng_functionalization"
 
 
 def keep_in_users_cache() -> None:
@@ -48,6 +49,17 @@ def keep_traced_graphs() -> None:
 
     if hasattr(config, ALLOWED):
         setattr(config, ALLOWED, True)
+
+
+def seed_what_is_computed_again() -> None:
+    """Let blocks that are computed again draw from torch's default generator, which every micro-batch seeds.
+
+    On CUDA torch would give their attention generators of its own, which are seeded once and go on from draw to draw.
+    """
+    from torch._functorch import config
+
+    if hasattr(config, OWN_GENERATORS):
+        setattr(config, OWN_GENERATORS, False)
 
 
 def _users_cache() -> Path:

@@ -235,8 +235,13 @@ class Engine:
         if self._loss_scale is not None and state:
             self._loss_scale.load(state)
 
-    def close(self) -> None:
-        """Forget Accelerate's process-wide state, so that a next run can start."""
-        self._accelerator.free_memory()
+    def close(self, *, together: bool = True) -> None:
+        """Forget Accelerate's process-wide state, so that a next run can start.
+
+        Memory is given back if all ranks close together: CUDA would first wait for what it is at work on, such as an
+        exchange with a rank that is gone.
+        """
+        if together or self.world == 1:
+            self._accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -59,6 +59,8 @@ class Fsdp2Engine(Engine):
                 block.compile()
             fully_shard(block, mesh=mesh, mp_policy=policy)
         Unfilled(self.device).fill(model)
+        if compile_model:
+            model.out_head.compile(dynamic=False)  # type: ignore[union-attr]  # the loss is written for that
         fully_shard(model, mesh=mesh, mp_policy=policy)
         sharded = dict(model.named_parameters())
         for group in optimizer.param_groups:

@@ -1,6 +1,7 @@
 """The processes of a run as a group: joining, asking each other, failing together, leaving."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,9 @@ from gptscale.runtime.launch import (
 )
 
 T = TypeVar("T")
+
+NCCL_WAITS_ON = timedelta(seconds=60)
+"""How much longer NCCL waits for a rank than Gloo: it ends the process without a word, and Gloo's error can be told."""
 
 FAILURE = "gptscale/failure"
 """Where in the group's store a rank that fails alone says so."""
@@ -68,9 +72,20 @@ def join() -> None:
     else:
         _store = next(iter(rendezvous("env://", timeout=timeout)))[0]
         _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
-    backend = "nccl" if has_cuda() else "gloo"
-    dist.init_process_group(backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=timeout)
+    _let_gloo_follow_nccl()
+    backend, patience = ("nccl", timeout + NCCL_WAITS_ON) if has_cuda() else ("gloo", timeout)
+    dist.init_process_group(backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=patience)
     _words = dist.new_group(backend="gloo", timeout=timeout) if has_cuda() else None
+
+
+def _let_gloo_follow_nccl() -> None:
+    """Take the network interface that NCCL was told for Gloo too, which does not read it.
+
+    By itself Gloo takes that of the host's name, which on many machines is the loopback's.
+    """
+    told = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
+    if told in {name for _, name in socket.if_nameindex()}:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", told)
 
 
 def leave() -> None:

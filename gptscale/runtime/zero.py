@@ -192,9 +192,9 @@ class ZeroEngine(Engine):
         with super().evaluating(), self._autocast():
             yield
 
-    def close(self) -> None:
+    def close(self, *, together: bool = True) -> None:
         """Forget Accelerate's process-wide state, and remove what is on NVMe."""
-        super().close()
+        super().close(together=together)
         if self._swap_folder is not None:
             self._swap_folder.cleanup()
 

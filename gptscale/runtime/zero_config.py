@@ -12,6 +12,10 @@ BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 500_000}
 """Gradients that are sent at once. DeepSpeed's own 5e8 are more than most models of this family have: it would take
 gigabytes (on a CPU also half a minute), and send everything at the end of a step, beside no arithmetic."""
 
+LIVE_ELEMENTS = 100_000_000
+"""Weights that ZeRO-3 has gathered at one time, on their way too. DeepSpeed's own 1e9, and as many before a weight that
+is used again is let go, are more than most models of this family have: a rank would keep them all through a step."""
+
 
 def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a run.
@@ -172,6 +176,8 @@ def _fill_zero(zero: dict[str, Any], on_cuda: bool) -> None:
     if zero["stage"] == 3:
         zero["memory_efficient_linear"] = False  # it rounds the product and the bias apart from each other
         zero.setdefault("stage3_param_persistence_threshold", 0)
+        zero.setdefault("stage3_max_live_parameters", LIVE_ELEMENTS)
+        zero.setdefault("stage3_max_reuse_distance", 0)
     elements = BUCKET_ELEMENTS["cuda" if on_cuda else "cpu"]
     zero.setdefault("reduce_bucket_size", elements)
     zero.setdefault("allgather_bucket_size", elements)

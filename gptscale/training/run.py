@@ -19,10 +19,16 @@ from gptscale.data.corpora import Corpora, check_corpora, open_corpora
 from gptscale.data.loader import StepLoader
 from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
+from gptscale.errors import GptscaleError
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.compiled import keep_in_users_cache, keep_traced_graphs, remove_halves
+from gptscale.runtime.compiled import (
+    keep_in_users_cache,
+    keep_traced_graphs,
+    remove_halves,
+    seed_what_is_computed_again,
+)
 from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
@@ -82,8 +88,10 @@ def _train_together(cfg: Config, stop: StopRequest) -> bool:
     )
     try:
         finished = _train(cfg, corpora, plan, engine, stop)
-    finally:
-        engine.close()
+    except BaseException as error:
+        engine.close(together=isinstance(error, GptscaleError))
+        raise
+    engine.close()
     ranks.leave()
     return finished
 
@@ -192,6 +200,7 @@ def _find_compiled(engine: Engine) -> None:
     """Use what earlier starts have compiled, without what a compiler could not finish."""
     keep_in_users_cache()
     keep_traced_graphs()
+    seed_what_is_computed_again()
     for path in engine.agree(remove_halves):
         engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 
@@ -287,7 +296,8 @@ def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: 
 def _advice(engine: Engine) -> Iterator[str]:
     """What makes a run needlessly slow on this machine, and the setting that helps."""
     if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
-        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision=fp32 here"
+        better = "fp16" if engine.device.type == "cuda" else "fp32"
+        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision={better} here"
 
 
 def _filling(plan: Plan) -> str:

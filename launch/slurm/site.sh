@@ -4,7 +4,7 @@
 #
 # module load python/3.11 cuda/12.8
 # source "$HOME/gptscale/.venv/bin/activate"
-# export NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5
+# export NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5   # Gloo takes the same interface, or that of GLOO_SOCKET_IFNAME
 # export HF_HOME=/scratch/$USER/huggingface
 # export WANDB_MODE=offline      # compute nodes without a way out; `wandb sync` afterwards
 #

@@ -35,7 +35,9 @@ def test_a_run_without_a_speed_is_refused(config: Make) -> None:
 
 
 def test_an_unknown_gpu_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="--gpu=h1000 is unknown; choose one of b200, h200, h100-pcie, h100, a100-40"):
+    with pytest.raises(
+        ConfigError, match="--gpu=h1000 is unknown; choose one of b200, h200-nvl, h200, h100-nvl, h100-pcie"
+    ):
         find_gpu("h1000")
     assert find_gpu("H100").name == "h100"
 

@@ -1,12 +1,15 @@
 """What the plain engine promises beside the steps that tests/train and tests/dist look at."""
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from gptscale.errors import ConfigError, TrainingError
+from gptscale.runtime import ranks
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine, EngineSettings
 
@@ -70,3 +73,28 @@ def test_one_process_without_cuda_may_use_mps_but_ranks_need_gloo(
     monkeypatch.setenv("ACCELERATE_USE_CPU", refused)
     Engine(EngineSettings("fp32", 1))
     assert asked["cpu"] is cpu
+
+
+@pytest.mark.parametrize(("world", "together", "given_back"), [(1, False, True), (2, True, True), (2, False, False)])
+def test_a_rank_that_fails_alone_does_not_wait_for_its_device(
+    monkeypatch: pytest.MonkeyPatch, world: int, together: bool, given_back: bool
+) -> None:
+    engine = start_engine("fp32", 1)
+    engine.world = world
+    calls: list[bool] = []
+    monkeypatch.setattr(engine._accelerator, "free_memory", lambda: calls.append(True))
+    engine.close(together=together)
+    assert bool(calls) == given_back
+    start_engine("fp32", 1).close()  # a next run can start
+
+
+@pytest.mark.parametrize(("told", "taken"), [("lo", "lo"), ("=lo", "lo"), ("^docker", None), ("ib", None), ("", None)])
+def test_gloo_takes_the_interface_that_nccl_was_told_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, told: str, taken: str | None
+) -> None:
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", told)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    ranks._let_gloo_follow_nccl()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == taken

@@ -10,6 +10,8 @@ from gptscale.runtime.gpus import GPUS, gpu_of_product
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H200 NVL", "h200-nvl"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
         ("NVIDIA B200", "b200"),
         ("NVIDIA A100-SXM4-40GB", "a100-40"),
         ("NVIDIA A100-SXM4-80GB", "a100-80"),
@@ -30,6 +32,15 @@ def test_a_product_name_finds_its_data_sheet(product: str, name: str) -> None:
 
 @pytest.mark.parametrize("product", ["NVIDIA L40", "NVIDIA RTX A1000", "NVIDIA T400 4GB", "NVIDIA GH200 480GB"])
 def test_a_name_within_another_is_not_meant(product: str) -> None:
+    assert gpu_of_product(product) is None
+
+
+@pytest.mark.parametrize(
+    "product",
+    ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+     "NVIDIA GeForce RTX 3090 Ti"],
+)  # fmt: skip
+def test_a_part_of_a_gpu_or_another_with_a_word_more_is_not_meant(product: str) -> None:
     assert gpu_of_product(product) is None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gptscale.errors import ConfigError
+from gptscale.planning.state import LIVE_ELEMENTS
 from gptscale.runtime.engine import EngineSettings
 from gptscale.runtime.zero_config import zero_config
 
@@ -32,6 +33,9 @@ def test_the_config_fills_what_the_launch_leaves_open(monkeypatch: pytest.Monkey
     assert config["zero_optimization"]["memory_efficient_linear"] is False
     assert config["zero_optimization"]["round_robin_gradients"] is False
     assert config["zero_optimization"]["reduce_bucket_size"] == 50_000_000  # DeepSpeed's own is ten times that
+    # what `gptscale plan` counts, where DeepSpeed's own would keep a whole model
+    assert config["zero_optimization"]["stage3_max_live_parameters"] == LIVE_ELEMENTS == 100_000_000
+    assert config["zero_optimization"]["stage3_max_reuse_distance"] == 0
 
 
 def test_no_clipping_is_said_as_zero_because_nothing_would_mean_one() -> None:
