@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from gptscale.config.schema import ModelConfig
+from gptscale.data.tokenizer import load_tokenizer
 from gptscale.generation.decode import Decoder
 from gptscale.generation.layout import by_columns
 from gptscale.generation.sampling import Sampling
@@ -75,7 +76,7 @@ def theirs(model: GPTModel, prompt: list[int], new_tokens: int) -> Way:
     }
     source = Source("benchmark", "gptscale", {}, tensors)
     with tempfile.TemporaryDirectory() as folder:
-        write_transformers(Path(folder), source, model.cfg, end_of_text=50256, dtype="float32", part_bytes=10**10)
+        write_transformers(Path(folder), source, model.cfg, load_tokenizer("gpt2"), "float32", part_bytes=10**10)
         other = AutoModelForCausalLM.from_pretrained(folder, dtype=model.tok_emb.weight.dtype)
     other = other.to(model.tok_emb.weight.device).eval()
     tokens = torch.tensor([prompt], device=other.device)

@@ -66,10 +66,9 @@ def export(
         tokenizer = load_tokenizer(cfg.data.tokenizer)
         if form == "nanogpt":
             loss = losses(folder, manifest.step).get("val/loss", inf)
-            write_nanogpt(new, source, cfg.model, dtype, manifest.step, loss)
+            write_nanogpt(new, source, cfg.model, tokenizer, dtype, manifest.step, loss)
         else:
-            end, part_bytes = tokenizer.end_of_text, part_size_mb * MEGABYTE
-            write_transformers(new, source, cfg.model, end_of_text=end, dtype=dtype, part_bytes=part_bytes)
+            write_transformers(new, source, cfg.model, tokenizer, dtype, part_size_mb * MEGABYTE)
             write_tokenizer(new, tokenizer, cfg.model.context_length)
             (new / "README.md").write_text(_card(Path(to).name, folder, manifest, cfg), encoding="utf-8")
     if form == "nanogpt" and cfg.model.gelu != "erf":

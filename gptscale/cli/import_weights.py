@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gptscale.config.schema import Config
     from gptscale.weights.source import Source
 
+GPT2_TOKENS = 50257
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
@@ -76,7 +78,11 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
     values: dict[str, Any] = {
         "run": {"dir": str(to)},
         "model": dict(found.fields),
-        "data": {"dir": str(to / "corpus"), "source": {"path": found.origin}},
+        "data": {
+            "dir": str(to / "corpus"),
+            "source": {"path": found.origin},
+            **({"tokenizer": found.tokenizer} if found.tokenizer else {}),
+        },
         "train": {"steps": 1},
     }
     values = lay_over(values, overrides)
@@ -100,6 +106,11 @@ def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
     expected = their_logits(found.folder, probe(cfg.model)) if found.folder else None
     model, _ = load_model(folder)
     lines = [f"weights: {found.origin}, {model.num_parameters():,} parameters"]
+    if cfg.data.tokenizer == "gpt2" and cfg.model.vocab_size < GPT2_TOKENS:
+        lines.append(
+            f"WARNING: its {cfg.model.vocab_size} tokens are fewer than the {GPT2_TOKENS} of gpt2, the tokenizer "
+            "where none is said; name the model's own with data.tokenizer=..."
+        )
     if (known := found.fields["context_length"]) > cfg.model.context_length:
         lines.append(f"positions: the first {cfg.model.context_length} of {known}")
     checked = "checked: names, shapes, finite values"

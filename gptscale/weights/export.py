@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
+from gptscale.data.tokenizer import Tokenizer
 from gptscale.errors import WeightsError
 from gptscale.weights.files import INDEX, pack, write_tensors
 from gptscale.weights.gpt2 import parameter_shapes, to_layout
-from gptscale.weights.huggingface import FIELDS, FIXED, GELU
+from gptscale.weights.huggingface import FIELDS, FIXED, GELU, OUR_TOKENIZER
 from gptscale.weights.others import NANOGPT_FIELDS
 from gptscale.weights.source import Layout, Source
 
@@ -21,10 +22,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def write_transformers(
-    folder: Path, source: Source, cfg: ModelConfig, *, end_of_text: int, dtype: str, part_bytes: int
+    folder: Path, source: Source, cfg: ModelConfig, tokenizer: Tokenizer, dtype: str, part_bytes: int
 ) -> None:
     """Write config.json, generation_config.json and the weights in parts; never holds more than one part."""
-    _write_json(folder / "config.json", transformers_config(cfg, end_of_text, dtype))
+    end_of_text = tokenizer.end_of_text
+    config = transformers_config(cfg, end_of_text, dtype)
+    _write_json(folder / "config.json", {**config, OUR_TOKENIZER: tokenizer.name})
     _write_json(folder / "generation_config.json", {"bos_token_id": end_of_text, "eos_token_id": end_of_text})
     element = DTYPES[dtype].itemsize
     sizes = {name: element * prod(shape) for name, shape in parameter_shapes(_with_biases(cfg)).items()}
@@ -38,7 +41,9 @@ def write_transformers(
         _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files})
 
 
-def write_nanogpt(folder: Path, source: Source, cfg: ModelConfig, dtype: str, step: int, val_loss: float) -> None:
+def write_nanogpt(
+    folder: Path, source: Source, cfg: ModelConfig, tokenizer: Tokenizer, dtype: str, step: int, val_loss: float
+) -> None:
     """Write ckpt.pt as nanoGPT's train.py does, without its optimizer's state.
 
     nanoGPT computes GELU exactly, also for GPT-2's weights, so a model with the tanh form has slightly other logits
@@ -57,7 +62,7 @@ def write_nanogpt(folder: Path, source: Source, cfg: ModelConfig, dtype: str, st
         "model_args": {**model_args, "dropout": cfg.drop_rate, "bias": True},
         "iter_num": step,
         "best_val_loss": val_loss,
-        "config": {"gelu": cfg.gelu},  # for our own import; nanoGPT keeps its settings here
+        "config": {"gelu": cfg.gelu, "tokenizer": tokenizer.name},  # for our own import; nanoGPT's settings lie here
     }
     try:
         torch.save(checkpoint, folder / "ckpt.pt")

@@ -7,10 +7,12 @@ from typing import Any
 from gptscale.errors import WeightsError
 from gptscale.weights import files, pickles
 from gptscale.weights.others import parameters
-from gptscale.weights.source import Source, Tensors, check_counts, without_prefixes
+from gptscale.weights.source import Source, Tensors, check_counts, said_tokenizer, without_prefixes
 
 CONFIG = "config.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+OUR_TOKENIZER = "gptscale_tokenizer"
+"""Where config.json of an export says which tokenizer it is to be imported with."""
 FIELDS = {
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
@@ -32,11 +34,14 @@ FIXED = {
 def open_folder(folder: Path, origin: str | None = None) -> Source:
     """The weights of a folder with config.json. Raises WeightsError if they are not a GPT-2's."""
     origin = origin or str(folder)
-    fields = _fields(origin, _config(folder))
+    config = _config(folder)
+    fields = _fields(origin, config)
     tensors = parameters(without_prefixes(_tensors(folder), "transformer."))
     if fields["tie_embeddings"]:
         tensors.pop("lm_head.weight", None)
-    return Source(origin, "transformers", fields, tensors, folder=folder)
+    return Source(
+        origin, "transformers", fields, tensors, folder=folder, tokenizer=said_tokenizer(config.get(OUR_TOKENIZER))
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from gptscale.config.presets import GPT2_SIZES
 from gptscale.errors import WeightsError
 from gptscale.weights.pickles import read_pickle, stored_tensors
-from gptscale.weights.source import Source, Tensors, check_counts, without_prefixes
+from gptscale.weights.source import Source, Tensors, check_counts, said_tokenizer, without_prefixes
 
 NANOGPT_FIELDS = {
     "vocab_size": "vocab_size",
@@ -56,7 +56,8 @@ def _nanogpt(path: Path, state: dict[str, Any], said: dict[str, Any], config: di
     fields = {ours: said[theirs] for theirs, ours in NANOGPT_FIELDS.items()}
     bias = bool(said.get("bias", True))
     fields |= {"qkv_bias": bias, "norm_bias": bias, "tie_embeddings": True, "gelu": config.get("gelu", "erf")}
-    return Source(str(path), "nanogpt", fields, tensors, has_biases=bias)
+    tokenizer = said_tokenizer(config.get("tokenizer"))
+    return Source(str(path), "nanogpt", fields, tensors, has_biases=bias, tokenizer=tokenizer)
 
 
 def _book(path: Path, tensors: Tensors) -> Source:

@@ -40,6 +40,8 @@ class Source:
     """Where transformers finds the same model, if it can read it."""
     notes: tuple[str, ...] = ()
     """What a reader should be told."""
+    tokenizer: str | None = None
+    """Its name in `load_tokenizer`, where an export of ours says it."""
 
 
 def check_counts(origin: str, said: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -47,6 +49,11 @@ def check_counts(origin: str, said: Mapping[str, Any], names: Iterable[str]) -> 
     for name in names:
         if type(said[name]) is not int or said[name] < 1:
             raise WeightsError(f"{origin} says {name}={said[name]!r}, which is no whole number above 0; copy it again")
+
+
+def said_tokenizer(said: Any) -> str | None:
+    """A tokenizer's name as a source says it, or None."""
+    return said if isinstance(said, str) and said else None
 
 
 def without_prefixes(tensors: Tensors, *prefixes: str) -> dict[str, Stored]:

@@ -201,3 +201,23 @@ def test_an_import_holds_one_model_at_a_time(saved: Any, tmp_path: Path, monkeyp
     monkeypatch.setattr("gptscale.checkpoint.model.load_model", loaded)
     import_weights(str(folder), tmp_path / "ours", BYTES)
     assert not read
+
+
+@pytest.mark.parametrize(("form", "file"), [("transformers", "."), ("nanogpt", "ckpt.pt")])
+def test_an_export_comes_back_with_its_tokenizer(tmp_path: Path, form: str, file: str) -> None:
+    checkpoint(tmp_path / "ours")  # of bytes
+    export(tmp_path / "ours", tmp_path / "exported", form=form)
+    assert import_weights(str(tmp_path / "exported" / file), tmp_path / "again").data.tokenizer == "bytes"
+
+
+def test_a_vocabulary_that_cannot_be_gpt2s_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
+    config = tmp_path / "exported" / "config.json"
+    said = json.loads(config.read_text())
+    del said["gptscale_tokenizer"]
+    config.write_text(json.dumps(said))
+    import_weights(str(tmp_path / "exported"), tmp_path / "again")
+    told = capsys.readouterr().out
+    assert "WARNING: its 257 tokens are fewer than the 50257 of gpt2" in told
+    assert "name the model's own with data.tokenizer=..." in told
