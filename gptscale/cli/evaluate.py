@@ -116,8 +116,9 @@ class Subject:
             raise ConfigError(f"--set={unknown[0]} is not in eval.sets; known are {', '.join(known)} and all")
         for name in dict.fromkeys(known if "all" in names else names or (split,)):
             folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
-            corpus = open_corpus(folder)
-            part = corpus.evaluated_split if name in self.cfg.eval.sets else ("train" if name == "train" else "val")
+            is_set = name in self.cfg.eval.sets
+            corpus = open_corpus(folder, f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir")
+            part = corpus.evaluated_split if is_set else ("train" if name == "train" else "val")
             check_split(corpus, self.cfg, part, folder)
             yield name, corpus.train if part == "train" else corpus.val
 

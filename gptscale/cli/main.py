@@ -25,7 +25,7 @@ from gptscale.cli import (
     verify,
 )
 from gptscale.errors import GptscaleError, PeerError, RankError
-from gptscale.runtime.launch import launched_rank, launched_world
+from gptscale.runtime.launch import check_launch_variables, launched_rank, launched_world
 
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
 
@@ -68,6 +68,11 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
     try:
+        check_launch_variables()
+    except GptscaleError as error:
+        print(f"gptscale: {error}", file=sys.stderr)
+        sys.exit(USERS_MISTAKE)
+    try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # Typer's word for KeyboardInterrupt
             raise KeyboardInterrupt
@@ -85,6 +90,9 @@ def main() -> None:
             print(f"gptscale: interrupted{GOES_ON.get(sys.argv[1], '')}", file=sys.stderr)
         _end(INTERRUPTED)
     except Exception as error:
+        if refusal := _refusal(error):
+            print(f"gptscale: {refusal}", file=sys.stderr)
+            _end(USERS_MISTAKE)
         if hasattr(error, "format_message"):  # Typer's usage errors, whose class is not public
             print(f"gptscale: {error.format_message()}; see gptscale --help", file=sys.stderr)
             _end(USERS_MISTAKE)
@@ -92,6 +100,14 @@ def main() -> None:
         if launched_world() > 1:
             print(f"gptscale: rank {launched_rank()} failed with {type(error).__name__}: {error}", file=sys.stderr)
         _end(OUR_MISTAKE)
+
+
+def _refusal(error: Exception) -> str | None:
+    """What to tell where the system refuses a path, in whichever library that was; None for any other error."""
+    if not isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.filename is None:
+        return None
+    mend = "let this user read and write it" if isinstance(error, PermissionError) else "move away what is there"
+    return f"{error.filename}: {error.strerror}; {mend}, or choose another path"
 
 
 def _tell_once(line: str) -> None:

@@ -46,12 +46,12 @@ class Corpus:
         return "val" if len(self.val) else "train"
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """Open the shards of data.dir; checks their headers and lengths, and a small corpus' hashes.
+def open_corpus(folder: Path, setting: str = "data.dir") -> Corpus:
+    """Open a corpus' shards; checks their headers and lengths, and a small corpus' hashes.
 
-    Raises DataError for what is missing or damaged.
+    Raises DataError for what is missing or damaged; setting is where the folder was named.
     """
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder, setting)
     _allow_open_files(folder, len(manifest.shards))
     tokens = {shard.file: open_entry(folder, shard, manifest.settings.dtype) for shard in manifest.shards}
     if sum(array.nbytes for array in tokens.values()) <= HASHED_BYTES:

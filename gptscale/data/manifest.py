@@ -117,17 +117,19 @@ class _Written(Manifest):
     """The SHA-256 of all the rest; null in a manifest that is older than digests."""
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read a corpus folder's manifest.
+def load_manifest(folder: Path, setting: str = "data.dir") -> Manifest:
+    """Read a corpus folder's manifest; messages name the setting that the folder comes from.
 
     Raises DataError when there is none, when it is damaged and when it was changed since.
     """
     try:
         content = (folder / FILE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"data.dir={folder} holds no corpus; run `gptscale prepare CONFIG`") from None
+        raise DataError(f"{setting}={folder} holds no corpus; run `gptscale prepare CONFIG`") from None
     except OSError as error:
-        raise DataError(f"data.dir={folder}: its {FILE_NAME} cannot be read: {error.strerror}") from None
+        raise DataError(
+            f"{setting}={folder}: its {FILE_NAME} cannot be read: {error.strerror}; let this user read it"
+        ) from None
     try:
         written = _Written.model_validate_json(content)
     except ValidationError as error:

@@ -185,5 +185,6 @@ def _nearby(path: Path) -> str:
         names = os.listdir(path.parent)
     except OSError:
         return ""
+    names = [name for name in names if name != path.name]  # a link to nothing has the very name
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"; did you mean {path.parent / close[0]}?" if close else ""

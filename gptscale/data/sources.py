@@ -18,6 +18,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 import pyarrow as pa
+import zstandard
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
@@ -178,6 +179,13 @@ def _check_cache_room(files: Sequence[Path], cache: Path, cfg: SourceConfig) -> 
     """Refuse a conversion to Arrow that cannot fit; compressed text is taken as four times its size."""
     if cache.exists():
         return
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the cache {cache.parent}, where data.source.path={cfg.path} is converted, cannot be made "
+            f"({error.strerror}); set HF_DATASETS_CACHE to a folder that can"
+        ) from None
     needed = sum(path.stat().st_size * (4 if path.suffix in COMPRESSED else 1) for path in files)
     there = next(folder for folder in cache.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
@@ -281,7 +289,7 @@ def _quiet_datasets() -> Any:
 def _failures(datasets: Any) -> tuple[type[Exception], ...]:
     """What `datasets` raises for data that is missing, cut short or of another shape; each format has its own."""
     own = datasets.exceptions.DatasetsError
-    return (OSError, EOFError, ValueError, RuntimeError, zlib.error, pa.ArrowException, own)
+    return (OSError, EOFError, ValueError, RuntimeError, zlib.error, zstandard.ZstdError, pa.ArrowException, own)
 
 
 def _reason(error: BaseException) -> str:

@@ -75,6 +75,8 @@ def check_file(file: HashedFile) -> int:
         start, stop = wrong_range(file.path, file.blocks_sha256)
     except FileNotFoundError:
         raise DataError(f"{file.what} {file.path} is missing; {file.remedy}") from None
+    except PermissionError:
+        raise DataError(f"{file.what} {file.path} may not be read by this user; change its permissions") from None
     except OSError as error:
         raise DataError(f"{file.what} {file.path} cannot be read: {error.strerror}; {file.remedy}") from None
     raise DataError(

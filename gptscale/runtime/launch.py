@@ -14,6 +14,26 @@ LONGEST_TIMEOUT_S = 1e6
 """Eleven days: longer than any save, and within what the backends can count."""
 
 
+def check_launch_variables() -> None:
+    """Raise ConfigError for what no launcher has set, such as what was left in a shell."""
+    for name, least in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)):
+        said = os.environ.get(name, str(least))
+        if not said.isdecimal() or int(said) < least:
+            raise ConfigError(
+                f"{name}={said} in the environment is no number from {least} on; launchers set it, so unset it or "
+                "start with accelerate launch or torchrun"
+            )
+
+
+def check_meeting_point() -> None:
+    """Raise ConfigError if several ranks are not told where to meet."""
+    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdecimal():
+        raise ConfigError(
+            f"WORLD_SIZE={launched_world()} in the environment says that there are several ranks, but MASTER_ADDR and "
+            "MASTER_PORT do not say where they meet; start with accelerate launch or torchrun, or unset WORLD_SIZE"
+        )
+
+
 def launched_rank() -> int:
     """This process among those the launcher started."""
     return int(os.environ.get("RANK", "0"))

@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from gptscale import errors
 from gptscale.errors import GptscaleError, PeerError, RankError, TrainingError
 from gptscale.runtime.launch import (
+    check_meeting_point,
     collective_timeout_s,
     launched_engine,
     launched_local_rank,
@@ -70,6 +71,7 @@ def join() -> None:
     if alone:
         _store = HashStore()
     else:
+        check_meeting_point()
         _store = next(iter(rendezvous("env://", timeout=timeout)))[0]
         _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
     _let_gloo_follow_nccl()

@@ -96,7 +96,7 @@ def _open_sets(cfg: Config) -> dict[str, TokenStream]:
     """The streams of eval.sets, by the place of their figures in a record; raises what their corpora raise."""
     streams = {}
     for name, folder in cfg.eval.sets.items():
-        corpus = open_corpus(folder)
+        corpus = open_corpus(folder, f"eval.sets.{name}")
         check_split(corpus, cfg, corpus.evaluated_split, folder)
         streams[f"val/{name}"] = corpus.val if corpus.evaluated_split == "val" else corpus.train
     return streams

@@ -48,6 +48,8 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
     engine.loaded()
     engine.load_scaler_state(manifest.ledger["loss_scaler"])
     engine.say(f"going on from {path}")
+    if changes := _changes(cfg, manifest):
+        engine.say(f"changed since then: {', '.join(changes)}")
     state = TrainState.from_ledger(manifest.ledger)
     if state.segments[-1].tokens_per_step != plan.tokens_per_step:
         state.segments.append(Segment(state.step, state.samples, plan.tokens_per_step))
@@ -91,6 +93,17 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
                 f"{cfg.run.dir} was started with {section}.{field}={before}, not {wanted}; "
                 f"set it back{allow}, or start a new run in another run.dir"
             )
+
+
+def _changes(cfg: Config, manifest: CheckpointManifest) -> list[str]:
+    """The settings that decide what is computed, where they are others than the checkpoint's."""
+    now = cfg.model_dump(mode="json")
+    return [
+        f"{section}.{field} {before} -> {now[section][field]}"
+        for section in ("model", "train", "optim")
+        for field, before in manifest.config[section].items()
+        if field in now[section] and before != now[section][field]
+    ]
 
 
 def _tell_jump(cfg: Config, manifest: CheckpointManifest, engine: Engine, plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """Tensors in safetensors files. The home of safetensors: nothing read here can run code."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -88,6 +89,8 @@ def stored_tensors(path: Path, backend: Literal["mmap", "pread"] = "mmap") -> di
 
     Raises WeightsError if the file is not whole.
     """
+    if path.exists() and not os.access(path, os.R_OK):
+        raise WeightsError(f"{path} may not be read by this user; change its permissions")
     try:
         file = safe_open(path, framework="pt", backend=backend)
         return {name: _stored(file, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118

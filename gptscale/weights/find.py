@@ -8,6 +8,8 @@ from gptscale.weights.hub import download, hub_name
 from gptscale.weights.others import open_file
 from gptscale.weights.source import Source
 
+NANOGPT = "ckpt.pt"
+
 
 def find_weights(name: str) -> Source:
     """Open the weights of a path, or else of a name on the Hub; reads no tensor yet.
@@ -30,7 +32,9 @@ def _open_folder(folder: Path) -> Source:
         return huggingface.open_folder(folder)
     if (folder / tensorflow.HPARAMS).is_file():
         return tensorflow.open_tensorflow(folder)
+    if (folder / NANOGPT).is_file():
+        return open_file(folder / NANOGPT)
     raise WeightsError(
         f"{folder} holds no weights that are known here: neither {huggingface.CONFIG} (transformers), "
-        f"nor {tensorflow.HPARAMS} (OpenAI), nor a checkpoint of gptscale"
+        f"nor {tensorflow.HPARAMS} (OpenAI), {NANOGPT} (nanoGPT), nor a checkpoint of gptscale"
     )

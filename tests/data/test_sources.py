@@ -155,7 +155,12 @@ def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind
 
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
-    [("a.txt", b"\xff\xfe", "text"), ("a.jsonl", b'{"text": ', "json"), ("a.parquet", b"PAR", "parquet")],
+    [
+        ("a.txt", b"\xff\xfe", "text"),
+        ("a.jsonl", b'{"text": ', "json"),
+        ("a.parquet", b"PAR", "parquet"),
+        ("a.jsonl.zst", bytes(range(256)), "json"),
+    ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -375,6 +380,18 @@ def test_an_offline_cache_of_another_revision_is_refused(monkeypatch: pytest.Mon
     ):
         source("owner/name", revision="a" * 40)
     assert documents("owner/name", revision="b" * 40) == ["x"]
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text"))
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(
+        DataError, match=r"the cache .*cache, where .*a.txt.gz is converted, cannot be made \(Not a dir"
+    ):
+        source(tmp_path / "a.txt.gz")
 
 
 def test_a_cache_that_has_no_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

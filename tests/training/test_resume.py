@@ -124,6 +124,13 @@ def test_warmup_and_summary_know_the_earlier_segments(
     assert "run: 8 steps of 512 tokens = 2,560 tokens" in capsys.readouterr().out
 
 
+def test_a_resume_lists_the_settings_that_changed(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    train(changed(trained, train={"steps": 7}, optim={"beta1": 0.5}))
+    assert "changed since then: train.steps 6 -> 7, optim.beta1 0.9 -> 0.5\n" in capsys.readouterr().out
+    train(changed(trained, train={"steps": 7}, optim={"beta1": 0.5}))
+    assert "changed since" not in capsys.readouterr().out
+
+
 def test_a_strict_resume_refuses_a_broken_newest_checkpoint(trained: dict[str, Any]) -> None:
     train(changed(trained, train={"steps": 8}))
     newest = list_checkpoints(Path(trained["run"]["dir"]))[0]
