@@ -53,7 +53,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises DataError that names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold the other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}; give a JSONL file of questions") from None
     questions = [_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -80,14 +80,15 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 def draw(logits: Tensor, uniforms: Sequence[float]) -> list[int]:
     """The token of each row at which the summed probability passes the row's number in [0, 1).
 
-    On the CPU in float64, so that a number means the same token on every device.
+    On the CPU in float64, so that a number means the same token on every device. Logits that are no numbers give the
+    last token.
     """
     summed = logits.cpu().double().softmax(-1).cumsum(-1)
     whole = summed[:, -1:].contiguous()
     wanted = torch.tensor(uniforms, dtype=torch.float64)[:, None] * whole
     passed = torch.searchsorted(summed, wanted, right=True)
     last = torch.searchsorted(summed, whole)  # rounding may put a number at the very end
-    return torch.minimum(passed, last).squeeze(-1).tolist()
+    return torch.minimum(passed, last).clamp(max=logits.shape[-1] - 1).squeeze(-1).tolist()
 
 
 def uniform_at(seed: int, sequence: int, position: int) -> float:

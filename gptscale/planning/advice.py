@@ -6,7 +6,7 @@ from itertools import product
 
 from gptscale.config.schema import Config
 from gptscale.planning.launch import ENGINES, Launch, legal_gpu_counts
-from gptscale.planning.memory import largest_micro_batch
+from gptscale.planning.memory import CPU, largest_micro_batch
 from gptscale.runtime.gpus import GPUS, Gpu
 
 
@@ -26,8 +26,9 @@ def nearest_that_fits(cfg: Config, launch: Launch, gpu: Gpu) -> str | None:
 def _candidates(cfg: Config, launch: Launch, gpu: Gpu) -> Iterator[tuple[list[str], Config, Launch, Gpu]]:
     """Ways to change a launch, with the words for each."""
     engines = [launch.engine, *(e for e in ENGINES if e not in ("none", "ddp", launch.engine))]
-    more = [n for n in legal_gpu_counts(cfg) if n > launch.gpus]
-    able = [g for g in GPUS if g.memory_gib > gpu.memory_gib and g.computes(cfg.train)]
+    alone = gpu.name == CPU  # more ranks would share its memory, and what it measured says nothing of GPUs
+    more = [n for n in legal_gpu_counts(cfg) if n > launch.gpus and not alone]
+    able = [g for g in GPUS if g.memory_gib > gpu.memory_gib and g.computes(cfg.train) and not alone]
     larger = sorted(able, key=lambda g: g.memory_gib)
     places = [*((gpu, n) for n in (launch.gpus, *more)), *((g, launch.gpus) for g in larger)]
     for (card, gpus), engine, (changed, setting) in product(places, engines, _recomputing(cfg)):

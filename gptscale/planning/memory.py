@@ -15,6 +15,9 @@ USABLE_SHARE = 0.9
 
 GIB = 2**30
 
+CPU = "cpu"
+"""The name of the processor of a run without GPUs, which `rates.processor` makes."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -37,9 +40,14 @@ class Memory:
         """On the GPU."""
         return sum(getattr(self, f.name) for f in fields(self) if f.name != "host")
 
-    def largest(self) -> str:
-        """What takes most on the GPU."""
-        return max((f.name for f in fields(self) if f.name != "host"), key=lambda name: getattr(self, name))
+    def needed(self, gpu: Gpu) -> int:
+        """What counts against a GPU's memory: for a CPU the machine's too, which is the same."""
+        return self.total + (self.host if gpu.name == CPU else 0)
+
+    def largest(self, gpu: Gpu) -> str:
+        """What takes most of that."""
+        counted = (f.name for f in fields(self) if f.name != "host" or gpu.name == CPU)
+        return max(counted, key=lambda name: getattr(self, name))
 
 
 def memory_of(cfg: Config, launch: Launch) -> Memory:
@@ -70,7 +78,7 @@ def usable_bytes(gpu: Gpu) -> int:
 
 def fits(cfg: Config, launch: Launch, gpu: Gpu) -> bool:
     """Whether a GPU has the memory for its share of a run."""
-    return memory_of(cfg, launch).total <= usable_bytes(gpu)
+    return memory_of(cfg, launch).needed(gpu) <= usable_bytes(gpu)
 
 
 def largest_micro_batch(cfg: Config, launch: Launch, gpu: Gpu) -> int:

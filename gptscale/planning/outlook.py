@@ -93,7 +93,7 @@ def look_ahead(
     lengths = {"Chinchilla": CHINCHILLA_TOKENS * size.parameters, **(budgets or {})}
     if total_steps is not None:
         lengths = {"this run": total_steps * cfg.train.tokens_per_step, **lengths}
-    fitting = here.memory.total <= usable_bytes(gpu)
+    fitting = here.memory.needed(gpu) <= usable_bytes(gpu)
     return Outlook(
         parameters=size.parameters,
         flops_per_token=flops_per_token(cfg.model),
@@ -134,13 +134,13 @@ def _budget(name: str, tokens: int, cfg: Config, launch: Launch, step: StepTime)
 
 
 def _verdict(cfg: Config, launch: Launch, gpu: Gpu, memory: Memory, fitting: bool) -> str:
-    usable = usable_bytes(gpu)
+    usable, needed, most = usable_bytes(gpu), memory.needed(gpu), memory.largest(gpu)
     if fitting:
-        return f"fits: {memory.total / GIB:.1f} of {usable / GIB:.1f} GiB{_filling(cfg, launch)}"
+        return f"fits: {needed / GIB:.1f} of {usable / GIB:.1f} GiB{_filling(cfg, launch)}"
     nearest = nearest_that_fits(cfg, launch, gpu)
     return (
-        f"does not fit: {memory.total / GIB:.1f} GiB where {usable / GIB:.1f} of the {gpu.memory_gib:g} of "
-        f"{gpu.name} can be used, because {memory.largest()} take {getattr(memory, memory.largest()) / GIB:.1f}; "
+        f"does not fit: {needed / GIB:.1f} GiB where {usable / GIB:.1f} of the {gpu.memory_gib:g} of "
+        f"{gpu.name} can be used, because {most} take {getattr(memory, most) / GIB:.1f}; "
         + (f"nearest that does: {nearest}" if nearest else "no engine, number of GPUs or GPU that is known would do")
     )
 
@@ -154,6 +154,9 @@ def _filling(cfg: Config, launch: Launch) -> str:
     nearest = [f"--gpus {n}" for n in nearest_counts(launch.gpus, legal_gpu_counts(cfg, micro_batch))]
     smaller = [n for n in range(1, micro_batch) if sequences % (launch.gpus * n) == 0][-1:]
     nearest += [f"train.micro_batch_sequences={n}" for n in smaller]
+    if not nearest:
+        single = nearest_counts(launch.gpus, legal_gpu_counts(cfg))
+        nearest = [f"--gpus {n} train.micro_batch_sequences=1" for n in single]
     gpus = "1 GPU does" if launch.gpus == 1 else f"{launch.gpus} GPUs do"
     return (
         f", but {gpus} not divide the step's {sequences} sequences in micro-batches of {micro_batch}: "

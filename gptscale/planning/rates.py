@@ -9,6 +9,7 @@ from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
 from gptscale.model.flops import flops_per_token
 from gptscale.planning.launch import Launch
+from gptscale.planning.memory import CPU
 from gptscale.planning.steptime import Rates, calibrated, moved_bytes
 from gptscale.runtime.gpus import GPUS, Gpu
 
@@ -78,7 +79,7 @@ def processor(run: Measured, memory_bytes: int) -> Gpu:
     batch_s = run.launch.micro_batch_sequences * run.cfg.model.context_length * run.launch.gpus / run.tokens_per_s
     beside = max(CPU_BYTES_PER_S, 2 * moved_bytes(run.cfg, run.launch.micro_batch_sequences) / batch_s)
     gib = memory_bytes / 2**30
-    return Gpu("cpu", (), peak, peak, peak, gib, beside, LOOPBACK_BYTES_PER_S, beside_bytes_per_s=beside)
+    return Gpu(CPU, (), peak, peak, peak, gib, beside, LOOPBACK_BYTES_PER_S, beside_bytes_per_s=beside)
 
 
 def plan_rates(cfg: Config, gpu: Gpu, gpus: int, *, mfu: float = ASSUMED_MFU, bandwidth: float | None = None) -> Rates:

@@ -41,7 +41,7 @@ def evaluated_sets(record: Record) -> list[str]:
 def checkpoint_line(record: Record, total_steps: int) -> str:
     """Say in one line that a checkpoint is safe, and what it cost."""
     return (
-        f"step {record['checkpoint/step']:.0f}/{total_steps}  checkpoint  {compact(record['checkpoint/bytes'])}B  "
+        f"step {record['checkpoint/step']:.0f}/{total_steps}  checkpoint  {size(record['checkpoint/bytes'])}  "
         f"stalled {record['checkpoint/stall_s']:.2g} s, safe after {record['checkpoint/durable_s']:.2g} s"
     )
 
@@ -71,9 +71,14 @@ def compact(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.9995 * size:  # what rounds to it
             return f"{_three_digits(value / size)}{unit}"
     return _three_digits(value)
+
+
+def size(count: float) -> str:
+    """Write a number of bytes in three digits: 950B, 12.3kB, 1.49GB."""
+    return compact(count).replace("B", "G") + "B"
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ def live_server(run_dirs: Sequence[Path], port: int) -> ThreadingHTTPServer:
                 self._send(404, "text/plain", "there is only the report, at /")
 
         def _send(self, status: int, kind: str, text: str) -> None:
-            body = text.encode()
+            body = text.encode(errors="backslashreplace")
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

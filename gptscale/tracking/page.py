@@ -11,7 +11,7 @@ from gptscale.config.load import load_config, plain_settings
 from gptscale.disk import write_whole
 from gptscale.errors import GptscaleError, TrainingError
 from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
-from gptscale.tracking.lines import compact, evaluated_sets
+from gptscale.tracking.lines import evaluated_sets, size
 from gptscale.tracking.starts import recorded_starts
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -25,7 +25,7 @@ def write_page(run_dirs: Sequence[Path], path: Path) -> Path:
 
     Raises TrainingError for a folder without measurements, and for a place that cannot be written.
     """
-    page = render(page_data(run_dirs)).encode()
+    page = render(page_data(run_dirs)).encode(errors="backslashreplace")  # what the log has of half surrogates
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, page)
@@ -95,7 +95,7 @@ def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict
         if "val/loss" in record:
             yield {"kind": "evaluation", "step": record["step"], "text": f"validation loss {record['val/loss']:.4f}"}
         if "checkpoint/step" in record:
-            text = f"{compact(record['checkpoint/bytes'])}B, safe after {record['checkpoint/durable_s']:.2g} s"
+            text = f"{size(record['checkpoint/bytes'])}, safe after {record['checkpoint/durable_s']:.2g} s"
             yield {"kind": "checkpoint", "step": record["checkpoint/step"], "text": text}
         if record.get("health/skipped_steps"):
             text = f"{record['health/skipped_steps']:.0f} steps skipped: gradients not finite"

@@ -107,7 +107,8 @@ def _figure(chart: Chart, records: Sequence[Record], title: str) -> "Figure":
     columns = min(len(chart.against), PANELS_IN_A_ROW)
     rows = math.ceil(len(chart.against) / columns)
     figure = Figure(figsize=(2.6 + 4.4 * columns, 4.4 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    drawable = title.encode(errors="backslashreplace").decode()  # a folder's name need not be UTF-8
+    figure.suptitle(drawable, fontsize=13, fontweight="bold")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, progress in zip(panels.flat, chart.against, strict=True):
         _draw(axes, chart, records, progress)

@@ -80,7 +80,7 @@ class WandbSink:
         self._checkpoints: SimpleQueue[int | None] = SimpleQueue()
         self._errand = Thread(target=self._tell_checkpoints, daemon=True)
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
-        self._options = _options(wandb, cfg, run_dir, facts)
+        self._options = _options(wandb, cfg, run_dir, step, facts)
         self._run: Any = None
         if cfg.wandb.mode == "offline" or not self._begin_online(step):
             self._begin_offline()
@@ -237,7 +237,7 @@ def _place(run_id: str, step: int, rewind: bool) -> dict[str, str]:
     return {"resume_from": f"{run_id}?_step={step}"} if step and rewind else {"resume": "allow"}
 
 
-def _options(wandb: Any, cfg: Config, run_dir: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _options(wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "project": cfg.wandb.project,
         "entity": cfg.wandb.entity,
@@ -245,7 +245,7 @@ def _options(wandb: Any, cfg: Config, run_dir: Path, facts: dict[str, Any]) -> d
         "tags": cfg.wandb.tags,
         "notes": cfg.wandb.notes,
         "dir": run_dir,
-        "id": _run_id(run_dir / "wandb" / "run-id"),
+        "id": _run_id(run_dir / "wandb" / "run-id", step),
         "name": run_dir.resolve().name,
         "config": {**cfg.model_dump(mode="json"), "facts": facts, "provenance": last_start(run_dir)},
         "allow_val_change": True,  # a resume may extend the run
@@ -253,10 +253,10 @@ def _options(wandb: Any, cfg: Config, run_dir: Path, facts: dict[str, Any]) -> d
     }
 
 
-def _run_id(path: Path) -> str:
-    """The id kept in the run folder, made on the first start."""
+def _run_id(path: Path, step: int) -> str:
+    """The id kept in the run folder; a start from nothing makes another, since W&B takes no step a second time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (kept := path.read_text().strip()):
+    if step and path.exists() and (kept := path.read_text().strip()):
         return kept
     path.write_text(made := secrets.token_hex(4))
     return made

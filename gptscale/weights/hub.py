@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, or in its client's cache.."""
+"""Models on the Hugging Face Hub, or in its client's cache."""
 
 import difflib
 from pathlib import Path

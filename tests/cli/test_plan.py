@@ -131,6 +131,13 @@ def test_auto_takes_the_largest_micro_batch_that_fits(say: Say) -> None:
     assert found["launch"]["micro_batch_sequences"] == found["engines"][0]["largest_micro_batch_sequences"] > 1
 
 
+def test_where_no_smaller_micro_batch_divides_the_step_other_gpus_are_named(say: Say) -> None:
+    verdict = say(GPT2, ["train.micro_batch_sequences=12"], gpus=6, engine="ddp").splitlines()[-1]
+    assert verdict.endswith(
+        "nearest that do: --gpus 4 train.micro_batch_sequences=1 or --gpus 8 train.micro_batch_sequences=1"
+    )
+
+
 def test_gpus_that_do_not_divide_a_step_are_told_what_filling_costs(say: Say) -> None:
     verdict = say(GPT2, gpus=12, engine="ddp").splitlines()[-1]
     # 32 micro-batches of 16 on 12 GPUs are 3 each, 36 in all

@@ -153,6 +153,13 @@ def test_hellaswags_own_lines_are_asked_as_the_harness_asks_them(tmp_path: Path)
     )
 
 
+def test_only_a_newline_ends_a_question(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({"context": "a\u2028b", "endings": ["c\x85"], "label": 0}, ensure_ascii=False) + "\r\n", newline=""
+    )
+    assert read_questions(tmp_path / "q.jsonl") == [Question("a\u2028b", ("c\x85",), 0)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -87,3 +87,9 @@ def test_numbers_are_even_and_another_for_every_token() -> None:
     assert 0 <= float(numbers.min()) <= float(numbers.max()) < 1
     assert numbers.histc(10, 0, 1).tolist() == pytest.approx([500] * 10, abs=100)  # four and a half deviations
     assert uniform_at(3, 1, 2) == uniform_at(3, 1, 2) != uniform_at(4, 1, 2)
+
+
+def test_logits_that_are_no_numbers_draw_no_token_that_does_not_exist() -> None:
+    logits = torch.zeros(2, 4)
+    logits[1, 2] = math.nan
+    assert draw(logits, [0.3, 0.3]) == [1, 3]

@@ -15,22 +15,19 @@ from gptscale.runtime.gpus import Gpu
 Make = Callable[..., Config]
 
 
-def card(gib: float) -> Gpu:
+def card(gib: float, name: str = "card") -> Gpu:
     """A GPU of which a run may use so many GiB."""
-    return Gpu("card", (), 1e12, 1e12, 1e12, gib / memory.USABLE_SHARE, 1e12, 1e9)
+    return Gpu(name, (), 1e12, 1e12, 1e12, gib / memory.USABLE_SHARE, 1e12, 1e9)
 
 
 @pytest.fixture(autouse=True)
 def one_gib_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state takes 8 GiB over its shards, a sequence 2 GiB, or 1 where activations are computed again."""
 
-    class Fake:
-        def __init__(self, total: float) -> None:
-            self.total = total
-
-    def memory_of(cfg: Config, launch: Launch) -> Fake:
+    def memory_of(cfg: Config, launch: Launch) -> memory.Memory:
         each = 1 if cfg.train.activation_checkpointing else 2
-        return Fake(GIB * (8 / (launch.gpus if launch.shards else 1) + each * launch.micro_batch_sequences))
+        state = 8 * GIB // (launch.gpus if launch.shards else 1)
+        return memory.Memory(state, 0, 0, each * GIB * launch.micro_batch_sequences, 0, 0, host=0)
 
     monkeypatch.setattr(memory, "memory_of", memory_of)
 
@@ -53,6 +50,20 @@ def test_the_largest_micro_batch_is_a_power_of_two_that_a_step_can_use(config: M
 )
 def test_the_smallest_change_is_named(config: Make, gib: float, engine: str, gpus: int, nearest: str) -> None:
     assert nearest_that_fits(config(), Launch(engine, gpus, 4), card(gib)) == nearest
+
+
+@pytest.mark.parametrize(
+    ("gib", "nearest"),
+    [(9.5, "train.activation_checkpointing=true train.micro_batch_sequences=1"), (7, None)],
+)
+def test_a_cpu_has_its_own_memory_only(config: Make, gib: float, nearest: str | None) -> None:
+    assert nearest_that_fits(config(), Launch("none", 1, 4), card(gib, memory.CPU)) == nearest
+
+
+def test_what_a_cpu_keeps_for_itself_counts_too() -> None:
+    found = memory.Memory(1, 2, 3, 4, 5, 6, host=100)
+    assert (found.needed(card(1)), found.largest(card(1))) == (21, "buffers")
+    assert (found.needed(card(1, memory.CPU)), found.largest(card(1, memory.CPU))) == (121, "host")
 
 
 def test_nothing_is_named_where_nothing_would_do(config: Make) -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from gptscale.tracking.lines import compact, duration, evaluation_line, sample_line, train_line
+from gptscale.tracking.lines import compact, duration, evaluation_line, sample_line, size, train_line
 
 TRAIN = {
     "step": 100,
@@ -49,6 +49,8 @@ def test_a_sample_cannot_steer_the_terminal() -> None:
         (0.25, "0.25"),
         (950, "950"),
         (12_345, "12.3k"),
+        (999_499, "999k"),
+        (999_600, "1M"),
         (524_288, "524k"),
         (1_500_000, "1.5M"),
         (1e10, "10B"),
@@ -58,6 +60,11 @@ def test_a_sample_cannot_steer_the_terminal() -> None:
 )
 def test_counts_are_written_in_three_digits(value: float, text: str) -> None:
     assert compact(value) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(950, "950B"), (450_000, "450kB"), (1_493_000_000, "1.49GB")])
+def test_bytes_are_written_in_three_digits(count: float, text: str) -> None:
+    assert size(count) == text
 
 
 @pytest.mark.parametrize(

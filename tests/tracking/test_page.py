@@ -85,6 +85,14 @@ def test_a_samples_text_cannot_end_the_data(tmp_path: Path) -> None:
     assert page.data["runs"][0]["samples"][0]["text"] == "</script><script>alert(1)</script>"
 
 
+def test_half_a_surrogate_pair_is_written_as_in_the_log(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    with (run / "samples.jsonl").open("a") as file:
+        file.write('{"step": 20, "prompt": "caf\\udce9", "text": "b"}\n')
+    page = Page(write_page([run], tmp_path / "page.html"))
+    assert page.data["runs"][0]["samples"][1]["prompt"] == "caf\udce9"
+
+
 def test_resumes_checkpoints_skips_spikes_and_rollbacks_are_events(tmp_path: Path) -> None:
     events = page_data([made_run(tmp_path / "tiny")])["runs"][0]["events"]
     assert [(e["step"], e["kind"]) for e in events] == [

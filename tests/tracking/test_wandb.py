@@ -110,6 +110,14 @@ def test_a_disabled_wandb_is_no_sink(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_start_from_nothing_is_another_run_and_a_resume_is_not(fake: FakeWandb, tmp_path: Path) -> None:
+    for step in (0, 0, 5):
+        open_wandb(config("online", tmp_path), tmp_path, step)
+    ids = [options.get("id") or options["resume_from"] for kind, options in fake.calls if kind == "init"]
+    assert ids[0] != ids[1]
+    assert ids[2].startswith(ids[1])
+
+
 def test_the_run_is_started_with_the_config_in_its_folder(fake: FakeWandb, tmp_path: Path) -> None:
     cfg = config("online", tmp_path)
     open_wandb(cfg, tmp_path, parameters=7)
