@@ -100,7 +100,7 @@ def sweep(run_dir: Path, number: int) -> None:
     folder = checkpoints_dir(run_dir)
     if not folder.is_dir():
         return
-    _refresh(folder)
+    refresh(folder)
     for leftover in folder.glob(".*-step-*"):
         match = _UNFINISHED.fullmatch(leftover.name)
         if match and int(match[1]) > number:
@@ -123,13 +123,13 @@ def _newest(run_dir: Path, *, fresh: bool) -> int:
     folder = _folder(run_dir)
     try:
         if fresh:
-            _refresh(folder)
+            refresh(folder)
         return max((int(name) for name in os.listdir(folder) if name.isdigit()), default=0)
     except FileNotFoundError:
         return 0
 
 
-def _refresh(folder: Path) -> None:
+def refresh(folder: Path) -> None:
     """Let a network file system's client see a folder as it is now."""
     probe = folder / f".probe-{token_hex(4)}"
     probe.touch()

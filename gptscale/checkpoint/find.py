@@ -2,9 +2,12 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from gptscale.checkpoint.fence import refresh
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
     checkpoints_dir,
@@ -46,6 +49,8 @@ def newest_good(
     """
     problems: list[str] = []
     bad: list[Path] = []
+    with suppress(OSError):  # there is none yet, or it may not be written, which is said elsewhere
+        refresh(checkpoints_dir(run_dir))
     seen = ranks.agree(lambda: list_checkpoints(run_dir))
     found = ranks.gather(seen)[0]  # a shared disk may show other ranks another list
     for path in found:
@@ -63,7 +68,8 @@ def newest_good(
             bad.append(path)
             continue
         ranks.agree(lambda: _set_aside(bad, problems, say) if ranks.rank == 0 else None)
-        return path, manifest
+        ledger = ranks.gather(manifest.ledger)[0]  # which may have been amended since another rank's system read it
+        return path, replace(manifest, ledger=ledger)
     if problems:
         raise CheckpointError(
             f"no checkpoint of {run_dir} can be used: {problems[0]}. "

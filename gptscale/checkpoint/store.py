@@ -148,8 +148,8 @@ class Store:
         return saved
 
     def close(self) -> None:
-        """Let this rank's thread end; what was in flight and not finished does not count."""
-        self._thread.shutdown(cancel_futures=True)
+        """Let this rank's thread end, without waiting for it; what was in flight and not finished does not count."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def has_checkpoint(self) -> bool:
         """Whether there is one to go back to, also one that is on its way. All ranks call this together."""

@@ -121,9 +121,10 @@ def _tell_once(line: str) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads."""
+    """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads, and so
+    does one that was interrupted, which would wait for a thread that writes a checkpoint."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if launched_world() > 1:
+    if launched_world() > 1 or code == INTERRUPTED:
         os._exit(code)
     sys.exit(code)

@@ -13,12 +13,13 @@ LOG = logging.getLogger(__name__)
 class Beside:
     """Opens a view beside training and hands it everything in its order; a view that fails is left behind.
 
-    A view that hangs keeps what it was not told in memory, and costs the end of the run no more than patience_s.
+    A view that hangs keeps what it was not told in memory, and costs the end of the run no more than patience_s says
+    then.
     """
 
     required = False
 
-    def __init__(self, name: str, open_sink: Callable[[], Sink | None], patience_s: float) -> None:
+    def __init__(self, name: str, open_sink: Callable[[], Sink | None], patience_s: Callable[[], float]) -> None:
         self.name = name
         self._open_sink = open_sink
         self._patience_s = patience_s
@@ -46,9 +47,10 @@ class Beside:
         """Have the rest told and the sink closed, and wait for that as long as there is patience."""
         self._put(lambda sink: sink.close(failed))
         self._todo.put(None)
-        self._thread.join(self._patience_s)
+        patience_s = self._patience_s()
+        self._thread.join(patience_s)
         if self._thread.is_alive():
-            LOG.warning("%s has not ended after %.0f s and is left behind", self.name, self._patience_s)
+            LOG.warning("%s has not ended after %.0f s and is left behind", self.name, patience_s)
 
     def _put(self, act: Callable[[Sink], None]) -> None:
         if not self._dead.is_set():

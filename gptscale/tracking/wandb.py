@@ -31,14 +31,26 @@ LOG = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """How long W&B may hold up the start or the end of a run; what it could not send stays on disk."""
 
+URGENT_S = 10.0
+"""The same at an end that a scheduler has set: less than a run leaves itself for it (training/deadline.py)."""
 
-def wandb_beside(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> Beside | None:
-    """Start W&B beside training, as `open_wandb` does; raises TrainingError if the package is missing."""
+
+def wandb_beside(
+    cfg: Config, run_dir: Path, step: int = 0, is_urgent: Callable[[], bool] = lambda: False, **facts: Any
+) -> Beside | None:
+    """Start W&B beside training, as `open_wandb` does; raises TrainingError if the package is missing.
+
+    is_urgent is asked at the end, whether that may take URGENT_S only.
+    """
     if cfg.wandb.mode == "disabled":
         return None
     _package()
     # Until it is offline, has named the last checkpoint, and has sent the rest.
-    return Beside("W&B", lambda: open_wandb(cfg, run_dir, step, **facts), patience_s=3 * PATIENCE_S)
+    return Beside(
+        "W&B",
+        lambda: open_wandb(cfg, run_dir, step, **facts),
+        patience_s=lambda: URGENT_S if is_urgent() else 3 * PATIENCE_S,
+    )
 
 
 def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "WandbSink | None":

@@ -38,6 +38,12 @@ class Deadline:
         self._asked: float | None = None
         self._questions = 0
         self._longest_s = 0.0
+        self.over = False
+        """Whether the answer was yes."""
+
+    def pause(self) -> None:
+        """The time up to the next question is that of no step."""
+        self._asked = None
 
     def near(self, save_s: float | None) -> bool:
         """Whether to stop now; save_s is the longest that a checkpoint took, null if none was timed. Ask every step."""
@@ -49,7 +55,8 @@ class Deadline:
         if self.end is None:
             return False
         saving_s = self._guessed_save_s if save_s is None else save_s
-        return now + DOUBT * (self._longest_s + saving_s) > self.end
+        self.over = now + DOUBT * (self._longest_s + saving_s) > self.end
+        return self.over
 
 
 def open_deadline(cfg: Config, parameters: int, started: float) -> Deadline:

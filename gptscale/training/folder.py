@@ -30,8 +30,10 @@ def take_alone(run_dir: Path) -> Fence:
         raise _not_writable(run_dir, error) from error
 
 
-def open_folder(cfg: Config, fence: Fence, step: int, **facts: Any) -> None:
+def open_folder(cfg: Config, fence: Fence, step: int, *, again: bool = False, **facts: Any) -> None:
     """Write what the run is made of, and cut its records back to the step it starts from.
+
+    again says that this start has begun before, and goes on after a rollback.
 
     The records become new files, so what an earlier start still appends goes to the old ones, which have no name.
     """
@@ -39,7 +41,8 @@ def open_folder(cfg: Config, fence: Fence, step: int, **facts: Any) -> None:
     try:
         (cfg.run.dir / DONE).unlink(missing_ok=True)  # of a shorter run
         write_whole(cfg.run.dir / "config.yaml", dump_config(cfg).encode())
-        write_provenance(cfg.run.dir, from_step=step, **facts)
+        if not again:
+            write_provenance(cfg.run.dir, from_step=step, **facts)
     except OSError as error:
         raise _not_writable(cfg.run.dir, error) from error
     cut_back(cfg.run.dir, step or None)

@@ -191,6 +191,8 @@ def _look(run: Run, state: TrainState) -> None:
 def _save(run: Run, state: TrainState, *, sound: bool = False) -> None:
     """Begin a checkpoint, after the one before is safe; a sound one is left out in a row of skipped steps."""
     _judge(run, state)
+    if state.skips_in_a_row >= state.step:  # no update yet: not every optimizer has a state to keep
+        return
     if sound and run.health.ailing:
         return
     _settle_save(run, state, wait=True)

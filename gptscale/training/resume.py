@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gptscale.checkpoint.find import load_fragments, newest_good
-from gptscale.checkpoint.layout import CheckpointManifest
+from gptscale.checkpoint.layout import CheckpointManifest, list_checkpoints, read_manifest
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
@@ -57,6 +57,22 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
     plan = make_plan(cfg, plan.samples_per_epoch, plan.world, state.segments[-1])
     _tell_jump(cfg, manifest, engine, plan)
     return state, plan
+
+
+def check_goes_on(cfg: Config, data_fingerprint: str) -> None:
+    """Raise what `resume` will if the run folder holds another run, before this start takes the folder over.
+
+    Reads the newest manifest alone; where that is damaged, `resume` looks further.
+    """
+    try:
+        checkpoints = list_checkpoints(cfg.run.dir)
+        manifest = read_manifest(checkpoints[0]) if checkpoints else None
+    except CheckpointError:
+        return
+    if manifest is not None:
+        _check_goes_on(checkpoints[0], manifest)
+        check_same_run(cfg, manifest)
+        check_same_data(cfg, data_fingerprint, checkpoints[0], manifest)
 
 
 def _check_goes_on(path: Path, manifest: CheckpointManifest) -> None:

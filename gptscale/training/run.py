@@ -51,7 +51,7 @@ from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
 from gptscale.training.plan import Plan, make_plan
 from gptscale.training.provenance import package_versions
-from gptscale.training.resume import resume
+from gptscale.training.resume import check_goes_on, resume
 from gptscale.training.save_cost import SaveCost
 from gptscale.training.segments import likely_segment
 from gptscale.training.state import TrainState
@@ -77,6 +77,7 @@ def train(cfg: Config) -> bool:
 
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
     corpora = ranks.agree(lambda: _open_corpora(cfg))
+    ranks.agree(lambda: check_goes_on(cfg, corpora.fingerprint))
     cfg = with_micro_batch(cfg)
     segment = ranks.gather(likely_segment(cfg))[0]
     plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world(), segment)
@@ -153,7 +154,7 @@ def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
     if finished:
         engine.agree(lambda: mark_done(cfg.run.dir, start.fence, state.step) if engine.is_first else None)
     else:
-        kept = " with a checkpoint" if state.step else ""
+        kept = " with a checkpoint" if start.store.has_checkpoint() else ""
         why = "" if start.stop.received else f"{start.deadline.reason}: "
         engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
@@ -162,7 +163,8 @@ def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
 def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -> bool:
     """Open what watches and feeds the loop, and enter it."""
     cfg, engine, model = start.cfg, start.engine, start.model
-    engine.agree(lambda: _begin(start, state) if engine.is_first else None)
+    start.deadline.pause()
+    engine.agree(lambda: _begin(start, state, cause) if engine.is_first else None)
     peak = peak_flops(engine.device, engine.dtype)
     meter = Meter(engine, plan, flops_per_token(cfg.model), peak, cfg.optim.clip_norm)
     meter.restore(state.interval, state.time_s)
@@ -234,13 +236,14 @@ def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> 
     )
 
 
-def _begin(start: Start, state: TrainState) -> None:
+def _begin(start: Start, state: TrainState, cause: Rollback | None) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
     start.store.check_room(start.model.num_parameters())
     open_folder(
         start.cfg,
         start.fence,
         state.step,
+        again=cause is not None,
         device=describe_device(start.engine.device),
         engine=start.engine.name,
         world=start.engine.world,
@@ -252,10 +255,15 @@ def _open_tracker(start: Start, plan: Plan, state: TrainState) -> Tracker:
     cfg = start.cfg
     if not start.engine.is_first:
         return Tracker()
+
+    def is_urgent() -> bool:
+        """Whether a scheduler is about to end the processes, not the user at the keyboard."""
+        return start.deadline.over or start.stop.received not in (None, signal.SIGINT)
+
     facts = {"parameters": start.model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
     kept = (
         JsonlSink(cfg.run.dir),
-        wandb_beside(cfg, cfg.run.dir, state.step, **facts),
+        wandb_beside(cfg, cfg.run.dir, state.step, is_urgent, **facts),
         TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
     )
     fenced = [Fenced(sink, start.fence.holds) for sink in kept if sink is not None]

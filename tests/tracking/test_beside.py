@@ -45,7 +45,7 @@ class Slow:
 
 def test_everything_arrives_in_its_order_and_nobody_waits_for_it() -> None:
     slow, found = Slow(), {"parameters/w": Histogram(0, 1, [3])}
-    view = Beside("beside", lambda: slow, patience_s=10)
+    view = Beside("beside", lambda: slow, patience_s=lambda: 10)
     view.log({"step": 1})
     view.sample(1, "a", "b")
     view.histograms({"step": 2}, found)
@@ -65,7 +65,7 @@ def test_everything_arrives_in_its_order_and_nobody_waits_for_it() -> None:
 def test_a_failure_is_one_line_and_the_end_of_the_view(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     slow = Slow(error)
     slow.sign.set()
-    view = Beside("W&B", lambda: slow, patience_s=10)
+    view = Beside("W&B", lambda: slow, patience_s=lambda: 10)
     with caplog.at_level(logging.WARNING):
         for step in range(3):
             view.log({"step": step})
@@ -79,7 +79,7 @@ def test_a_failure_is_one_line_and_the_end_of_the_view(error: BaseException, cap
 
 def test_a_view_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     slow = Slow()
-    view = Beside("W&B", lambda: slow, patience_s=0.1)
+    view = Beside("W&B", lambda: slow, patience_s=lambda: 0.1)
     view.log({"step": 1})
     with caplog.at_level(logging.WARNING):
         view.close(False)
@@ -88,7 +88,7 @@ def test_a_view_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_a_view_that_does_not_open_is_silent(caplog: pytest.LogCaptureFixture) -> None:
-    view = Beside("W&B", lambda: None, patience_s=10)
+    view = Beside("W&B", lambda: None, patience_s=lambda: 10)
     view.log({"step": 1})
     view.close(False)
     assert caplog.messages == []

@@ -110,6 +110,14 @@ def test_a_disabled_wandb_is_no_sink(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_end_that_a_scheduler_has_set_is_held_up_for_seconds_only(fake: FakeWandb, tmp_path: Path) -> None:
+    for urgent, patience_s in ((True, 10.0), (False, 180.0)):
+        view = wandb_beside(config("online", tmp_path), tmp_path, 0, lambda urgent=urgent: urgent)  # type: ignore[misc]
+        assert view is not None
+        assert view._patience_s() == patience_s
+        view.close(failed=False)
+
+
 def test_a_start_from_nothing_is_another_run_and_a_resume_is_not(fake: FakeWandb, tmp_path: Path) -> None:
     for step in (0, 0, 5):
         open_wandb(config("online", tmp_path), tmp_path, step)

@@ -35,6 +35,20 @@ def test_it_is_near_when_a_step_and_a_checkpoint_half_as_long_again_no_longer_fi
     assert answers == {0: False, 30: False, 32: False, 42: False, 44: False, 70: True, 76: True, 78: True}
 
 
+def test_the_way_back_of_a_rollback_is_no_step() -> None:
+    clock = Clock()
+    deadline = Deadline(1000.0, "", clock=clock)
+    for clock.now in (0, 30, 31, 32):
+        assert not deadline.near(1.0)
+    deadline.pause()
+    for clock.now in (400, 401):
+        assert not deadline.near(1.0)
+    clock.now = 990.0  # 1.5 * (1 + 1) s before the end there is time for another step of one second
+    deadline.pause()
+    assert not deadline.near(1.0)
+    assert not deadline.over
+
+
 def test_a_measured_checkpoint_replaces_the_guess() -> None:
     clock = Clock()
     for save_s, near in ((None, True), (59.0, False), (67.0, True)):

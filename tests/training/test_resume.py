@@ -1,5 +1,6 @@
 """What a resume may change, and what it refuses."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.loader import StepLoader
-from gptscale.errors import CheckpointError, GptscaleError
+from gptscale.errors import CheckpointError, GptscaleError, TrainingError
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import read_log
+from gptscale.training import loop
+from gptscale.training.deadline import Deadline
 from gptscale.training.run import train
 
 
@@ -122,6 +126,39 @@ def test_warmup_and_summary_know_the_earlier_segments(
     assert train(cfg)
     assert read_manifest(list_checkpoints(cfg.run.dir)[0]).step == 8
     assert "run: 8 steps of 512 tokens = 2,560 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change", [{"run": {"seed": 5}}, {"model": {"n_layers": 3}}, {"train": {"tokens_per_step": 128}}]
+)
+def test_a_start_of_another_run_leaves_one_that_is_under_way_alone(trained: dict[str, Any], change: Any) -> None:
+    fence = sorted((Path(trained["run"]["dir"]) / "fence").iterdir())
+    with pytest.raises(TrainingError, match="was started with"):
+        train(changed(trained, **change))
+    assert sorted((Path(trained["run"]["dir"]) / "fence").iterdir()) == fence  # else that one would end
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_stop_before_the_first_update_leaves_no_checkpoint_and_the_run_can_go_on(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    values["sample"]["prompts"] = []
+    cfg = changed(values, train={"steps": 6}, optim={"name": name}, run={"stop_after": "60s"})
+    step = loop.train_step
+
+    def not_finite(engine: Engine, *args: Any, **options: Any) -> Any:
+        for p in engine.bare_model.parameters():
+            p.register_hook(lambda grad: grad * math.inf)
+        return step(engine, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", not_finite)
+        patch.setattr(Deadline, "near", lambda deadline, save_s: len(asked.append(None) or asked) > 3)
+        asked: list[None] = []
+        assert not train(cfg)
+    assert list_checkpoints(cfg.run.dir) == []
+    assert train(cfg)
+    assert read_manifest(list_checkpoints(cfg.run.dir)[0]).step == 6
 
 
 def test_a_resume_lists_the_settings_that_changed(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
