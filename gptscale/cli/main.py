@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import traceback
 from typing import NoReturn
 
@@ -28,6 +29,9 @@ from gptscale.errors import GptscaleError, PeerError, RankError
 from gptscale.runtime.launch import check_launch_variables, launched_rank, launched_world
 
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
+
+WRITER = "checkpoint"
+"""How the names of threads begin that write checkpoints (checkpoint/store.py)."""
 
 GOES_ON = {
     "prepare": "; the same command goes on with what is not finished",
@@ -122,9 +126,10 @@ def _tell_once(line: str) -> None:
 
 def _end(code: int) -> NoReturn:
     """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads, and so
-    does one that was interrupted, which would wait for a thread that writes a checkpoint."""
+    does one that was interrupted while a thread writes a checkpoint, for which it would wait."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if launched_world() > 1 or code == INTERRUPTED:
+    writing = any(thread.name.startswith(WRITER) for thread in threading.enumerate())
+    if launched_world() > 1 or (code == INTERRUPTED and writing):
         os._exit(code)
     sys.exit(code)
