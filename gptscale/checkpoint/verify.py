@@ -17,6 +17,7 @@ from gptscale.checkpoint.layout import (
     verify_file,
 )
 from gptscale.checkpoint.portable import check_tiling
+from gptscale.data.workers import cores
 from gptscale.errors import CheckpointError
 from gptscale.weights.files import TensorReader, open_tensors
 
@@ -44,7 +45,7 @@ def verify_checkpoints(folders: Iterable[Path], *, finite: bool = False) -> Iter
 
     Verdicts come in the order of the folders, each as soon as it and those before it are known.
     """
-    with ThreadPoolExecutor(thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(cores(), thread_name_prefix="verify") as pool:
         for check in [_Check(pool, folder, finite) for folder in folders]:
             yield check.verdict()
 

@@ -70,9 +70,9 @@ def compact(value: float) -> str:
     """Write a count in three digits: 950, 12.3k, 524k, 1.5M, 10B."""
     if not math.isfinite(value):
         return str(value)
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:  # what rounds to it
-            return f"{_three_digits(value / size)}{unit}"
+    for least, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * least:  # what rounds to it
+            return f"{_three_digits(value / least)}{unit}"
     return _three_digits(value)
 
 

@@ -3,7 +3,6 @@
 import gc
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ from gptscale.runtime.compiled import (
     remove_halves,
     seed_what_is_computed_again,
 )
-from gptscale.runtime.device import computes_bf16, describe_device, peak_flops
+from gptscale.runtime.device import describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_world
@@ -55,6 +54,7 @@ from gptscale.training.resume import check_goes_on, resume
 from gptscale.training.save_cost import SaveCost
 from gptscale.training.segments import likely_segment
 from gptscale.training.state import TrainState
+from gptscale.training.summary import summary
 
 
 def train(cfg: Config) -> bool:
@@ -128,7 +128,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
         model = GPTModel(cfg.model, seed=None)
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
-    for line in _summary(cfg, plan, engine, model, corpora):
+    for line in summary(cfg, plan, engine, model, corpora):
         engine.say(line)
     fence = take_over(cfg.run.dir, engine)
     with closing(_open_store(cfg, engine, corpora, fence)) as store:
@@ -285,32 +285,3 @@ def _open_loader(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stat
         skipped=state.skipped_windows,
         pin=engine.device.type == "cuda",
     )
-
-
-def _summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: Corpora) -> list[str]:
-    tokens = plan.tokens_at(plan.total_steps)
-    return [
-        f"model: {model.num_parameters():,} parameters, context {cfg.model.context_length}",
-        f"data: {len(corpora.train):,} training and {len(corpora.val):,} validation tokens, "
-        f"fingerprint {corpora.fingerprint[:12]}",
-        f"run: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {tokens:,} tokens, "
-        f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
-        f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
-        f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
-        *_advice(engine),
-    ]
-
-
-def _advice(engine: Engine) -> Iterator[str]:
-    """What makes a run needlessly slow on this machine, and the setting that helps."""
-    if engine.dtype == torch.bfloat16 and not computes_bf16(engine.device):
-        better = "fp16" if engine.device.type == "cuda" else "fp32"
-        yield f"slow: this {engine.device.type.upper()} has no bf16 in hardware; use train.precision={better} here"
-
-
-def _filling(plan: Plan) -> str:
-    """What it costs that the ranks do not divide the step."""
-    if not plan.filler_sequences:
-        return ""
-    share = plan.filler_sequences / (plan.filler_sequences + plan.sequences_per_step)
-    return f"; {plan.filler_sequences} of them are filling of weight zero, {share:.0%} of the work"

@@ -14,7 +14,12 @@ from torch._dynamo.utils import counters
 from torch._functorch import config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from gptscale.runtime.compiled import keep_in_users_cache, keep_traced_graphs, remove_halves
+from gptscale.runtime.compiled import (
+    keep_in_users_cache,
+    keep_traced_graphs,
+    remove_halves,
+    seed_what_is_computed_again,
+)
 
 
 def elf(sections: int = 2) -> bytes:
@@ -175,3 +180,9 @@ def test_only_one_rank_of_a_machine_looks_for_halves(cache: Path, monkeypatch: p
     assert remove_halves() == []
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert remove_halves() == [half]
+
+
+def test_what_is_computed_again_draws_from_the_generator_that_is_seeded() -> None:
+    with config.patch(graphsafe_rng_functionalization=True):  # as torch has it, whose own generators no seed reaches
+        seed_what_is_computed_again()
+        assert not config.graphsafe_rng_functionalization

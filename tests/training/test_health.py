@@ -18,6 +18,7 @@ from gptscale.data.prepare import prepare
 from gptscale.data.skip import positions_of
 from gptscale.errors import TrainingError
 from gptscale.tracking.jsonl import JsonlSink, read_log
+from gptscale.tracking.starts import recorded_starts
 from gptscale.training import loop
 from gptscale.training.health import Health
 from gptscale.training.run import train
@@ -116,6 +117,7 @@ def test_a_spike_rolls_back_and_its_samples_never_come_again(
     run_values(values, rollback=True)["train"]["log_every_steps"] = log_every_steps
     cfg = parse_config(values)
     assert train(cfg)
+    assert len(recorded_starts(cfg.run.dir)) == 1  # going back is no start
     assert ends == [False, False]  # what watches a run hears of no failure, neither at the rollback nor at the end
     records = read_log(cfg.run.dir / "log.jsonl")
     steps = [r["step"] for r in records if "train/loss" in r]

@@ -11,7 +11,7 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.model.gpt import GPTModel
-from gptscale.training import look, run
+from gptscale.training import look, run, summary
 from gptscale.training.folder import take_alone
 
 
@@ -47,7 +47,7 @@ def test_what_is_slow_on_a_cpu_without_bf16_is_said_at_the_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(run, "computes_bf16", lambda device: in_hardware)
+    monkeypatch.setattr(summary, "computes_bf16", lambda device: in_hardware)
     values["train"]["steps"] = 2
     for section, changes in settings.items():
         values[section] |= changes
