@@ -205,5 +205,5 @@ def _parse(path: Path, body: dict[str, Any]) -> CheckpointManifest:
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not what format {VERSION} asks for ({type(error).__name__}: {error}); write it as "
-            "README.md says, or use another checkpoint"
+            "gptscale/checkpoint/FORMAT.md says, or use another checkpoint"
         ) from None

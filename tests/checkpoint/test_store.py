@@ -403,9 +403,9 @@ def test_a_manifest_of_another_program_with_other_fields_is_refused(
     path = store.run_dir / "checkpoints" / "step-00000002" / MANIFEST
     body = {**json.loads(path.read_text()), field: value}
     del body["digest"]
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))  # the digest as README.md describes it
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))  # the digest as FORMAT.md describes it
     path.write_text(json.dumps({**body, "digest": sha256(text.encode()).hexdigest()}))
-    with pytest.raises(CheckpointError, match=rf"manifest.json is not what format 2 asks for \({message}.*README.md"):
+    with pytest.raises(CheckpointError, match=rf"manifest.json is not what format 2 asks for \({message}.*FORMAT.md"):
         read_manifest(path.parent)
 
 
