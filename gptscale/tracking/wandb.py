@@ -42,7 +42,7 @@ def wandb_beside(
 
     is_urgent is asked at the end, whether that may take URGENT_S only.
     """
-    if cfg.wandb.mode == "disabled":
+    if _mode(cfg) == "disabled":
         return None
     _package()
     # Until it is offline, has named the last checkpoint, and has sent the rest.
@@ -59,7 +59,7 @@ def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "Wand
     facts join the W&B run's config. None when wandb.mode is disabled, or with one line when W&B cannot start.
     Raises TrainingError if the package is missing.
     """
-    if cfg.wandb.mode == "disabled":
+    if _mode(cfg) == "disabled":
         return None
     wandb = _package()
     os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one; it would go on with a killed run
@@ -94,7 +94,7 @@ class WandbSink:
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
         self._options = _options(wandb, cfg, run_dir, step, facts)
         self._run: Any = None
-        if cfg.wandb.mode == "offline" or not self._begin_online(step):
+        if _mode(cfg) == "offline" or not self._begin_online(step):
             self._begin_offline()
         self._errand.start()
 
@@ -217,6 +217,12 @@ class WandbSink:
         for step, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
             tell()
             self._reached = step
+
+
+def _mode(cfg: Config) -> str:
+    """The config's, or W&B's own variable where that asks for less: a machine without a way out."""
+    less = os.environ.get("WANDB_MODE")
+    return less if less in ("offline", "disabled") and cfg.wandb.mode != "disabled" else cfg.wandb.mode
 
 
 def _package() -> Any:

@@ -86,7 +86,7 @@ def test_the_training_job_takes_its_counts_from_slurm() -> None:
     assert "SLURM_GPUS_ON_NODE" in text
     job = (ROOT / "launch/slurm/train.sbatch").read_text()
     assert not re.search(r"^#SBATCH --nodes", job, re.MULTILINE)
-    assert "srun --kill-on-bad-exit=1" in job
+    assert "srun --export=ALL --kill-on-bad-exit=1" in job
 
 
 def test_the_container_file_copies_what_is_there_and_what_an_installation_needs() -> None:

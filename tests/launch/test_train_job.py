@@ -26,26 +26,25 @@ class Slurm:
         (folder / "config.yaml").write_text(dump_config(parse_config(values)))
         (folder / "bin").mkdir()
         self.restarts = 0
+        self.reason = "None"
         self.requeue_ends_with = 0
-        self.command("scancel", "")
 
     def command(self, name: str, body: str) -> None:
         path = self.folder / "bin" / name
         path.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.folder}/calls\n{body}\n')
         path.chmod(0o755)
 
-    def begin(self, srun: str, **environment: str) -> "subprocess.Popen[str]":
-        self.command("srun", f"checkpoint() {{ mkdir -p {self.run_dir}/checkpoints/step-$1; }}\n{srun}")
+    def begin(self, srun: str, commands: dict[str, str] | None = None, **environment: str) -> "subprocess.Popen[str]":
+        self.command("srun", f"trap : USR1; checkpoint() {{ mkdir -p {self.run_dir}/checkpoints/step-$1; }}\n{srun}")
         answers = {
             "show.hostnames": "echo n1",
-            "show.job": f"echo '   Requeue=1 Restarts={self.restarts} BatchFlag=1'",
+            "show.job": f"echo '   Requeue=1 Restarts={self.restarts} Reason={self.reason}'; echo '   BatchFlag=1'",
             "requeue.7": f"exit {self.requeue_ends_with}",
+            **(commands or {}),
         }
         self.command("scontrol", "\n".join(f"[ $1.$2 != {asked} ] || {answer}" for asked, answer in answers.items()))
         cleared = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1"}
-        if self.restarts:
-            job["SLURM_RESTART_COUNT"] = str(self.restarts)
         return subprocess.Popen(
             ["bash", "launch/slurm/train.sbatch", str(self.folder / "config.yaml")],
             stdout=subprocess.PIPE,
@@ -99,9 +98,9 @@ def test_a_marker_from_before_does_not_end_a_job(slurm: Slurm) -> None:
 
 
 def test_a_notice_reaches_the_steps_and_the_job_goes_on_later(slurm: Slurm) -> None:
-    code, said = slurm.start(f"{NOTICE}; checkpoint 1")
+    code, said = slurm.start(f"trap 'echo told' USR1; {NOTICE}; checkpoint 1")
     assert "USR1: the end is near" in said
-    assert slurm.called("scancel --signal=USR1 7")
+    assert "told\n" in said
     assert (code, slurm.requeued()) == (0, True)
 
 
@@ -125,7 +124,8 @@ def test_three_starts_without_a_step_are_enough(slurm: Slurm) -> None:
     code, said = slurm.start(NOTICE)
     assert (code, slurm.requeued()) == (1, False)
     assert said.endswith(
-        "not requeued: 3 starts in a row had to end before their first step; submit it with a longer --time\n"
+        "not requeued: 3 starts in a row ended before their first step; if nothing above says why, submit it with a "
+        "longer --time\n"
     )
 
 
@@ -150,8 +150,18 @@ def test_a_start_that_failed_after_a_checkpoint_goes_on(slurm: Slurm) -> None:
     assert (code, slurm.requeued()) == (0, True)
 
 
+def test_a_start_that_was_told_to_leave_before_its_first_step_goes_on(slurm: Slurm) -> None:
+    code, _ = slurm.start("exit 0")  # a preemption that told the steps alone
+    assert (code, slurm.requeued()) == (0, True)
+
+
+def test_a_start_on_a_node_that_does_not_answer_goes_on_elsewhere(slurm: Slurm) -> None:
+    code, _ = slurm.start("exit 233")
+    assert (code, slurm.requeued()) == (0, True)
+
+
 def test_a_start_that_failed_and_got_nowhere_is_for_a_person(slurm: Slurm) -> None:
-    code, said = slurm.start("exit 9")
+    code, said = slurm.start('[ "$2" != true ] || exit 0; exit 9')  # the nodes are there
     assert (code, slurm.requeued()) == (9, False)
     assert said.endswith("no new checkpoint since the start; not requeued\n")
 
@@ -160,6 +170,39 @@ def test_a_cancelled_job_lets_its_ranks_save_and_stays_away(slurm: Slurm) -> Non
     code, said = slurm.start("kill -TERM $PPID; sleep 0.2; checkpoint 1; exit 3")
     assert (code, slurm.requeued()) == (3, False)
     assert list((slurm.run_dir / "checkpoints").iterdir()), said
+
+
+@pytest.mark.parametrize(("reason", "goes_on"), [("None", False), ("TimeLimit", True)])
+def test_a_job_cancelled_after_its_notice_stays_away(slurm: Slurm, reason: str, goes_on: bool) -> None:
+    slurm.reason = reason
+    slurm.start(f"{NOTICE}; kill -TERM $PPID; sleep 0.2; checkpoint 1")
+    assert slurm.requeued() == goes_on
+
+
+def test_a_task_of_an_array_is_requeued_alone(slurm: Slurm) -> None:
+    slurm.start(f"{NOTICE}; checkpoint 1", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert slurm.called("scontrol requeue 7_2")
+    assert not slurm.called("scontrol requeue 7")
+
+
+def test_a_controller_that_is_away_is_waited_for(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.requeue_ends_with = 1
+    slurm.command("sleep", f"touch {tmp_path}/waited")  # between two tries
+    back = f"exit $([ -e {tmp_path}/waited ]; echo $?)"
+    process = slurm.begin("checkpoint 1", commands={"requeue.7": back, "ping.": "exit 1"})
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (slurm.folder / "calls").read_text().count("scontrol requeue 7") == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({"ENGINE": "zeo2"}, "ENGINE=zeo2 is no file in launch/accelerate; there are cpu.yaml ddp")],
+)
+def test_a_mistaken_submission_is_told_at_once(slurm: Slurm, environment: dict[str, str], said: str) -> None:
+    code, printed = slurm.start("", **environment)
+    assert code == 2
+    assert said in printed
 
 
 def test_a_job_that_may_not_be_requeued_says_how_to_go_on(slurm: Slurm) -> None:
@@ -181,7 +224,7 @@ def test_a_job_whose_run_another_start_has_taken_ends(slurm: Slurm, holder: str)
 
 
 def test_a_job_that_runs_elsewhere_is_not_requeued_by_the_shell_it_left_behind(slurm: Slurm) -> None:
-    slurm.restarts = 1
-    code, said = slurm.start(f"{NOTICE}; checkpoint 1", SLURM_RESTART_COUNT="0")
+    meanwhile = f"sed -i s/Restarts=0/Restarts=1/ {slurm.folder}/bin/scontrol"
+    code, said = slurm.start(f"{NOTICE}; checkpoint 1; {meanwhile}")
     assert (code, slurm.called("scontrol requeue 7")) == (1, False)
     assert said.endswith("SLURM has started the job again elsewhere; this start ends\n")

@@ -1,6 +1,7 @@
 """A ZeRO-2 job on several nodes survives what a cluster does to it, and ends as if nothing had happened."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,42 @@ def test_a_notice_reaches_the_ranks_and_not_the_launcher(
     assert job.facts["Restarts"] == "1"
     assert "srun ended with 0, the run is not done" in job.log
     assert "Traceback" not in job.log
+    assert_undisturbed(job, undisturbed)
+
+
+def test_a_notice_to_steps_that_have_started_no_rank_yet_costs_a_start(
+    undisturbed: Job, values: dict[str, Any], tmp_path: Path
+) -> None:
+    job = submit(values, tmp_path)
+    job.await_(lambda: "train.sbatch: start 0" in job.log)
+    time.sleep(1.5)  # the launchers take seconds to load
+    command("scancel", "--signal=TERM", job.number)
+    job.await_done()
+    assert job.facts["Restarts"] == "1"
+    assert_undisturbed(job, undisturbed)
+
+
+def test_a_job_cancelled_after_its_notice_stays_away(values: dict[str, Any], tmp_path: Path) -> None:
+    job = submit(values, tmp_path, step_s=3.0)
+    job.await_checkpoint()
+    command("scancel", "--batch", "--signal=USR1", job.number)
+    job.await_(lambda: "the end is near" in job.log)
+    command("scancel", job.number)
+    job.await_(lambda: "the run is not done" in job.log)
+    job.await_(lambda: job.facts["JobState"] == "CANCELLED")
+    assert job.facts["Restarts"] == "0"
+
+
+def test_tasks_of_an_array_are_a_chain_where_none_may_be_requeued(
+    undisturbed: Job, values: dict[str, Any], tmp_path: Path
+) -> None:
+    job = submit(values, tmp_path, "--array=1-3%1", "--no-requeue")
+    for task in (1, 2):
+        job.await_checkpoint()
+        (first, _) = Job(f"{job.number}_{task}", job.cfg).nodes
+        command("on-node", first, "pkill", "-USR1", "-f", "[s]lurm_script")  # scancel refuses to tell one task
+        job.await_(lambda task=task: job.log.count("not requeued") == task)  # type: ignore[misc]
+    job.await_(lambda: "train.sbatch: done" in job.log)
     assert_undisturbed(job, undisturbed)
 
 

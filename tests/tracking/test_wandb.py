@@ -110,6 +110,25 @@ def test_a_disabled_wandb_is_no_sink(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "variable", "found"),
+    [
+        ("online", "offline", "offline"),
+        ("online", "disabled", None),
+        ("offline", "online", "offline"),
+        ("disabled", "offline", None),
+    ],
+)
+def test_wandbs_own_variable_can_ask_for_less(
+    fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, variable: str, found: str | None
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    sink = open_wandb(config(mode, tmp_path), tmp_path)
+    assert [call[1]["mode"] for call in fake.calls if call[0] == "init"] == ([found] if found else [])
+    if sink is not None:
+        sink.close()
+
+
 def test_an_end_that_a_scheduler_has_set_is_held_up_for_seconds_only(fake: FakeWandb, tmp_path: Path) -> None:
     for urgent, patience_s in ((True, 10.0), (False, 180.0)):
         view = wandb_beside(config("online", tmp_path), tmp_path, 0, lambda urgent=urgent: urgent)  # type: ignore[misc]

@@ -102,6 +102,10 @@ def test_an_older_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
     assert slurm.job_end() == 1_700_000_000.0
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")  # whose last task has the array's own number
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$3" = 7_2 ] && echo EndTime={end}\n')
+    assert slurm.job_end() == 1_700_000_000.0
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho EndTime=Unknown\n")
     assert slurm.job_end() is None
     (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
