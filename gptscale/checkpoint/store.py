@@ -94,6 +94,8 @@ class Store:
         self._snapshot = Snapshot() if background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
+        self._committed: Path | None = None
+        """What this start has written last, and need not read again."""
 
     @property
     def writing(self) -> bool:
@@ -135,7 +137,7 @@ class Store:
             save.parts = self._ranks.gather(result)
             save.work = self._thread.submit(self._on_first, lambda: self._commit(save))
             return None
-        self._save = None
+        self._save, self._committed = None, save.final
         durable_s = (result or time.perf_counter()) - save.began
         size = sum(part.record.bytes for part in save.parts)
         return Saved(save.final, save.step, size, save.stall_s, durable_s)
@@ -227,6 +229,8 @@ class Store:
         """Whether a step was saved before; so after a resume from a newer, bad checkpoint it is written anew."""
         if not any(self._ranks.gather(path.exists())):
             return False
+        if path == self._committed:
+            return True
         try:
             self._ranks.agree(lambda: verified_share(path, self._ranks))
         except CheckpointError:

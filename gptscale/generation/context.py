@@ -71,7 +71,7 @@ class Context:
 
 
 def _check_ids(model: GPTModel, rows: Sequence[Sequence[int]]) -> None:
-    largest = max(max(row) for row in rows)
+    largest = max((max(row) for row in rows), default=0)
     if largest >= model.cfg.vocab_size:
         raise ConfigError(
             f"the prompt has token {largest}, but model.vocab_size={model.cfg.vocab_size}; "

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from gptscale.model.size import LOGITS_PER_CHUNK
+from gptscale.model.size import rows_per_chunk
 
 IGNORE = -100
 """A target that does not count, as in torch's own cross-entropy."""
@@ -18,6 +18,8 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_
     hidden (N, C), weight (V, C), targets (N,). Rows of weight from vocab_size on are padding, and
     targets of -100 do not count. Equal to cross_entropy(reduction="sum") on float32 logits.
     """
+    if not torch.is_grad_enabled():  # which a Function cannot see: it would compute gradients for nobody
+        return cross_entropy_by_token(hidden, weight, targets, vocab_size).sum()
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
@@ -34,7 +36,7 @@ def cross_entropy_by_token(hidden: Tensor, weight: Tensor, targets: Tensor, voca
     if torch.is_autocast_enabled(device):
         hidden = hidden.to(torch.get_autocast_dtype(device))
     table = weight.to(hidden.dtype)
-    rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+    rows = rows_per_chunk(len(hidden), len(weight))
     losses = [
         F.cross_entropy(F.linear(x, table).float()[:, :vocab_size], wanted, ignore_index=IGNORE, reduction="none")
         for x, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
@@ -56,15 +58,15 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if learning else None
         grad_weight: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = max(1, LOGITS_PER_CHUNK // weight.shape[0])
+        rows = rows_per_chunk(len(hidden), len(weight))
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             loss, slope = _loss_and_slope(F.linear(hidden[part], table), targets[part], vocab_size)
             total += loss
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ table
-                share = slope.T @ hidden[part]
-                grad_weight = share if grad_weight is None else grad_weight.float().add_(share)
+                grad_weight = _plus(grad_weight, slope.T @ hidden[part])
+            del slope  # else it would stay beside the next chunk's logits
         if grad_hidden is not None and grad_weight is not None:
             if grad_weight.itemsize > weight.itemsize:
                 grad_weight = grad_weight.to(weight.dtype)
@@ -79,6 +81,11 @@ class _ChunkedLoss(torch.autograd.Function):
         # here where the only chunk left it in them.
         scaled = (grad_hidden.float() * grads[0]).to(grad_hidden.dtype)
         return scaled, grad_weight.to(ctx.weight_dtype, copy=True).mul_(grads[0]), None, None
+
+
+def _plus(total: Tensor | None, share: Tensor) -> Tensor:
+    """The sum in float32, or the only share as it is. A function, so that no name keeps the share."""
+    return share if total is None else total.float().add_(share)
 
 
 def _loss_and_slope(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,16 @@ def padded_vocab_size(vocab_size: int) -> int:
     return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
+def rows_per_chunk(tokens: int, vocab: int) -> int:
+    """Rows of logits that are computed at a time: LOGITS_PER_CHUNK at most, in chunks of one size where some divide.
+
+    torch.compile makes code for each size.
+    """
+    fewest = max(1, math.ceil(tokens / max(1, LOGITS_PER_CHUNK // vocab)))
+    chunks = next((chunks for chunks in range(fewest, 2 * fewest) if tokens % chunks == 0), fewest)
+    return max(1, math.ceil(tokens / chunks))
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """Elements of the parameters of a GPTModel, the vocabulary's padding among them."""

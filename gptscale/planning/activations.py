@@ -28,7 +28,7 @@ the largest gradient of a weight before it is added to its sum, and if the block
 from dataclasses import dataclass
 
 from gptscale.config.schema import Config
-from gptscale.model.size import LOGITS_PER_CHUNK, model_size, padded_vocab_size
+from gptscale.model.size import model_size, padded_vocab_size, rows_per_chunk
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,16 @@ def _head_bytes(tokens: int, vocab: int, words: int, width: int, compute: int) -
     """The chunks of logits and the gradient of the head's weight at their fullest; from the third on all are alike.
 
     vocab counts rows of padding, words does not. Beside a chunk there are the exponentials of its words in fp32, and
-    from 16 bits their logits too. Its slope is all that is left of it, and stays till there is that of the next. The
-    product with a slope is a chunk's part of the gradient; where there are several, they are summed in fp32.
+    from 16 bits their logits too. The product with its slope is a chunk's part of the gradient; several are summed in
+    fp32.
     """
-    rows = min(tokens, max(1, LOGITS_PER_CHUNK // vocab))
+    rows = rows_per_chunk(tokens, vocab)
     beside = (4 if compute == 4 else 8) * words
-    most = summed = slope = 0
+    most = summed = 0
     for start in range(0, min(tokens, 3 * rows), rows):
         chunk = min(rows, tokens - start)
         cast = vocab * width * 4 if start == rows and compute != 4 else 0
         logits, product = vocab * compute * chunk, vocab * compute * width
-        most = max(most, summed + slope + logits + beside * chunk, summed + logits + product + cast)
-        slope, summed = logits, vocab * width * 4 if start else product
+        most = max(most, summed + logits + beside * chunk, summed + logits + product + cast)
+        summed = vocab * width * 4 if start else product
     return most

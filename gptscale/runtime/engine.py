@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from gptscale.config.schema import Precision
@@ -23,7 +23,7 @@ from gptscale.runtime.fragments import (
     share,
     whole_fragments,
 )
-from gptscale.runtime.launch import launched_rank, launched_world, says_yes
+from gptscale.runtime.launch import check_launch_agrees, launched_rank, launched_world, says_yes
 from gptscale.runtime.loss_scale import LossScale
 from gptscale.runtime.unfilled import Unfilled
 
@@ -50,6 +50,7 @@ class Engine:
     """No wrapper or DDP: every rank holds all weights. Made by `start_engine`."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        check_launch_agrees(settings.precision, settings.accumulation, settings.clip_norm)
         self.settings = settings
         self._accelerator = self._start_accelerator()
         self.device: torch.device = self._accelerator.device
@@ -64,9 +65,13 @@ class Engine:
         return Accelerator(
             cpu=says_yes("ACCELERATE_USE_CPU") or (launched_world() > 1 and not ranks.has_cuda()),  # else MPS may serve
             mixed_precision="bf16" if self.settings.precision == "bf16" else "no",  # fp16 is our own, see LossScale
-            gradient_accumulation_steps=self.settings.accumulation,
+            gradient_accumulation_plugin=self._accumulation(),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
+
+    def _accumulation(self) -> GradientAccumulationPlugin:
+        """As a plugin: a number by itself would give way to a variable of the environment."""
+        return GradientAccumulationPlugin(num_steps=self.settings.accumulation)
 
     def _check_world(self) -> None:
         seen = (self._accelerator.process_index, self._accelerator.num_processes)

@@ -9,11 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from gptscale.errors import ConfigError
+from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
 from gptscale.runtime.muon_exchange import has_muon
@@ -38,9 +39,9 @@ class Fsdp2Engine(Engine):
         asked = os.environ.pop("ACCELERATE_USE_FSDP", None)  # Accelerate is to know of the ranks only
         try:
             return Accelerator(
-                cpu=not torch.cuda.is_available(),
+                cpu=not ranks.has_cuda(),
                 mixed_precision="no",
-                gradient_accumulation_steps=self.settings.accumulation,
+                gradient_accumulation_plugin=self._accumulation(),
             )
         finally:
             if asked is not None:
@@ -57,7 +58,7 @@ class Fsdp2Engine(Engine):
             Unfilled(self.device).fill(block)  # one after the other, and each forgotten, so that no rank holds them all
             if compile_model:
                 block.compile()
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=not _keeps_gathered())
         Unfilled(self.device).fill(model)
         if compile_model:
             model.out_head.compile(dynamic=False)  # type: ignore[union-attr]  # the loss is written for that
@@ -111,12 +112,14 @@ class Fsdp2Engine(Engine):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the root's weights are gathered until its end."""
+        """Evaluation mode without gradients; weights that no backward pass lets go are gathered until its end."""
         with super().evaluating():
             try:
                 yield
             finally:
-                self.model.reshard()
+                for module in self.model.modules():
+                    if isinstance(module, FSDPModule):
+                        module.reshard()
 
     def _updated_fragments(self) -> list[Fragment]:
         """This rank's share of the weights that are being updated, and of their gradients."""
@@ -125,6 +128,11 @@ class Fsdp2Engine(Engine):
     def _fragments(self, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
         named = self.model.named_parameters()
         return [f for name, p in named if (f := _fragment(name, p, state_of(p))).numel]
+
+
+def _keeps_gathered() -> bool:
+    """Whether the launch wants a block's weights kept from forward to backward: less to send, for more memory."""
+    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in {"0", "false", "no"}
 
 
 def _fragment(name: str, p: nn.Parameter, state: Mapping[str, Any]) -> Fragment:

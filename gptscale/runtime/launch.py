@@ -3,12 +3,16 @@
 import os
 from typing import Literal
 
+from gptscale.config.schema import Precision
 from gptscale.errors import ConfigError
 
 EngineKind = Literal["plain", "zero", "fsdp2"]
 
 COLLECTIVE_TIMEOUT_S = 600.0
 """How long a rank waits for the others before it gives up; GPTSCALE_COLLECTIVE_TIMEOUT_S overrides it."""
+
+_AS_MIXED = {"fp32": "no", "bf16-sharded": "bf16"}
+"""What Accelerate's mixed_precision calls a precision that it has another name for."""
 
 LONGEST_TIMEOUT_S = 1e6
 """Eleven days: longer than any save, and within what the backends can count."""
@@ -32,6 +36,33 @@ def check_meeting_point() -> None:
             f"WORLD_SIZE={launched_world()} in the environment says that there are several ranks, but MASTER_ADDR and "
             "MASTER_PORT do not say where they meet; start with accelerate launch or torchrun, or unset WORLD_SIZE"
         )
+
+
+def check_launch_agrees(precision: Precision, accumulation: int, clip_norm: float | None) -> None:
+    """Raise ConfigError where the launch says something else than the run's config, which alone decides.
+
+    Accelerate's launcher says 1 and no where nobody said anything; other values are meant.
+    """
+    for variable, silent, value, setting, shown in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), accumulation, "accumulation", accumulation),
+        ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip_norm or 0.0, "optim.clip_norm", clip_norm),
+        ("ACCELERATE_MIXED_PRECISION", ("no",), _AS_MIXED.get(precision, precision), "train.precision", precision),
+        ("FSDP_OFFLOAD_PARAMS", ("false",), None, "offloading", "ZeRO-3's alone (zero3-offload.yaml)"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", ("false",), None, "that", "train.activation_checkpointing"),
+    ):
+        found = os.environ.get(variable, silent[0]).lower()
+        if found not in silent and not _same(found, value):
+            raise ConfigError(
+                f"the launch says {variable.removeprefix('ACCELERATE_').lower()}={found}, but {setting} is {shown}; "
+                f"leave it out of the launch file, or unset {variable}"
+            )
+
+
+def _same(said: str, value: float | str | None) -> bool:
+    try:
+        return said == value or float(said) == value
+    except ValueError:
+        return False
 
 
 def launched_rank() -> int:

@@ -49,6 +49,11 @@ class ZeroEngine(Engine):
     """
 
     def __init__(self, settings: EngineSettings) -> None:
+        if torch.cuda.is_available() and not ranks.has_cuda():
+            raise ConfigError(
+                "DeepSpeed takes the GPUs that it sees, whatever ACCELERATE_USE_CPU says; hide them with "
+                "CUDA_VISIBLE_DEVICES="
+            )
         self._config = zero_config(settings, launched_world(), ranks.has_cuda())
         self._stage: int = self._config["zero_optimization"]["stage"]
         self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {}))
@@ -80,12 +85,14 @@ class ZeroEngine(Engine):
                 zero3_init_flag=False,  # constructors would see empty parameters
             )
         # On a CPU Accelerate guesses the backend wrong under DeepSpeed, and then sees a world of one.
-        return Accelerator(
-            mixed_precision="bf16" if self.settings.precision == "bf16-sharded" else "no",
-            gradient_accumulation_steps=self.settings.accumulation,
-            deepspeed_plugin=plugin,
-            kwargs_handlers=[InitProcessGroupKwargs(backend=None if ranks.has_cuda() else "gloo")],
-        )
+        backend = None if ranks.has_cuda() else "gloo"
+        with _without("ACCELERATE_USE_CPU"):  # with it Accelerate would leave DeepSpeed out
+            return Accelerator(
+                mixed_precision="bf16" if self.settings.precision == "bf16-sharded" else "no",
+                gradient_accumulation_steps=self.settings.accumulation,
+                deepspeed_plugin=plugin,
+                kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
+            )
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""

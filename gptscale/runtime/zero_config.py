@@ -29,7 +29,6 @@ def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str
     sequences = settings.micro_batch_sequences * settings.accumulation * world
     _fill(config, "train_batch_size", sequences, "samples of a step with filling, which follow from train.* and")
     _fill_precision(config, settings)
-    _check_launch_variables(settings)
     _refuse(config)
     _fill_zero(config["zero_optimization"], on_cuda)
     # torch's fused AdamW also under offload: DeepSpeed's is not faster (benchmarks/optimizer.py) and needs a compiler
@@ -99,26 +98,6 @@ def _fill_precision(config: dict[str, Any], settings: EngineSettings) -> None:
     if sharded:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
-
-
-def _check_launch_variables(settings: EngineSettings) -> None:
-    """Accelerate's launcher says 1 and no where nobody said anything; other values are meant."""
-    precision = {"fp32": "no", "bf16-sharded": "bf16"}.get(settings.precision, settings.precision)
-    clip = settings.clip_norm or 0.0
-    for variable, silent, value, setting in (
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), settings.accumulation, "accumulation"),
-        ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip, "optim.clip_norm"),
-        ("ACCELERATE_MIXED_PRECISION", ("no",), precision, "train.precision"),
-    ):
-        found = os.environ.get(variable, silent[0])
-        if found in silent or found == str(value):
-            continue
-        if isinstance(value, str) or float(found) != value:
-            shown = settings.precision if setting == "train.precision" else value
-            raise ConfigError(
-                f"the launch file says {variable.removeprefix('ACCELERATE_').lower()}={found}, but {setting} is "
-                f"{shown}; leave it out of the launch file"
-            )
 
 
 def _refuse(config: dict[str, Any]) -> None:

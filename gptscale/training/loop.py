@@ -59,6 +59,7 @@ def fit(run: Run, state: TrainState) -> bool:
 
 def _fit(run: Run, state: TrainState) -> bool:
     cfg, total_steps, first_step = run.cfg, run.plan.total_steps, state.step
+    due = False
     if state.step == 0:
         _look(run, state)
     while state.step < total_steps:
@@ -91,8 +92,9 @@ def _fit(run: Run, state: TrainState) -> bool:
             _measure(run, state, lr)
         if last or _every(state.step, cfg.eval.every_steps):
             _look(run, state)
-        if last or _every(state.step, cfg.checkpoint.every_steps):
-            _save(run, state, sound=not last)
+        due = due or last or _every(state.step, cfg.checkpoint.every_steps)
+        if due:
+            due = not _save(run, state, sound=not last)
     return True
 
 
@@ -188,13 +190,13 @@ def _look(run: Run, state: TrainState) -> None:
             run.tracker.sample(state.step, prompt, text)
 
 
-def _save(run: Run, state: TrainState, *, sound: bool = False) -> None:
-    """Begin a checkpoint, after the one before is safe; a sound one is left out in a row of skipped steps."""
+def _save(run: Run, state: TrainState, *, sound: bool = False) -> bool:
+    """Begin a checkpoint, after the one before is safe; says whether: a sound one waits in a row of skipped steps."""
     _judge(run, state)
     if state.skips_in_a_row >= state.step:  # no update yet: not every optimizer has a state to keep
-        return
+        return False
     if sound and run.health.ailing:
-        return
+        return False
     _settle_save(run, state, wait=True)
     with run.meter.paused():
         state.time_s = run.meter.total_s
@@ -207,6 +209,7 @@ def _save(run: Run, state: TrainState, *, sound: bool = False) -> None:
             interval=run.meter.interval(),
         )
         run.store.save(state.step, ledger, run.engine.owned_fragments())
+    return True
 
 
 def _settle_save(run: Run, state: TrainState, *, wait: bool = False) -> None:

@@ -264,8 +264,15 @@ def test_without_a_good_checkpoint_a_run_does_not_start_from_nothing(
 def test_a_bad_checkpoint_of_the_same_step_is_written_anew(store: Store) -> None:
     save(store, 2)
     flip_bit(store.run_dir / "checkpoints" / "step-00000002")
-    save(store, 2)
+    with closing(Store(store.run_dir, Alone(), Retention(2), **ABOUT)) as of_a_later_start:
+        save(of_a_later_start, 2)
     assert newest(store)[0].name == "step-00000002"
+
+
+def test_a_stop_right_after_a_save_does_not_read_it_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 2)
+    monkeypatch.setattr("gptscale.checkpoint.store.verified_share", lambda *_: pytest.fail("read again"))
+    save(store, 2)
 
 
 def test_bad_newer_checkpoints_never_push_out_good_ones(store: Store) -> None:

@@ -14,7 +14,7 @@ def six_steps(
     values: dict[str, Any], folder: Path, engine: str, env: dict[str, str] | None = None, **sections: dict[str, Any]
 ) -> Done:
     train = {"steps": 6, **sections.pop("train", {})}
-    few = {"sample": {"prompts": []}, "eval": {"sequences": 4, "train_sequences": None}}
+    few = {"sample": {"prompts": []}, "eval": {"sequences": 4, "train_sequences": None, **sections.pop("eval", {})}}
     cfg = changed(values, folder / engine, train=train, **few, **sections)
     return launch(cfg, forked(0) if engine == "none" else forked(2), {**ENGINES.get(engine, {}), **(env or {})})
 
@@ -29,6 +29,22 @@ def test_recomputed_activations_give_the_same_run(plain_values: dict[str, Any], 
     plain = six_steps(plain_values, tmp_path, "none")
     recomputed = six_steps(plain_values, tmp_path, engine, train={"activation_checkpointing": True})
     assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "env"),
+    [
+        ("ddp", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}),
+        ("zero2", {"ACCELERATE_USE_CPU": "true"}),
+        ("fsdp2", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "FSDP_RESHARD_AFTER_FORWARD": "false"}),
+    ],
+)
+def test_what_a_launch_may_say_besides_changes_no_number(
+    plain_values: dict[str, Any], tmp_path: Path, engine: str, env: dict[str, str]
+) -> None:
+    plain = six_steps(plain_values, tmp_path, "none", eval={"every_steps": 2})
+    told = six_steps(plain_values, tmp_path, engine, env, eval={"every_steps": 2})
+    assert losses(told) == pytest.approx(losses(plain), rel=1e-5)
 
 
 LONG = pytest.mark.long

@@ -100,7 +100,7 @@ def test_a_untied_head_and_no_biases_change_the_count_as_on_paper() -> None:
 
 
 def test_the_summed_loss_and_its_gradients_equal_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptscale.model.loss.LOGITS_PER_CHUNK", 5 * padded_vocab_size(101))  # 72 rows in 15 chunks
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", 5 * padded_vocab_size(101))  # 72 rows in 18 chunks
     model = GPTModel(ModelConfig(**SMALL, tie_embeddings=False))
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, 101, (3, 24), generator=generator)

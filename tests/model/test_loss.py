@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptscale.model.loss import IGNORE, summed_cross_entropy
+from gptscale.model.size import rows_per_chunk
 from tests.planning.measure import peak_bytes
 
 ROUNDING = 2**-8
@@ -33,7 +35,7 @@ def exact(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("rows", [TOKENS, 30, 7])
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16-weights"])
 def test_in_16_bits_it_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, weights: torch.dtype, rows: int) -> None:
-    monkeypatch.setattr("gptscale.model.loss.LOGITS_PER_CHUNK", rows * PADDED)
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", rows * PADDED)
     hidden, weight, targets = inputs(weights)
     with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
         loss = summed_cross_entropy(hidden, weight, targets, VOCABULARY)
@@ -45,6 +47,25 @@ def test_in_16_bits_it_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, weights
     for mine, whole in zip(grads, wanted_grads, strict=True):
         assert (mine.double() - whole / 2).norm() < 2 * ROUNDING * (whole / 2).norm()
     assert torch.equal(grads[1][VOCABULARY:], torch.zeros(PADDED - VOCABULARY, WIDTH, dtype=weights))
+
+
+def test_without_gradients_it_takes_none() -> None:
+    hidden, weight, targets = inputs(torch.bfloat16)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        loss = summed_cross_entropy(hidden, weight, targets, VOCABULARY)
+    assert loss.item() == pytest.approx(exact(hidden, weight, targets)[0].item(), rel=ROUNDING)
+    assert counted.get_total_flops() == 2 * TOKENS * PADDED * WIDTH  # the logits
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "rows"),
+    [(16_384, 2_668, 2_048), (2_048, 2_668, 2_048), (8_192, 2_668, 2_048), (97, 30, 25), (5, 1, 1), (0, 9, 1)],
+)
+def test_chunks_have_one_size_where_some_divide(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, most: int, rows: int
+) -> None:
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", most * PADDED)
+    assert rows_per_chunk(tokens, PADDED) == rows
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler

@@ -8,8 +8,7 @@ import torch
 
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
-from gptscale.model import loss
-from gptscale.planning import activations as formulas
+from gptscale.model import size
 from gptscale.planning.activations import activations
 from gptscale.planning.launch import Launch
 from gptscale.planning.memory import memory_of
@@ -90,8 +89,7 @@ def test_a_micro_batch_takes_no_more_and_no_less_than_planned(shape: str, precis
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_chunks_of_logits_are_counted_where_two_of_them_meet(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     cfg = config("wide words", precision, recompute=False)
-    for module in (loss, formulas):
-        monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 200 * 2048)  # 512 tokens in chunks of 200, 200 and 112
+    monkeypatch.setattr(size, "LOGITS_PER_CHUNK", 200 * 2048)  # 512 tokens in four chunks of 128
     model = new_model(cfg)
     loss_of(model, cfg, SEQUENCES).backward()
     measured = peak_bytes(lambda: loss_of(model, cfg, SEQUENCES).backward())

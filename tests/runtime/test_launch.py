@@ -5,6 +5,7 @@ import pytest
 from gptscale.errors import ConfigError
 from gptscale.runtime.launch import (
     COLLECTIVE_TIMEOUT_S,
+    check_launch_agrees,
     check_launch_variables,
     check_meeting_point,
     collective_timeout_s,
@@ -47,3 +48,38 @@ def test_ranks_that_do_not_know_where_to_meet_are_told(
         ConfigError, match="MASTER_ADDR and MASTER_PORT do not say where they meet; start with accelerate"
     ):
         check_meeting_point()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient_accumulation_steps=8, but accumulation is 4"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision=bf16, but train.precision is fp32"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params=true, but offloading is ZeRO-3's alone"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "True", "fsdp_activation_checkpointing=true, but that is train.activation_"),
+    ],
+)
+def test_a_launch_that_contradicts_the_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as refused:
+        check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),  # what the launcher says by itself
+        ("ACCELERATE_GRADIENT_CLIPPING", "0.50"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("FSDP_OFFLOAD_PARAMS", "False"),
+    ],
+)
+def test_a_launch_that_agrees_is_taken(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    check_launch_agrees("bf16-sharded", accumulation=4, clip_norm=0.5)

@@ -106,23 +106,6 @@ def test_nvme_needs_what_deepspeed_builds_with_libaio(
         zero_config(SETTINGS, world=3, on_cuda=True)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient_accumulation_steps=8, but accumulation is 4"),
-        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
-        ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision=bf16, but train.precision is fp32"),
-    ],
-)
-def test_a_launch_file_that_contradicts_the_run_is_refused(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError) as refused:
-        zero_config(SETTINGS, world=3, on_cuda=False)
-    assert message in str(refused.value)
-
-
 def test_a_file_that_agrees_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = {"stage": 2, "reduce_bucket_size": 1000}
     config = with_file(tmp_path, monkeypatch, gradient_clipping="auto", zero_optimization=zero)
