@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptscale.cli.arguments import Checkpoint
+from gptscale.cli.own_tokenizer import own_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,6 @@ class Subject:
     def __init__(self, checkpoint: Path, *, best: bool = False) -> None:
         from gptscale.checkpoint.imported import IMPORTED
         from gptscale.checkpoint.model import find_checkpoint, load_verified
-        from gptscale.data.tokenizer import load_tokenizer
         from gptscale.runtime import ranks
         from gptscale.runtime.device import local_device
 
@@ -102,7 +102,7 @@ class Subject:
         self.step, self._imported = manifest.step, manifest.engine == IMPORTED
         loaded: tuple[GPTModel, Config] = load_verified(self.folder, manifest, self.device)
         self.model, self.cfg = loaded
-        self._tokenizer = load_tokenizer(self.cfg.data.tokenizer)
+        self._tokenizer = own_tokenizer(self.cfg)
 
     def streams(
         self, split: "Split", data_dir: Path | None = None, names: "Sequence[str]" = ()

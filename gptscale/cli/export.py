@@ -8,6 +8,7 @@ import typer
 
 from gptscale.cli.arguments import Checkpoint
 from gptscale.cli.new_folder import new_folder
+from gptscale.cli.own_tokenizer import own_tokenizer
 
 if TYPE_CHECKING:
     from gptscale.checkpoint.layout import CheckpointManifest
@@ -50,7 +51,6 @@ def export(
     from gptscale.checkpoint.model import find_checkpoint
     from gptscale.checkpoint.source import checkpoint_source
     from gptscale.config.load import parse_config
-    from gptscale.data.tokenizer import load_tokenizer
     from gptscale.errors import WeightsError
     from gptscale.weights.export import DTYPES, write_nanogpt, write_transformers
     from gptscale.weights.tokenizer import write_tokenizer
@@ -63,7 +63,7 @@ def export(
         folder, manifest = find_checkpoint(Path(checkpoint))
         cfg = parse_config(manifest.config, str(folder))
         source = checkpoint_source(folder, manifest)
-        tokenizer = load_tokenizer(cfg.data.tokenizer)
+        tokenizer = own_tokenizer(cfg)
         if form == "nanogpt":
             loss = losses(folder, manifest.step).get("val/loss", inf)
             write_nanogpt(new, source, cfg.model, tokenizer, dtype, manifest.step, loss)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptscale.checkpoint.imported import write_imported
 from gptscale.checkpoint.model import load_model
+from gptscale.cli.evaluate import Subject
 from gptscale.cli.export import export
 from gptscale.cli.import_weights import import_weights
 from gptscale.config.load import parse_config
@@ -217,7 +218,13 @@ def test_a_vocabulary_that_cannot_be_gpt2s_is_told(tmp_path: Path, capsys: pytes
     said = json.loads(config.read_text())
     del said["gptscale_tokenizer"]
     config.write_text(json.dumps(said))
-    import_weights(str(tmp_path / "exported"), tmp_path / "again")
+    again = tmp_path / "again"
+    import_weights(str(tmp_path / "exported"), again)
     told = capsys.readouterr().out
     assert "WARNING: its 257 tokens are fewer than the 50257 of gpt2" in told
     assert "name the model's own with data.tokenizer=..." in told
+    refusal = "gpt2 has 50257 tokens, but model.vocab_size=257; data.tokenizer is not the one that the model was trained"
+    with pytest.raises(WeightsError, match=refusal):  # its end of text would be a token that the model lacks
+        export(again, tmp_path / "once-more")
+    with pytest.raises(WeightsError, match=refusal):
+        Subject(again)
