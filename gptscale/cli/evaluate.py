@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from gptscale.config.schema import Config
+    from gptscale.data.corpus import Corpus
     from gptscale.data.manifest import Split
     from gptscale.data.stream import TokenStream
     from gptscale.evaluation.cloze import ClozeScore, Question
@@ -47,16 +48,15 @@ def run_evaluate(
     from gptscale.errors import ConfigError
     from gptscale.evaluation.cloze import read_questions
 
-    if split not in (None, "val", "train"):
-        raise ConfigError(f"--split={split} is neither val nor train")
+    _check_options(split or "val", sequences, stride)
     if sets and (split or data_dir):
         raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
     questions = read_questions(cloze) if cloze is not None else []
     subject = Subject(checkpoint, best=best)
     results: dict[str, Any] = {}
     if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus
-        for name, stream in subject.streams("train" if split == "train" else "val", data_dir, sets or ()):
-            found = subject.over(stream, sequences, stride)
+        windows = Windows(sequences, stride)
+        for name, found in subject.evaluations(windows, "train" if split == "train" else "val", data_dir, sets or ()):
             results[name] = _as_dict(found)
             subject.say("" if as_json else _line(name, found))
     if cloze is not None:
@@ -80,11 +80,32 @@ def evaluate(
 
     sequences is the number of windows, spread evenly; null takes all. stride is the distance between their starts,
     and each counts only what the one before did not reach; null lets them lie side by side. Computes in float32.
-    Under a launcher all ranks call this together, and share the windows.
+    Under a launcher all ranks call this together, and share the windows. A mixture's corpora count by weight.
     """
+    _check_options(split, sequences, stride)
     subject = Subject(Path(checkpoint), best=best)
-    ((_, stream),) = subject.streams(split, Path(data_dir) if data_dir else None)
-    return subject.over(stream, sequences, stride)
+    _, found = next(subject.evaluations(Windows(sequences, stride), split, Path(data_dir) if data_dir else None))
+    return found
+
+
+def _check_options(split: str, sequences: int | None, stride: int | None) -> None:
+    from gptscale.errors import ConfigError
+
+    if split not in ("val", "train"):
+        raise ConfigError(f"--split={split} is neither val nor train")
+    for name, value in (("sequences", sequences), ("stride", stride)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}={value} is no number of them; give 1 or more, or leave it out")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which windows of a text count."""
+
+    sequences: int | None
+    """How many, spread evenly; null takes all."""
+    stride: int | None
+    """Tokens between the starts of two; null lets them lie side by side."""
 
 
 class Subject:
@@ -104,38 +125,63 @@ class Subject:
         self.model, self.cfg = loaded
         self._tokenizer = own_tokenizer(self.cfg)
 
-    def streams(
-        self, split: "Split", data_dir: Path | None = None, names: "Sequence[str]" = ()
-    ) -> "Iterator[tuple[str, TokenStream]]":
-        """A split of the run's own corpus or of another one; or, by their names, validation sets of the run."""
-        from gptscale.data.corpus import check_split, open_corpus
+    def evaluations(
+        self, windows: Windows, split: "Split", data_dir: Path | None = None, names: "Sequence[str]" = ()
+    ) -> "Iterator[tuple[str, Evaluation]]":
+        """Over a split of the run's own corpus or of another one; or, by their names, over validation sets of the run.
+
+        A mixture is followed by each of its corpora. All ranks call this together.
+        """
+        from gptscale.data.corpus import open_corpus
         from gptscale.errors import ConfigError
 
         known = ("val", *self.cfg.eval.sets)
         if unknown := [name for name in names if name not in (*known, "all")]:
             raise ConfigError(f"--set={unknown[0]} is not in eval.sets; known are {', '.join(known)} and all")
         for name in dict.fromkeys(known if "all" in names else names or (split,)):
-            folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
             is_set = name in self.cfg.eval.sets
+            if self.cfg.data.mixture and not is_set and not data_dir:
+                yield from self._over_mixture("train" if name == "train" else "val", windows)
+                continue
+            folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
             corpus = open_corpus(folder, f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir")
             part = corpus.evaluated_split if is_set else ("train" if name == "train" else "val")
-            check_split(corpus, self.cfg, part, folder)
-            yield name, corpus.train if part == "train" else corpus.val
+            yield name, self._over(self._stream(corpus, part, folder, windows), windows)
+
+    def _over_mixture(self, split: "Split", windows: Windows) -> "Iterator[tuple[str, Evaluation]]":
+        """The loss by weight and that of each corpus, as training has them."""
+        from gptscale.data.corpora import open_corpora
+        from gptscale.evaluation.loss import mixed
+
+        corpora = open_corpora(self.cfg)
+        each = [
+            self._over(self._stream(part, split, folder, windows), replace(windows, sequences=count))
+            for part, folder, count in zip(
+                corpora.parts, corpora.folders, corpora.window_counts(windows.sequences), strict=True
+            )
+        ]
+        yield split, mixed(each, corpora.mixture.shares)
+        for name, found in zip(corpora.names, each, strict=True):
+            yield f"{split}/{name}", found
+
+    def _stream(self, corpus: "Corpus", split: "Split", folder: Path, windows: Windows) -> "TokenStream":
+        """A split that the model can be evaluated on; raises what check_split raises."""
+        from gptscale.data.corpus import check_split
+
+        shortest = self.cfg.model.context_length if windows.stride is None else 1  # sliding ones may be cut short
+        model = self.cfg.model.model_copy(update={"context_length": shortest})
+        check_split(corpus, self.cfg.model_copy(update={"model": model}), split, folder)
+        return corpus.of(split)
 
     def _own_folder(self) -> Path:
         from gptscale.data.manifest import FILE_NAME
         from gptscale.errors import ConfigError
 
-        if self.cfg.data.mixture:
-            dirs = ", ".join(str(corpus.dir) for corpus in self.cfg.data.mixture)
-            raise ConfigError(
-                f"{self.folder} was trained on a mixture; choose one of its corpora with --data-dir: {dirs}"
-            )
         if self._imported and not (self.cfg.data.folder / FILE_NAME).is_file():
             raise ConfigError(f"{self.folder} is imported and has no corpus of its own; choose one with --data-dir")
         return self.cfg.data.folder
 
-    def over(self, stream: "TokenStream", sequences: int | None, stride: int | None) -> "Evaluation":
+    def _over(self, stream: "TokenStream", windows: Windows) -> "Evaluation":
         """Loss over windows of a stream. All ranks call this together."""
         import torch
 
@@ -147,6 +193,7 @@ class Subject:
         from gptscale.runtime.launch import launched_rank, launched_world
 
         length, rows = self.cfg.model.context_length, self.cfg.train.micro_batch_sequences or 1
+        sequences, stride = windows.sequences, windows.stride
         if stride is None:
             starts = evenly_spaced_windows(stream, length, sequences)
             batches = eval_batches(stream, starts, length, rows, launched_rank(), launched_world())

@@ -97,6 +97,9 @@ def test_a_best_checkpoint_that_is_not_there_is_told(trained: Config, best: Any,
     ("args", "message"),
     [
         ({"stride": 33}, r"--stride=33 would pass over tokens: the model sees 32; take that or less"),
+        ({"stride": 0}, r"--stride=0 is no number of them; give 1 or more, or leave it out"),
+        ({"sequences": 0}, r"--sequences=0 is no number of them; give 1 or more, or leave it out"),
+        ({"split": "test"}, r"--split=test is neither val nor train"),
         ({"data_dir": "WHOLE"}, r"its val split holds 0 tokens"),
     ],
 )
@@ -105,6 +108,18 @@ def test_what_cannot_be_evaluated_is_told(trained: Config, args: dict[str, Any],
         args = {"data_dir": trained.eval.sets["whole"]}
     with pytest.raises((ConfigError, DataError), match=message):
         evaluate(trained.run.dir, **args)
+
+
+def test_a_text_shorter_than_a_window_is_evaluated_by_sliding_ones(
+    trained: Config, values: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("a dog sat on a mat and saw")
+    source = {"dir": str(tmp_path / "short"), "source": {"path": str(tmp_path / "short.txt")}}
+    data = {**values["data"], **source, "validation_fraction": 0.5}
+    prepare(parse_config({**values, "data": data}), say=lambda line: None)
+    with pytest.raises(DataError, match=r"its val split holds 14 tokens, and one window of model.context_length=32"):
+        evaluate(trained.run.dir, data_dir=tmp_path / "short")
+    assert evaluate(trained.run.dir, data_dir=tmp_path / "short", stride=8).tokens == 13
 
 
 def test_cloze_and_strides_are_part_of_the_json(

@@ -1,15 +1,16 @@
 """Training on a mixture: each corpus has its loss and its epochs in the log, and a resume goes on with them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptscale.cli.evaluate import evaluate
+from gptscale.cli.evaluate import evaluate, run_evaluate
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
-from gptscale.errors import CheckpointError, ConfigError
+from gptscale.errors import CheckpointError
 from gptscale.tracking.jsonl import read_log
 from gptscale.tracking.lines import evaluated_sets
 from gptscale.training.run import train
@@ -56,10 +57,16 @@ def test_other_weights_are_another_run(folder: Path) -> None:
         train(mixture(folder, (1, 1), steps=12))
 
 
-def test_a_mixtures_checkpoint_is_evaluated_on_a_corpus_that_is_named(folder: Path) -> None:
+def test_a_mixtures_checkpoint_is_evaluated_as_in_training_and_on_a_corpus_that_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(mixture(folder, (3, 1)))
-    with pytest.raises(
-        ConfigError, match=r"was trained on a mixture; choose one of its corpora with --data-dir: .*words, "
-    ):
-        evaluate(folder / "run")
+    last = [r for r in read_log(folder / "run" / "log.jsonl") if "val/loss" in r][-1]
+    capsys.readouterr()
+    run_evaluate(folder / "run", sets=["all"], sequences=16, as_json=True)  # as eval.sequences
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {f"{name}/loss": found["loss"] for name, found in results.items()} == {
+        key: value for key, value in last.items() if key.startswith("val/") and key.endswith("/loss")
+    }
+    assert evaluate(folder / "run", sequences=16).loss == last["val/loss"]
     assert evaluate(folder / "run", data_dir=folder / "letters").tokens > 0

@@ -223,7 +223,9 @@ def test_a_vocabulary_that_cannot_be_gpt2s_is_told(tmp_path: Path, capsys: pytes
     told = capsys.readouterr().out
     assert "WARNING: its 257 tokens are fewer than the 50257 of gpt2" in told
     assert "name the model's own with data.tokenizer=..." in told
-    refusal = "gpt2 has 50257 tokens, but model.vocab_size=257; data.tokenizer is not the one that the model was trained"
+    refusal = (
+        "gpt2 has 50257 tokens, but model.vocab_size=257; data.tokenizer is not the one that the model was trained"
+    )
     with pytest.raises(WeightsError, match=refusal):  # its end of text would be a token that the model lacks
         export(again, tmp_path / "once-more")
     with pytest.raises(WeightsError, match=refusal):
