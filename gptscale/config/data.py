@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, field_validator, model_validator
 
-from gptscale.config.section import Count, Fraction, Section, Seed
+from gptscale.config.section import Count, Folder, Fraction, Section, Seed
 
 
 class SourceConfig(Section):
@@ -63,7 +63,7 @@ class SourceConfig(Section):
 class MixedCorpus(Section):
     """A prepared corpus in a mixture."""
 
-    dir: Path
+    dir: Folder
     """Its folder."""
     weight: PositiveFloat
     """Its share of the samples, against the weights of the others."""
@@ -79,7 +79,7 @@ class MixedCorpus(Section):
 class DataConfig(Section):
     """A corpus: where it is, what it is made from, and how it is cut. Or several prepared ones, mixed."""
 
-    dir: Path | None = None
+    dir: Folder | None = None
     """The corpus folder that `prepare` writes and `train` reads; null with a mixture."""
     source: SourceConfig | None = None
     """What `prepare` reads; null for a corpus that is there already."""

@@ -5,7 +5,6 @@ Where a run lives (devices, ranks, engine) is not part of it: that is said by th
 """
 
 import re
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
 
 from gptscale.config.data import DataConfig
 from gptscale.config.presets import GPT2_SIZES
-from gptscale.config.section import Count, Fraction, Section, Seed
+from gptscale.config.section import Count, Folder, Fraction, Section, Seed
 from gptscale.config.watching import EvalConfig, HealthConfig, SampleConfig, WandbConfig
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -27,7 +26,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class RunConfig(Section):
     """Where a run is kept and what its randomness starts from."""
 
-    dir: Path
+    dir: Folder
     """The run folder: config, log, samples, report, checkpoints."""
     seed: Seed = 1337
     """Initial weights, sample order and dropout masks follow from it."""

@@ -1,12 +1,24 @@
-"""What every section of a config has in common: no field it does not know, and a few kinds of numbers."""
+"""What every section of a config has in common: no field it does not know, and a few kinds of values."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
 Count = PositiveInt
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _expanded(value: Any) -> Any:
+    if value == "":
+        raise ValueError("is empty; name a folder")
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Folder = Annotated[Path, BeforeValidator(_expanded)]
+"""A path in which ~ is the home folder."""
 
 
 class Section(BaseModel):

@@ -1,6 +1,5 @@
 """The sections of a config about watching a run: evaluations, samples, health, W&B."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -10,7 +9,7 @@ from pydantic import (
     model_validator,
 )
 
-from gptscale.config.section import Count, Section
+from gptscale.config.section import Count, Folder, Section
 
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -24,7 +23,7 @@ class EvalConfig(Section):
     """Validation windows, spread evenly over the split; null takes all of it."""
     train_sequences: Count | None = 256
     """Training windows evaluated in the same way; null evaluates none."""
-    sets: dict[SetName, Path] = Field(default_factory=dict)
+    sets: dict[SetName, Folder] = Field(default_factory=dict)
     """More validation sets: name -> corpus folder; its validation split counts, or all of it if it has none."""
 
     @model_validator(mode="after")

@@ -27,6 +27,16 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, dump_config(cfg))) == cfg
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    home = Path("/home/ada")
+    mixture = [{"dir": "~/web", "weight": 1}, {"dir": "~/code", "weight": 1}]
+    values = {**LEAST, "run": {"dir": "~/r"}, "data": {"mixture": mixture}, "eval": {"sets": {"books": "~/b"}}}
+    cfg = parse_config(values)
+    assert (cfg.run.dir, cfg.data.mixture[1].dir, cfg.eval.sets["books"]) == (home / "r", home / "code", home / "b")
+    assert parse_config({**LEAST, "data": {"dir": "~"}}).data.dir == home
+
+
 def test_overrides_replace_the_files_settings(tmp_path: Path) -> None:
     overrides = [
         "train.steps=7",
@@ -79,6 +89,8 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("optim", {"lr_floor": 1.0}, "lr_floor=1.0 is above lr_peak=0.0006; lower it or raise lr_peak"),
         ("optim", {"warmup_steps": 9, "decay_steps": 9}, "decay_steps=9 ends the schedule within warmup_steps=9; raise it"),
         ("run", {"dir": None}, "run.dir=None: input is not a valid path"),
+        ("run", {"dir": ""}, "run.dir: is empty; name a folder"),
+        ("data", {"dir": ""}, "data.dir: is empty; name a folder"),
         ("modle", {}, r"unknown key modle; did you mean model\?"),
     ],
 )  # fmt: skip
