@@ -47,7 +47,7 @@ def dump_config(cfg: Config) -> str:
     for field, filled in GPT2_SIZES.get(str(cfg.model.preset), {}).items():
         if values["model"][field] == filled:
             del values["model"][field]  # the preset says it, and another preset may be laid over the file
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def plain_settings(cfg: Config) -> dict[str, Any]:
@@ -69,20 +69,34 @@ def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only: a date stays text, and a key that stands twice is an error."""
+    """Plain values only: a date stays text, numbers are YAML 1.2's, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.MarkedYAMLError(problem=f"{key} stands twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that either version of YAML would read as something else."""
+
+
+_REPLACED = [f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float")]
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# In YAML 1.1, 010 is 8, 1:30 is 90, and 1e9 is text. Underscores between digits are kept from it.
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$")
+_FLOAT = re.compile(
+    r"[-+]?([0-9][0-9_]*\.?[0-9_]*[eE][-+]?[0-9]+|[0-9][0-9_]*\.[0-9_]*|\.[0-9]+([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$"
+    r"|\.(nan|NaN|NAN)$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -96,7 +110,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {path} cannot be read: {error}") from None
     try:
         values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no sections; a config has at least run:, data: and train:")
@@ -116,7 +130,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r} is not of the form section.key=value, such as train.steps=100")
     try:
         value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
     for part in parts[:-1]:
         inner = values.setdefault(part, {})

@@ -56,6 +56,39 @@ def test_a_date_is_a_text(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, LEAST), ["run.dir=2026-02-30"]).run.dir == Path("2026-02-30")
 
 
+@pytest.mark.parametrize(("text", "value"), [("1e9", 10**9), ("1_000", 1000), ("010", 10), ("0x10", 16)])
+def test_a_number_is_written_as_in_yaml_1_2(tmp_path: Path, text: str, value: int) -> None:
+    assert load_config(write(tmp_path, LEAST), [f"train.steps={text}"]).train.steps == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=1:30", "train.steps='1:30': input should be a valid integer"),
+        ("run.stop_after=1:30:00", "'1:30:00' is no time; give a number with its unit"),
+    ],
+)
+def test_a_time_is_no_number_of_base_60(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, LEAST), [override])
+
+
+@pytest.mark.parametrize("name", ["1e5", "010", "1:30", "2026-02-03", "null"])
+def test_a_text_that_looks_like_a_value_is_read_back_as_text(tmp_path: Path, name: str) -> None:
+    cfg = parse_config({**LEAST, "run": {"dir": name}, "wandb": {"group": name}})
+    assert load_config(write(tmp_path, dump_config(cfg))) == cfg
+
+
+def test_a_section_can_be_merged_from_an_anchor(tmp_path: Path) -> None:
+    text = (
+        "run: {dir: r}\ndata: {mixture: [&web {dir: a, weight: 1}, {<<: *web, dir: b}]}\n"
+        "train: {steps: 3}\neval: {sets: {<<: {books: c}, web: d}}\n"
+    )
+    cfg = load_config(write(tmp_path, text))
+    assert [(str(corpus.dir), corpus.weight) for corpus in cfg.data.mixture] == [("a", 1), ("b", 1)]
+    assert sorted(cfg.eval.sets) == ["books", "web"]
+
+
 def test_another_preset_can_be_laid_over_a_runs_own_config(tmp_path: Path) -> None:
     path = write(tmp_path, dump_config(parse_config({**LEAST, "model": {"preset": "124M"}})))
     assert load_config(path, ["model.preset=350M"]).model.emb_dim == 1024
@@ -127,6 +160,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         ("a: [1", "is not valid YAML"),
         ("", "holds no sections"),
         ("train: {steps: 1}\ntrain: {steps: 2}", "is not valid YAML: train stands twice"),
+        ("[" * 5000, "is not valid YAML: maximum recursion depth exceeded"),
         ("- 1", "holds no sections; a config has at least run:, data: and train:"),
     ],
 )
@@ -151,6 +185,7 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     [
         ("train.steps", "is not of the form section.key=value, such as train.steps=100"),
         (".steps=3", "is not of the form section.key=value"),
+        (f"train.steps={'[' * 5000}", "is not a YAML value"),
         ("train.steps=[1", "is not a YAML value; put quotes around it"),
         ("train.steps.more=3", "steps is a value, not a section"),
     ],
