@@ -133,7 +133,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
     for part in parts[:-1]:
-        inner = values.setdefault(part, {})
+        if values.get(part) is None:  # a section whose lines are all comments is null
+            values[part] = {}
+        inner = values[part]
         if not isinstance(inner, dict):
             raise ConfigError(f"override {override!r}: {part} is a value, not a section")
         values = inner

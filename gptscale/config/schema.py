@@ -84,6 +84,15 @@ class ModelConfig(Section):
         return values
 
     @model_validator(mode="after")
+    def _preset_says_something(self) -> Self:
+        if self.preset and all(getattr(self, name) != value for name, value in GPT2_SIZES[self.preset].items()):
+            raise ValueError(
+                f"preset={self.preset} gives way to emb_dim, n_heads and n_layers, which are all given; "
+                "leave out the preset, or what it is to fill"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.emb_dim % self.n_heads:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator
 
@@ -32,6 +32,15 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Keep YAML's true and false from passing as the numbers 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("is no switch; give a value, not true or false")
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            words = f"one of {', '.join(get_args(annotation))}" if get_origin(annotation) is Literal else "a value"
+            raise ValueError(f"is no switch; give {words}, not true or false")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_for_an_empty_section(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take a section without lines, or with comments alone, as one that says nothing."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        return {} if value is None and isinstance(annotation, type) and issubclass(annotation, Section) else value

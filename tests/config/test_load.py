@@ -89,6 +89,12 @@ def test_a_section_can_be_merged_from_an_anchor(tmp_path: Path) -> None:
     assert sorted(cfg.eval.sets) == ["books", "web"]
 
 
+def test_a_section_of_comments_says_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, dump_config(parse_config(LEAST)).split("optim:")[0] + "optim:\n  # eps: 1\nwandb:\n")
+    assert load_config(path) == parse_config(LEAST)
+    assert load_config(path, ["optim.eps=1e-6"]).optim.eps == 1e-6
+
+
 def test_another_preset_can_be_laid_over_a_runs_own_config(tmp_path: Path) -> None:
     path = write(tmp_path, dump_config(parse_config({**LEAST, "model": {"preset": "124M"}})))
     assert load_config(path, ["model.preset=350M"]).model.emb_dim == 1024
@@ -113,7 +119,10 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("run", {"dir": "r", "seed": 2**63}, "run.seed=9223372036854775808: input should be less than"),
         ("optim", {"lr_peak": float("inf")}, "optim.lr_peak=inf: input should be a finite number"),
         ("model", {"preset": [1]}, r"model.preset=\[1\]: input should be"),
-        ("optim", None, "optim=None: input should be a section with its own keys"),
+        ("data", {"source": 3}, "data.source=3: input should be a section with its own keys"),
+        ("run", None, "run.dir is missing"),
+        ("wandb", {"mode": False}, "wandb.mode: is no switch; give one of disabled, offline, online, not true or false"),
+        ("model", {"preset": "350M", "emb_dim": 768, "n_heads": 12, "n_layers": 12}, "model: preset=350M gives way to emb_dim, n_heads and n_layers, which are all given; leave out"),
         ("sample", {"prompts": "hello"}, r"sample.prompts='hello': input should be a list in \[brackets\]"),
         ("train", {"epochs": 2}, "exactly one of steps, tokens and epochs as the length; found steps=3, epochs=2.0"),
         ("train", {"steps": None}, "exactly one of steps, tokens and epochs as the length; found none"),
