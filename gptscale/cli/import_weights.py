@@ -62,6 +62,7 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
     with new_folder(to) as folder:
         found = open_weights(source)
         cfg = _config(found, to, overrides)
+        _check_tokenizer(found, cfg)
         check_source(found, cfg.model)
         write_imported(folder, cfg, read_parameters(found, cfg.model))
         lines = _check(found, cfg, folder)
@@ -86,13 +87,26 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
         "train": {"steps": 1},
     }
     values = lay_over(values, overrides)
-    if "n_heads" not in values["model"]:
+    model, train = values["model"], values["train"]
+    if isinstance(model, dict) and "n_heads" not in model:
         raise WeightsError(
-            f"{found.origin} does not say how many heads its emb_dim={values['model']['emb_dim']} is divided into; "
+            f"{found.origin} does not say how many heads its emb_dim={found.fields['emb_dim']} is divided into; "
             "give model.n_heads=..."
         )
-    values["train"].setdefault("tokens_per_step", 8 * values["model"]["context_length"])
+    if isinstance(model, dict) and isinstance(train, dict) and isinstance(model.get("context_length"), int):
+        train.setdefault("tokens_per_step", 8 * model["context_length"])
     return parse_config(values, f"import {found.origin}")
+
+
+def _check_tokenizer(found: "Source", cfg: "Config") -> None:
+    """Raise WeightsError for a tokenizer that every verb would fail with later."""
+    from gptscale.data.tokenizer import load_tokenizer
+    from gptscale.errors import DataError, WeightsError
+
+    try:
+        load_tokenizer(cfg.data.tokenizer)
+    except DataError as error:
+        raise WeightsError(f"{found.origin}: {error}; give data.tokenizer=... to name the model's own") from None
 
 
 def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
@@ -103,7 +117,8 @@ def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
     from gptscale.checkpoint.model import load_model
     from gptscale.weights.check import compare_logits, probe, their_logits
 
-    expected = their_logits(found.folder, probe(cfg.model)) if found.folder else None
+    unread = "transformers cannot read this form"
+    expected = their_logits(found.folder, probe(cfg.model)) if found.folder else unread
     model, _ = load_model(folder)
     lines = [f"weights: {found.origin}, {model.num_parameters():,} parameters"]
     if cfg.data.tokenizer == "gpt2" and cfg.model.vocab_size < GPT2_TOKENS:
@@ -114,9 +129,7 @@ def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
     if (known := found.fields["context_length"]) > cfg.model.context_length:
         lines.append(f"positions: the first {cfg.model.context_length} of {known}")
     checked = "checked: names, shapes, finite values"
-    if found.folder is None:
-        return [*lines, f"{checked}; logits not, since transformers cannot read this form"]
-    if expected is None:
-        return [*lines, f"{checked}; logits not, since transformers is not installed"]
-    difference = compare_logits(model, expected, found.folder)
+    if isinstance(expected, str):
+        return [*lines, f"{checked}; logits not, since {expected}"]
+    difference = compare_logits(model, expected, found.origin)
     return [*lines, f"{checked}, logits (equal to transformers' within {difference:.1e})"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptscale.disk import write_hashed
 from gptscale.errors import WeightsError
-from gptscale.weights.source import Stored, Tensors
+from gptscale.weights.source import Stored, Tensors, floats
 
 INDEX = "model.safetensors.index.json"
 
@@ -93,7 +93,7 @@ def stored_tensors(path: Path, backend: Literal["mmap", "pread"] = "mmap") -> di
         raise WeightsError(f"{path} may not be read by this user; change its permissions")
     try:
         file = safe_open(path, framework="pt", backend=backend)
-        return {name: _stored(file, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+        return {name: _stored(file, path, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is cut short or no safetensors file ({error}); copy it again") from None
 
@@ -104,7 +104,7 @@ def indexed_tensors(index: Path, open_file: Callable[[Path], Tensors] = stored_t
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         parts = {file: open_file(index.with_name(Path(file).name)) for file in sorted(set(files.values()))}
         return {name: parts[file][name] for name, file in files.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index} cannot be read ({error}); copy it again") from None
     except KeyError as error:
         raise WeightsError(f"{index} and its files do not agree about {error}; copy them again") from None
@@ -123,9 +123,9 @@ def pack(sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
     return groups
 
 
-def _stored(file: safe_open, name: str) -> Stored:
+def _stored(file: safe_open, path: Path, name: str) -> Stored:
     shape = tuple(file.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
-    return Stored(shape, lambda: file.get_tensor(name))  # type: ignore[no-untyped-call]
+    return Stored(shape, lambda: floats(f"{path}: {name}", file.get_tensor(name)))  # type: ignore[no-untyped-call]
 
 
 class _Reader:

@@ -47,7 +47,7 @@ def open_folder(folder: Path, origin: str | None = None) -> Source:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{folder / CONFIG} cannot be read ({error}); copy it again") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{folder / CONFIG} cannot be read (it is no object); copy it again")
@@ -64,7 +64,7 @@ def _fields(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     for name, value in {**FIXED, "n_inner": 4 * config["n_embd"]}.items():
         if (asked := config.get(name)) not in (None, value):
             raise WeightsError(f"{origin} has {name}={asked}, but GPTModel computes with {value} only")
-    activation = config.get("activation_function", "gelu_new")
+    activation = str(config.get("activation_function", "gelu_new"))
     if activation not in GELU:
         raise WeightsError(f"{origin} has activation_function={activation}; GPTModel knows {', '.join(GELU)}")
     return {

@@ -28,7 +28,8 @@ def open_file(path: Path) -> Source:
     """The weights of a .pth, .pt or .bin file: nanoGPT's say so, the book's are known by their names."""
     content = read_pickle(path)
     if isinstance(content.get("model_args"), dict) and isinstance(content.get("model"), dict):
-        return _nanogpt(path, content["model"], content["model_args"], content.get("config") or {})
+        config = content.get("config")
+        return _nanogpt(path, content["model"], content["model_args"], config if isinstance(config, dict) else {})
     state = content.get("model_state_dict", content)
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: model_state_dict is a {type(state).__name__}; save model.state_dict()")

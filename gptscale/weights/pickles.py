@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from gptscale.errors import WeightsError
-from gptscale.weights.source import Stored
+from gptscale.weights.source import Stored, floats
+
+CODE = ("unsupported GLOBAL", "Unsupported global", "unrecognized function", "Can only create new object")
+"""How torch says that a pickle asks for more than tensors and plain values."""
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -19,12 +22,13 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # pickle's own errors among them, whose module no file here imports
-        if "Weights only load failed" in str(error):
+        if any(words in str(error) for words in CODE):
             raise WeightsError(
                 f"{path} holds more than tensors and plain values, which could run code, so it was not loaded; "
                 "save its state_dict alone, best as safetensors"
             ) from None
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
+        first = next(iter(said), type(error).__name__)
         raise WeightsError(f"{path} is cut short or no file of torch.save ({first}); copy it again") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state_dict; save model.state_dict()")
@@ -38,8 +42,8 @@ def stored_tensors(path: Path, state: dict[str, Any]) -> dict[str, Stored]:
             raise WeightsError(f"{path}: {name!r} is no name of a tensor; save model.state_dict()")
         if not isinstance(tensor, Tensor):
             raise WeightsError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor; save model.state_dict()")
-    return {name: _stored(tensor) for name, tensor in state.items()}
+    return {name: _stored(f"{path}: {name}", tensor) for name, tensor in state.items()}
 
 
-def _stored(tensor: Tensor) -> Stored:
-    return Stored(tuple(tensor.shape), lambda: tensor)
+def _stored(origin: str, tensor: Tensor) -> Stored:
+    return Stored(tuple(tensor.shape), lambda: floats(origin, tensor))

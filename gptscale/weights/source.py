@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from gptscale.errors import WeightsError
@@ -42,6 +43,14 @@ class Source:
     """What a reader should be told."""
     tokenizer: str | None = None
     """Its name in `load_tokenizer`, where an export of ours says it."""
+
+
+def floats(origin: str, tensor: Tensor) -> Tensor:
+    """A tensor of plain floating-point numbers, as it is; raises WeightsError for any other kind."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        kind = "meta" if tensor.is_meta else f"{tensor.layout} of {tensor.dtype}".replace("torch.", "")
+        raise WeightsError(f"{origin} holds no plain floating-point numbers ({kind}); save it as a float32 tensor")
+    return tensor
 
 
 def check_counts(origin: str, said: Mapping[str, Any], names: Iterable[str]) -> None:

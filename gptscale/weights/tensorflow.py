@@ -51,7 +51,7 @@ def _hparams(folder: Path) -> dict[str, Any]:
         said = json.loads((folder / HPARAMS).read_text(encoding="utf-8"))
         check_counts(str(folder / HPARAMS), said, FIELDS)
         return {ours: said[theirs] for theirs, ours in FIELDS.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{folder / HPARAMS} is not GPT-2's ({error!r}); copy it again") from None
 
 

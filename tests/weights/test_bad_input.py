@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptscale.cli.import_weights import import_weights
-from gptscale.errors import WeightsError
+from gptscale.errors import ConfigError, WeightsError
+from tests.weights.conftest import BYTES
 
 
 def refused(source: object, tmp_path: Path, message: str, *overrides: str) -> None:
@@ -117,6 +118,14 @@ def test_code_in_a_pickle_does_not_run(saved: Any, tmp_path: Path, name: str, zi
     assert (tmp_path / "it-ran").exists()  # the code was able to run
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html>", b"some text", b"\x80\x02\xff", (20240326).to_bytes(4, "little") * 300, b""]
+)
+def test_what_is_no_pickle_is_not_called_code(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    refused(tmp_path / "model.pth", tmp_path, "model.pth is cut short or no file of torch.save .*; copy it again")
+
+
 def test_a_truncated_pickle(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1000)}, tmp_path / "model.pth")
     (tmp_path / "model.pth").write_bytes((tmp_path / "model.pth").read_bytes()[:-200])
@@ -141,7 +150,7 @@ def with_config(folder: Path, **changes: Any) -> None:
         ({"n_embd": 48.0}, "config.json says n_embd=48.0, which is no whole number above 0; copy it again"),
         ({"n_embd": 10**9}, r"wte.weight has shape \[257, 48\], where \[257, 1000000000\] is expected"),
         ({"n_layer": 10**6}, "says n_layers=1000000, but holds 40 tensors; is it a whole checkpoint"),
-        ({"resid_pdrop": "x"}, "transformers cannot read it .*resid_pdrop.*; copy its config.json again"),
+        ({"activation_function": ["relu"]}, r"has activation_function=\['relu'\]; GPTModel knows gelu_new"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -149,6 +158,40 @@ def test_another_architecture(saved: Any, tmp_path: Path, changes: dict[str, Any
     _, folder = saved()
     with_config(folder, **changes)
     refused(folder, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"resid_pdrop": "x"}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}]
+)
+def test_what_transformers_cannot_read_is_imported_without_its_logits(
+    saved: Any, tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = saved()
+    with_config(folder, **changes)
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    told = capsys.readouterr().out
+    assert "checked: names, shapes, finite values; logits not, since transformers cannot read this source (" in told
+
+
+def test_an_index_without_metadata_is_enough(saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, folder = saved(max_shard_size="50KB")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    assert "logits not, since transformers cannot read this source ('metadata')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_what_is_nested_too_deep_is_refused(saved: Any, tmp_path: Path, file: str) -> None:
+    _, folder = saved(max_shard_size="50KB")
+    (folder / file).write_text("[" * 100_000)
+    refused(folder, tmp_path, f"{file} cannot be read .*; copy it again")
+
+
+@pytest.mark.parametrize("override", ["model=3", "train=null", "model.context_length=null"])
+def test_a_section_that_is_none(saved: Any, tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=f"import .*{override.split('=')[0]}"):
+        import_weights(str(saved()[1]), tmp_path / "ours", [override])
 
 
 def test_a_config_that_is_none(saved: Any, tmp_path: Path) -> None:

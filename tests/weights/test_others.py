@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -122,6 +123,32 @@ def test_a_config_may_have_biases_and_a_head_that_the_source_lacks(tmp_path: Pat
     assert_same(logits_of(ours), logits_of(theirs))
     assert ours.out_head.weight is not ours.tok_emb.weight
     assert not ours.blocks[0].att.qkv.bias.any()
+
+
+def test_nanogpts_config_may_be_anything(tmp_path: Path) -> None:
+    nanogpt_file(random_gpt2(), tmp_path / "ckpt.pt")
+    torch.save({**torch.load(tmp_path / "ckpt.pt"), "config": ["x"]}, tmp_path / "ckpt.pt")
+    assert import_weights(str(tmp_path / "ckpt.pt"), tmp_path / "ours", BYTES).model.gelu == "erf"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.ones(257, 48).to_sparse(), "sparse_coo of float32"),
+        (torch.ones(257, 48, dtype=torch.int64), "strided of int64"),
+        (torch.ones(257, 48, dtype=torch.complex64), "strided of complex64"),
+        (torch.ones(257, 48, device="meta"), "meta"),
+    ],
+    ids=["sparse", "int", "complex", "meta"],
+)
+def test_only_plain_floating_point_numbers_are_weights(tmp_path: Path, tensor: Tensor, kind: str) -> None:
+    random_gpt2().save_pretrained(tmp_path / "theirs")
+    state = load_file(tmp_path / "theirs" / "model.safetensors")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+    torch.save({**state, "transformer.wte.weight": tensor}, tmp_path / "theirs" / "pytorch_model.bin")
+    message = rf"transformer\.wte\.weight holds no plain floating-point numbers \({kind}\); save it as a float32 tensor"
+    with pytest.raises(WeightsError, match=message):
+        import_weights(str(tmp_path / "theirs"), tmp_path / "ours", BYTES)
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])

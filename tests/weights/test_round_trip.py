@@ -211,6 +211,18 @@ def test_an_export_comes_back_with_its_tokenizer(tmp_path: Path, form: str, file
     assert import_weights(str(tmp_path / "exported" / file), tmp_path / "again").data.tokenizer == "bytes"
 
 
+def test_a_tokenizer_that_there_is_none_of_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
+    config = tmp_path / "exported" / "config.json"
+    config.write_text(config.read_text().replace('"gptscale_tokenizer": "bytes"', '"gptscale_tokenizer": "byte"'))
+    with pytest.raises(
+        WeightsError, match="data.tokenizer=byte is unknown; did you mean bytes.*; give data.tokenizer="
+    ):
+        import_weights(str(tmp_path / "exported"), tmp_path / "again")
+    assert import_weights(str(tmp_path / "exported"), tmp_path / "again", BYTES).data.tokenizer == "bytes"
+
+
 def test_a_vocabulary_that_cannot_be_gpt2s_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint(tmp_path / "ours")
     export(tmp_path / "ours", tmp_path / "exported")
