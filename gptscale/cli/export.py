@@ -45,6 +45,7 @@ def export(
 ) -> list[str]:
     """Export a checkpoint, or a run's newest, into a new folder; needs no GPU, and memory for one part.
 
+    nanoGPT's one file needs memory for all of it.
     Gives what the reader should know of it.
     Raises WeightsError if the other program could not compute the same, or a value does not fit dtype.
     """

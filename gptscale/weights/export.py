@@ -108,10 +108,12 @@ def _exported(
     shapes = parameter_shapes(_with_biases(cfg))
     for ours in names:
         values = source.tensors[ours].read() if ours in source.tensors else torch.zeros(shapes[ours])
+        if not values.isfinite().all():
+            raise WeightsError(f"{source.origin}: {ours} has values that are not finite; take an earlier checkpoint")
         for name, tensor in to_layout(ours, values, layout, cfg.n_layers, cfg.vocab_size).items():
             cast = tensor.to(DTYPES[dtype])
             if not cast.isfinite().all():
-                raise WeightsError(f"{source.origin}: {ours} has values that {dtype} cannot hold; use --dtype bfloat16")
+                raise WeightsError(f"{source.origin}: {ours} has values that {dtype} cannot hold; use --dtype float32")
             yield name if name == "lm_head.weight" else f"transformer.{name}", cast
 
 

@@ -159,10 +159,18 @@ def test_the_tokenizer_of_an_export_gives_our_ids(tmp_path: Path) -> None:
 
 def test_a_float16_that_would_overflow_is_refused(tmp_path: Path) -> None:
     checkpoint(tmp_path / "ours", largest=1e6)
-    message = "final_norm.bias has values that float16 cannot hold; use --dtype bfloat16"
+    message = "final_norm.bias has values that float16 cannot hold; use --dtype float32"
     with pytest.raises(WeightsError, match=message):
         export(tmp_path / "ours", tmp_path / "exported", dtype="float16")
     assert not list(tmp_path.glob("*exported*"))
+
+
+def test_weights_that_are_not_finite_are_refused_in_any_dtype(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ours", largest=float("inf"))
+    with pytest.raises(
+        WeightsError, match="final_norm.bias has values that are not finite; take an earlier checkpoint"
+    ):
+        export(tmp_path / "ours", tmp_path / "exported")
 
 
 @pytest.mark.parametrize(
