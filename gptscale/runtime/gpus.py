@@ -65,10 +65,17 @@ OTHERS = ("MIG", "Ti", "D", "Laptop")
 
 
 def gpu_of_product(product: str) -> Gpu | None:
-    """The GPU with a product name such as NVIDIA H100 80GB HBM3; None for one that is not in the table, or a part."""
+    """The GPU with a product name such as NVIDIA H100 80GB HBM3; None for one that is not in the table, or a part.
+
+    The same card with another memory is not in the table.
+    """
     if any(_has_word(product, word) for word in OTHERS):
         return None
-    return next((gpu for gpu in GPUS if all(_has_word(product, word) for word in gpu.words)), None)
+    gpu = next((gpu for gpu in GPUS if all(_has_word(product, word) for word in gpu.words)), None)
+    said = re.search(r"(?<![A-Za-z0-9])(\d+)GB(?![A-Za-z0-9])", product)
+    if gpu and said and not 0.9 <= gpu.memory_gib / int(said[1]) <= 1.1:  # error correction may take a part
+        return None
+    return gpu
 
 
 def _has_word(product: str, word: str) -> bool:

@@ -18,6 +18,7 @@ from gptscale.runtime.gpus import GPUS, gpu_of_product
         ("NVIDIA A100 80GB PCIe", "a100-80"),
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
+        ("NVIDIA L4 24GB", "l4"),
         ("NVIDIA A10G", "a10g"),
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("Tesla V100-SXM2-32GB", "v100"),
@@ -38,7 +39,7 @@ def test_a_name_within_another_is_not_meant(product: str) -> None:
 @pytest.mark.parametrize(
     "product",
     ["NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
-     "NVIDIA GeForce RTX 3090 Ti"],
+     "NVIDIA GeForce RTX 3090 Ti", "Tesla V100-SXM2-16GB", "NVIDIA A100-SXM-64GB", "NVIDIA H100 64GB HBM2"],
 )  # fmt: skip
 def test_a_part_of_a_gpu_or_another_with_a_word_more_is_not_meant(product: str) -> None:
     assert gpu_of_product(product) is None
