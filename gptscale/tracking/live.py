@@ -18,6 +18,9 @@ def live_server(run_dirs: Sequence[Path], port: int) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.headers.get("Host", "").partition(":")[0].lower() not in ("127.0.0.1", "localhost"):
+                self._send(403, "text/plain", "the report is at http://127.0.0.1 only")  # any name may lead here
+                return
             try:
                 data = page_data(run_dirs, live_s=REFRESH_S)
             except GptscaleError as error:  # such as a record that is being cut back

@@ -16,6 +16,9 @@ from gptscale.tracking.starts import recorded_starts
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
+MOST_RECORDS = 10_000
+"""Training records of a run in the page, beside evaluations and events: more than a chart has pixels."""
+
 REFRESH_S = 10
 """How often a live page asks for news."""
 
@@ -74,11 +77,21 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
     config = run_dir / "config.yaml"
     return {
         "name": name,
-        "records": [{key: _json(value) for key, value in record.items()} for record in records],
+        "records": [{key: _json(value) for key, value in record.items()} for record in _thinned(records)],
         "events": sorted(_events(run_dir, records), key=lambda event: float(event["step"])),
         "samples": read_samples(run_dir / SAMPLES_FILE),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
+
+
+def _thinned(records: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Of a long run's training records every n-th and the last; of the others all."""
+    every = -(-len(records) // MOST_RECORDS)
+    return [
+        record
+        for number, record in enumerate(records)
+        if number % every == 0 or record is records[-1] or "train/loss" not in record or "val/loss" in record
+    ]
 
 
 def _json(value: float) -> float | None:
@@ -89,18 +102,20 @@ def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict
     """What happened to a run beside its steps: kind, step and a line of text."""
     for start in recorded_starts(run_dir)[1:]:
         step = start.get("from_step", 0)
+        if not isinstance(step, int):
+            continue  # changed from outside
         text = f"{start.get('time', '')} from step {step} on {start.get('world', 1)} x {start.get('device', '?')}"
         yield {"kind": "resume", "step": step, "text": text}
     for record in records:
         if "val/loss" in record:
             yield {"kind": "evaluation", "step": record["step"], "text": f"validation loss {record['val/loss']:.4f}"}
-        if "checkpoint/step" in record:
+        if {"checkpoint/step", "checkpoint/bytes", "checkpoint/durable_s"} <= record.keys():
             text = f"{size(record['checkpoint/bytes'])}, safe after {record['checkpoint/durable_s']:.2g} s"
             yield {"kind": "checkpoint", "step": record["checkpoint/step"], "text": text}
         if record.get("health/skipped_steps"):
             text = f"{record['health/skipped_steps']:.0f} steps skipped: gradients not finite"
             yield {"kind": "skipped", "step": record["step"], "text": text}
-        if "health/spike_step" in record:
+        if {"health/spike_step", "health/spike_loss", "health/spike_z"} <= record.keys():
             yield _spike(record)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -109,6 +109,23 @@ def test_resumes_checkpoints_skips_spikes_and_rollbacks_are_events(tmp_path: Pat
     assert events[2]["text"] == "2026-01-01 from step 10 on 2 x CPU"
 
 
+def test_of_a_long_run_every_nth_training_record_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptscale.tracking.page.MOST_RECORDS", 4)
+    run = made_run(tmp_path / "tiny")
+    records = [{"step": step, ("val" if step == 6 else "train") + "/loss": 4.0} for step in range(1, 13)]
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    drawn = page_data([run])["runs"][0]["records"]
+    assert [record["step"] for record in drawn] == [1, 4, 6, 7, 10, 12]  # 12 of at most 4: every third
+
+
+def test_a_record_without_all_of_an_event_is_none(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    before = page_data([run])["runs"][0]["events"]
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"step": 30, "checkpoint/step": 30}\n{"step": 30, "health/spike_step": 29}\n')
+    assert page_data([run])["runs"][0]["events"] == before
+
+
 def test_the_loss_chart_has_a_curve_for_every_named_set(tmp_path: Path) -> None:
     charts = page_data([made_run(tmp_path / "tiny")])["charts"]
     assert ("val/web/loss", "web") in charts[0]["curves"]
@@ -140,9 +157,10 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     assert [run["name"] for run in page_data(runs)["runs"]] == [str(path) for path in runs]
 
 
-def test_a_damaged_provenance_costs_only_its_events(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"starts": [{}, {"from_step": "ten"}, {"from_step": null}]}'])
+def test_a_damaged_provenance_costs_only_its_events(tmp_path: Path, content: str) -> None:
     run = made_run(tmp_path / "tiny")
-    (run / "provenance.json").write_text("{")
+    (run / "provenance.json").write_text(content)
     assert "resume" not in {e["kind"] for e in page_data([run])["runs"][0]["events"]}
 
 
@@ -176,6 +194,10 @@ def test_a_live_page_is_served_on_loopback_and_grows_with_the_run(tmp_path: Path
         after = json.loads(urlopen(f"{address}/data.json").read())
         with pytest.raises(HTTPError, match="404") as refused:
             urlopen(f"{address}/config.yaml")
+        refused.value.close()
+        urlopen(Request(address, headers={"Host": "localhost:8265"})).close()
+        with pytest.raises(HTTPError, match="403") as refused:  # a web page whose name leads to 127.0.0.1
+            urlopen(Request(address, headers={"Host": f"example.com:{server.server_port}"}))
         refused.value.close()
         with pytest.raises(TrainingError, match=r"--port=\d+ cannot be used \(.*\); choose another, or 0 for any"):
             live_server([run], server.server_port)
