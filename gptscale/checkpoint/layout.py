@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{folder} is no checkpoint: it has no {MANIFEST}") from None
     except OSError as error:
         raise _refused(path, error) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} cannot be read; restore it from a copy, or use an older checkpoint") from None
     _check_format(folder, body.get("format") if isinstance(body, dict) else None)
     digest = body.pop("digest", None)

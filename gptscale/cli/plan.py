@@ -40,9 +40,10 @@ def run_plan(
         float | None, typer.Option(min=0.001, max=1, help="Share of the GPU's peak that computing reaches.")
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option(min=0.001, help="GB/s from one GPU to the next, one way, over the slowest link.")
+        float | None,
+        typer.Option(min=0.001, max=1e6, help="GB/s from one GPU to the next, one way, over the slowest link."),
     ] = None,
-    disk: Annotated[float | None, typer.Option(min=0.001, help="GB/s to the disk of run.dir.")] = None,
+    disk: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="GB/s to the disk of run.dir.")] = None,
     from_run: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="A run folder, to go by its measured speed.")
     ] = None,

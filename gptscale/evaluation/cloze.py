@@ -108,10 +108,10 @@ def _question(path: Path, number: int, line: str) -> Question:
         if "ctx_a" in fields:
             question = _hellaswag(fields)
         else:
-            question = Question(fields["context"], tuple(fields["endings"]), int(fields["label"]))
+            question = Question(fields["context"], tuple(fields["endings"]), _label(fields["label"]))
         if not all(isinstance(text, str) for text in (question.context, *question.endings)):
             raise TypeError("its context or an ending is no text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} line {number} is no question ({type(error).__name__}: {error}); it needs context, endings and "
             "label, or HellaSwag's activity_label, ctx_a, ctx_b, endings and label"
@@ -128,7 +128,14 @@ def _hellaswag(fields: dict[str, Any]) -> Question:
     """A line of HellaSwag as the harness asks it."""
     context = f"{fields['activity_label']}: {fields['ctx_a']} {str(fields['ctx_b']).capitalize()}"
     endings = tuple(_plain(ending) for ending in fields["endings"])
-    return Question(_plain(context), endings, int(fields["label"]))
+    return Question(_plain(context), endings, _label(fields["label"]))
+
+
+def _label(said: Any) -> int:
+    """A number, or its digits, as HellaSwag has it."""
+    if type(said) is not int and not (isinstance(said, str) and said.isdecimal()):
+        raise TypeError(f"its label is {said!r}, no whole number")
+    return int(said)
 
 
 def _plain(text: str) -> str:

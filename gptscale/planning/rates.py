@@ -49,11 +49,11 @@ def measured(
     folder: Path, cfg: Config, device: str, engine: str, world: int, records: Sequence[Mapping[str, float]]
 ) -> Measured:
     """Read the later half of a run's record, where it is warm. Raises ConfigError if it holds no speed."""
-    steps = [record for record in records if "train/tokens_per_s" in record]
+    steps = [record for record in records if record.get("train/tokens_per_s", 0) > 0 and record.get("train/mfu", 0) > 0]
     if not steps or cfg.train.micro_batch_sequences is None:
         raise ConfigError(f"--from={folder} holds no measured speed; let the run train for some steps first")
     warm = steps[len(steps) // 2 :]
-    saves = [r["checkpoint/bytes"] / r["checkpoint/durable_s"] for r in records if "checkpoint/bytes" in r]
+    saves = [r["checkpoint/bytes"] / r["checkpoint/durable_s"] for r in records if r.get("checkpoint/durable_s")]
     return Measured(
         cfg=cfg,
         launch=Launch(engine, world, cfg.train.micro_batch_sequences),

@@ -164,7 +164,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """Read one line; None if it is torn."""
     try:
         record = json.loads(line)
-    except ValueError:  # also what a cut UTF-8 character raises
+    except (ValueError, RecursionError):  # also what a cut UTF-8 character raises
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 

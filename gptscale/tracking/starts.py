@@ -12,7 +12,7 @@ def recorded_starts(run_dir: Path) -> list[dict[str, Any]]:
     try:
         starts = json.loads((run_dir / PROVENANCE_FILE).read_text(encoding="utf-8"))["starts"]
         return [dict(start) for start in starts]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

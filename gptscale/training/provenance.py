@@ -50,7 +50,7 @@ def _earlier_starts(path: Path) -> list[Any]:
         return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         path.rename(path.with_suffix(".damaged"))
         return []
 

@@ -211,6 +211,7 @@ DAMAGE = [
     (edit_manifest, "manifest.json was changed after it was written"),
     (lambda path: (path / MANIFEST).unlink(), "step-00000002 is no checkpoint: it has no manifest.json"),
     (lambda path: (path / MANIFEST).write_text("{"), "manifest.json cannot be read; restore it"),
+    (lambda path: (path / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read; restore it"),
     (
         lambda path: (path / MANIFEST).write_text('{"format": "x", "digest": 1}'),
         r"is no checkpoint \(its format is 'x'\); give a step-\* folder",

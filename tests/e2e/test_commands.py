@@ -268,6 +268,8 @@ def flip_bit(path: Path) -> None:
         (["plan", "CONFIG", "--gpus", "2", "--engine", "zero4"], "--engine=zero4 is unknown; choose one of none, ddp, zero1"),
         (["plan", "CONFIG", "--gpus", "2", "--engine", "none"], "--engine=none is one process, not 2; choose ddp"),
         (["plan", "CONFIG", "--gpu", "h1000"], "--gpu=h1000 is unknown; choose one of b200, h200-nvl, h200"),
+        (["plan", "CONFIG", "--bandwidth", "inf"], "Invalid value for '--bandwidth'"),
+        (["plan", "CONFIG", "--disk", "inf"], "Invalid value for '--disk'"),
         (["plan", "CONFIG", "--mfu", "40"], "Invalid value for '--mfu'"),
         (["plan", "CONFIG", "--from", "nowhere"], "--from=nowhere is no run; give a run folder that `gptscale train` has"),
         (["plan", "CONFIG", "train.precision=bf16-sharded"], "bf16-sharded needs an engine that shards, and --engine=none"),
@@ -490,7 +492,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(command: Any, config: Pa
 
 def test_a_damaged_provenance_stops_no_run(command: Any, config: Path, tmp_path: Path) -> None:
     assert command("train", config, "train.steps=2")[0] == 0
-    (tmp_path / "run" / "provenance.json").write_text('{"starts": [')
+    (tmp_path / "run" / "provenance.json").write_text('{"starts": ' + "[" * 100_000)
     assert command("train", config, "train.steps=4")[0] == 0
     starts = json.loads((tmp_path / "run" / "provenance.json").read_text())["starts"]
     assert [start["from_step"] for start in starts] == [2]

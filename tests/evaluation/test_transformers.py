@@ -170,6 +170,15 @@ def test_only_a_newline_ends_a_question(tmp_path: Path) -> None:
             '{"context": "a", "endings": "bc", "label": 0}',
             r"line 1 is no question \(TypeError: its endings are a str, not",
         ),
+        (
+            '{"context": "a", "endings": ["b"], "label": 1e400}',
+            r"line 1 is no question \(TypeError: its label is inf, no",
+        ),
+        (
+            '{"context": "a", "endings": ["b"], "label": 0.7}',
+            r"TypeError: its label is 0\.7, no whole number\); it needs",
+        ),
+        ("[" * 100_000, r"line 1 is no question \(RecursionError: maximum recursion depth exceeded.*\); it needs"),
         ('{"context": null, "endings": ["b"], "label": 0}', r"its context or an ending is no text\); it needs context"),
         (
             '{"context": "a", "endings": ["b", 3], "label": 0}',

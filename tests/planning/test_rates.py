@@ -29,6 +29,13 @@ def test_saves_tell_how_fast_the_disk_is(config: Make) -> None:
     assert run.disk_bytes_per_s == 300
 
 
+def test_a_speed_or_a_duration_of_zero_measures_nothing(config: Make) -> None:
+    run = read(config(), [100, 200, 0, 0], **{"checkpoint/bytes": 600.0, "checkpoint/durable_s": 0.0})
+    assert (run.tokens_per_s, run.disk_bytes_per_s) == (200, None)
+    with pytest.raises(ConfigError, match="runs/x holds no measured speed"):
+        read(config(), [0])
+
+
 def test_a_run_without_a_speed_is_refused(config: Make) -> None:
     with pytest.raises(ConfigError, match="--from=runs/x holds no measured speed; let the run train for some steps"):
         read(config(), [])

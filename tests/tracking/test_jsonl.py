@@ -75,9 +75,10 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: bytes) -> None:
     assert read_log(path) == [{"step": 10}, {"step": 20}]
 
 
-def test_a_torn_line_in_the_middle_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"step": 2', b"[" * 100_000])
+def test_a_torn_line_in_the_middle_is_named(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_bytes(b'{"step": 10}\n{"step": 2\n{"step": 30}\n')
+    path.write_bytes(b'{"step": 10}\n' + torn + b'\n{"step": 30}\n')
     with pytest.raises(TrainingError, match=r"log\.jsonl line 2 is not a whole record, and lines follow it"):
         read_log(path)
 
