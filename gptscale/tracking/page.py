@@ -75,18 +75,19 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
     if not any("/loss" in key for record in records for key in record):
         raise TrainingError(f"{run_dir / LOG_FILE} holds no measurements; train first, or name another run folder")
     config = run_dir / "config.yaml"
+    every = -(-len(records) // MOST_RECORDS)
     return {
         "name": name,
-        "records": [{key: _json(value) for key, value in record.items()} for record in _thinned(records)],
+        "every": every,
+        "records": [{key: _json(value) for key, value in record.items()} for record in _thinned(records, every)],
         "events": sorted(_events(run_dir, records), key=lambda event: float(event["step"])),
         "samples": read_samples(run_dir / SAMPLES_FILE),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     }
 
 
-def _thinned(records: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Of a long run's training records every n-th and the last; of the others all."""
-    every = -(-len(records) // MOST_RECORDS)
+def _thinned(records: list[dict[str, float]], every: int) -> list[dict[str, float]]:
+    """Of the training records one of so many, and the last; of the others all."""
     return [
         record
         for number, record in enumerate(records)

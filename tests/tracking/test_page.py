@@ -114,8 +114,9 @@ def test_of_a_long_run_every_nth_training_record_is_drawn(tmp_path: Path, monkey
     run = made_run(tmp_path / "tiny")
     records = [{"step": step, ("val" if step == 6 else "train") + "/loss": 4.0} for step in range(1, 13)]
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    drawn = page_data([run])["runs"][0]["records"]
-    assert [record["step"] for record in drawn] == [1, 4, 6, 7, 10, 12]  # 12 of at most 4: every third
+    shown = page_data([run])["runs"][0]
+    assert shown["every"] == 3
+    assert [record["step"] for record in shown["records"]] == [1, 4, 6, 7, 10, 12]  # 12 of at most 4: every third
 
 
 def test_a_record_without_all_of_an_event_is_none(tmp_path: Path) -> None:
