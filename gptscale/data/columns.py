@@ -45,6 +45,10 @@ class Columns:
             some = pc.or_(some, mask)
         return as_texts(pc.if_else(some, whole, pa.scalar("", pa.large_string())))
 
+    def most_bytes(self, column_bytes: int, rows: int) -> int:
+        """What the texts of so many rows cannot exceed, if their columns together have so many bytes."""
+        return column_bytes * len(self.parts) + rows * sum(len(literal.encode()) for literal, _ in self.parts)
+
     def check(self, types: dict[str, str], path: str | Path) -> None:
         """Raise DataError unless a table with these columns (name and Arrow type) has the ones needed, as text."""
         for name in self.names:

@@ -36,6 +36,10 @@ class TextList:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def most_bytes(self) -> int:
+        """Four for each character."""
+        return 4 * sum(map(len, self.texts))
+
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of documents start to stop - 1, in batches."""
         for first in range(start, stop, _BATCH_ROWS):

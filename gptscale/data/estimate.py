@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from gptscale.data.unit import Unit
 from gptscale.errors import DataError
 
 _SAMPLED_UNITS = 4
-_SAMPLED_DOCUMENTS = 256  # of each, at most
-_SAMPLED_BYTES = 2**17  # of text in each
+_PLACES = 4  # in each of them: documents may be sorted by length
+_SAMPLED_DOCUMENTS = 64  # at each, at most
+_SAMPLED_TEXT_BYTES = 2**22  # at each, or one batch of the source
+_ENCODED_BYTES = 2**15  # of them
 _STARTS_BYTES = 16  # a document's start: two int64
 
 
@@ -28,21 +31,24 @@ class Need:
 
 
 def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
-    """What these units will take, judged by the first documents of some of them; None for streamed files."""
+    """What these units will take, judged by documents from all over some of them; None for streamed files.
+
+    It is never more than one token for every byte of the source, since one huge document may stand among tiny ones.
+    """
     if isinstance(job.source, Streamed) or not units:
         return None
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(job.load_engines)  # Python's modules, while the source is read without Python's lock
-        samples = [_sample(job, unit) for unit in _spread(units)]
+        samples = [_sample(job, *rows) for unit in _spread(units) for rows in _places(unit)]
         loading.result()
     documents = sum(documents for documents, _, _ in samples)
     text_bytes = sum(text_bytes for _, text_bytes, _ in samples)
     excerpts = list_texts(excerpt for _, _, excerpt in samples)
     encoded_bytes, tokens = len(flat(excerpts)[0]), len(job.tokenizer.encode_texts(excerpts)[0])
-    tokens_per_document = text_bytes / documents * tokens / max(1, encoded_bytes) + 1
-    per_document = tokens_per_document * np.dtype(job.settings.dtype).itemsize + _STARTS_BYTES
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
-    return Need(int(wanted * per_document), shutil.disk_usage(job.data.folder).free)
+    text_tokens = min(wanted * text_bytes / documents * tokens / max(1, encoded_bytes), job.source.most_bytes())
+    needed = (text_tokens + wanted) * np.dtype(job.settings.dtype).itemsize + wanted * _STARTS_BYTES
+    return Need(int(needed), shutil.disk_usage(job.data.folder).free)
 
 
 def _spread(units: Sequence[Unit]) -> list[Unit]:
@@ -63,10 +69,23 @@ def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
     return need
 
 
-def _sample(job: Job, unit: Unit) -> tuple[int, int, str]:
-    """Documents and their bytes at the beginning of a unit, and where their text begins."""
-    assert not isinstance(job.source, Streamed)
+def _places(unit: Unit) -> list[tuple[int, int]]:
+    """The first and last rows of a few stretches of a unit, its beginning among them."""
     assert unit.stop is not None
-    texts = next(iter(job.source.read(unit.start, min(unit.stop, unit.start + _SAMPLED_DOCUMENTS))))
-    content, _ = flat(texts)
-    return len(texts), len(content), str(content[:_SAMPLED_BYTES].data, "utf-8", "ignore")
+    rows = unit.stop - unit.start
+    starts = sorted({unit.start + i * rows // _PLACES for i in range(_PLACES)})
+    return [(start, min(start + _SAMPLED_DOCUMENTS, stop)) for start, stop in pairwise([*starts, unit.stop])]
+
+
+def _sample(job: Job, start: int, stop: int) -> tuple[int, int, str]:
+    """Documents from start on, at most to stop - 1, and their bytes, and where their text begins."""
+    assert not isinstance(job.source, Streamed)
+    documents = text_bytes = 0
+    excerpt = b""
+    for texts in job.source.read(start, stop):
+        content, _ = flat(texts)
+        documents, text_bytes = documents + len(texts), text_bytes + len(content)
+        excerpt += bytes(content[: _ENCODED_BYTES - len(excerpt)].data)
+        if text_bytes >= _SAMPLED_TEXT_BYTES:
+            break
+    return documents, text_bytes, str(excerpt, "utf-8", "ignore")

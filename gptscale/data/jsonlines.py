@@ -46,6 +46,10 @@ class JsonLines:
     def __len__(self) -> int:
         return self.first_rows[-1]
 
+    def most_bytes(self) -> int:
+        """The files' own."""
+        return self.columns.most_bytes(sum(file.path.stat().st_size for file in self.files), len(self))
+
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of lines start to stop - 1, in batches."""
         for number, first, last in rows_by_file(self.first_rows, start, stop):

@@ -27,12 +27,18 @@ class ParquetFiles:
     files: tuple[Path, ...]
     first_rows: tuple[int, ...]
     """The number of each file's first row; the last is the number of all rows."""
+    column_bytes: int
+    """Of the columns that are read, before compression; a text that a file keeps once for many rows counts once."""
     columns: Columns
     path: str
     description: dict[str, Any]
 
     def __len__(self) -> int:
         return self.first_rows[-1]
+
+    def most_bytes(self) -> int:
+        """What the footers say of the columns."""
+        return self.columns.most_bytes(self.column_bytes, len(self))
 
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of rows start to stop - 1, in batches."""
@@ -48,15 +54,22 @@ class ParquetFiles:
 def open_parquet(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> ParquetFiles:
     """Read the files' footers. Raises DataError for a file that is no Parquet or lacks a column."""
 
-    def rows(file: Path) -> int:
+    def rows_and_bytes(file: Path) -> tuple[int, int]:
         with _unreadable_is_said(file, path):
             footer = pq.read_metadata(file)
             columns.check(arrow_types(footer.schema.to_arrow_schema()), file)
-            return int(footer.num_rows)
+            return int(footer.num_rows), _column_bytes(footer, columns.names)
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        counts = list(threads.map(rows, files))
-    return ParquetFiles(tuple(files), tuple(accumulate(counts, initial=0)), columns, path, description)
+        counted = list(threads.map(rows_and_bytes, files))
+    first_rows = tuple(accumulate((rows for rows, _ in counted), initial=0))
+    return ParquetFiles(tuple(files), first_rows, sum(size for _, size in counted), columns, path, description)
+
+
+def _column_bytes(footer: Any, names: Sequence[str]) -> int:
+    groups = (footer.row_group(number) for number in range(footer.num_row_groups))
+    chunks = (group.column(number) for group in groups for number in range(footer.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
 
 
 @contextmanager

@@ -54,6 +54,9 @@ class Source(Protocol):
     def __len__(self) -> int:
         """Documents in all, empty ones included."""
 
+    def most_bytes(self) -> int:
+        """What the texts of all documents cannot exceed, as far as it is known without reading them."""
+
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of documents start to stop - 1, in batches."""
 
@@ -88,6 +91,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def most_bytes(self) -> int:
+        """What Arrow's columns take."""
+        return self.columns.most_bytes(self.table.data.nbytes, len(self))
 
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of documents start to stop - 1, in batches."""

@@ -1,0 +1,75 @@
+"""The disk that a corpus needs is never more than a token for every byte, wherever its long documents stand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptscale.config.data import SourceConfig
+from gptscale.config.schema import Config
+from gptscale.data.embedded import TextList
+from gptscale.data.estimate import estimate_need
+from gptscale.data.job import open_job
+from gptscale.data.sources import Streamed, open_source
+
+Make = Callable[..., Config]
+
+
+def write(path: Path, texts: list[str]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts, "n": ["unread" * 9] * len(texts)}), path, row_group_size=100)
+    elif path.suffix == ".arrow":
+        datasets.Dataset.from_dict({"text": texts}).save_to_disk(path.parent / "saved")
+        return path.parent / "saved"
+    else:
+        path.write_text("".join((json.dumps({"text": t}) if path.suffix == ".jsonl" else t) + "\n" for t in texts))
+    return path
+
+
+def needed(path: Path, make_config: Make, documents_per_shard: int = 1000) -> int:
+    cfg = make_config(path, data={"documents_per_shard": documents_per_shard})
+    job = open_job(cfg.data)
+    need = estimate_need(job, job.units)
+    assert need is not None
+    return need.needed
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow", "a.txt"])
+@pytest.mark.parametrize("documents_per_shard", [300, 10**6])
+def test_one_huge_document_at_the_beginning_is_not_taken_for_all(
+    name: str, documents_per_shard: int, tmp_path: Path, make_config: Make
+) -> None:
+    texts = ["x" * 6_000_000] + ["tiny"] * 2000  # as bytes: a token of two bytes each, and 18 more for a document
+    path = write(tmp_path / name, texts)
+    written = 2 * sum(map(len, texts)) + 18 * len(texts)
+    assert 0.5 * written < needed(path, make_config, documents_per_shard) < 1.05 * written
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_documents_that_are_sorted_by_length_are_looked_at_all_over(
+    name: str, step: int, tmp_path: Path, make_config: Make
+) -> None:
+    texts = ["x" * (2 * i) for i in range(2000)][::step]
+    written = 2 * sum(map(len, texts)) + 18 * len(texts)
+    assert 0.7 * written < needed(write(tmp_path / name, texts), make_config, 10**6) < 1.05 * written
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.txt"])
+def test_every_source_says_what_its_texts_cannot_exceed(name: str, tmp_path: Path) -> None:
+    texts = ["some", "ünïcode", "x" * 99]
+    path, size = write(tmp_path / name, texts), len("".join(texts).encode())
+    assert size <= most_bytes(path) < 5 * size
+    if name != "a.txt":
+        assert most_bytes(path, template="{text}, and again: {text}") >= 2 * size + 3 * len(", and again: ")
+    assert TextList(texts, {}).most_bytes() >= size
+
+
+def most_bytes(path: Path, **fields: str) -> int:
+    source = open_source(SourceConfig.model_validate({"path": str(path), **fields}))
+    assert not isinstance(source, Streamed)
+    return source.most_bytes()
