@@ -54,7 +54,7 @@ class Columns:
         for name in self.names:
             if name not in types:
                 raise DataError(f"{self.setting}: {name} is no column of {path}; it has {', '.join(types)}")
-            if types[name] not in ("string", "large_string", "null"):
+            if types[name] not in ("string", "large_string", "string_view", "null"):
                 raise DataError(f"{self.setting}: column {name} of {path} holds {types[name]}, not text")
 
 
@@ -67,8 +67,15 @@ def text_columns(cfg: SourceConfig) -> Columns:
 
 
 def arrow_types(schema: Any) -> dict[str, str]:
-    """An Arrow schema's column names and types; a nested type is called a structure."""
-    return {field.name: "a structure" if pa.types.is_nested(field.type) else str(field.type) for field in schema}
+    """An Arrow schema's column names and types, in words where no type of text is meant."""
+    types = {field.name: _type(field.type) for field in schema}
+    return types | {name: "two columns" for name in types if schema.names.count(name) > 1}
+
+
+def _type(arrow_type: Any) -> str:
+    if pa.types.is_nested(arrow_type):
+        return "a structure"
+    return str(arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type)
 
 
 def only_column(name: str) -> Columns:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as pj
 
-from gptscale.data.columns import Columns, arrow_types
+from gptscale.data.columns import Columns
 from gptscale.data.source_files import rows_by_file, unreadable, unreadable_is_said
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
@@ -21,6 +21,7 @@ from gptscale.errors import DataError
 _INDEXED_LINES = 1024
 _READ_BYTES = 2**22
 _NEWLINE = 10
+_TYPES = {str: "string", type(None): "null", list: "a structure", dict: "a structure"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def open_json_lines(files: Sequence[Path], columns: Columns, path: str, descript
 def is_json_lines(file: Path) -> bool:
     """Whether a file holds an object on its first line, rather than one list or a spread-out object."""
     with file.open("rb") as opened:
-        first = opened.readline(2**16).strip()
+        lines = iter(partial(opened.readline, 2**16), b"")
+        first = next((line.strip() for line in lines if line.strip()), b"")
     return first.startswith(b"{") and (first.endswith(b"}") or len(first) > 2**15)
 
 
@@ -106,11 +108,7 @@ def _check_first_line(file: Path, columns: Columns, path: str) -> None:
     if len(first) == _READ_BYTES:
         return  # such a line is parsed once, when its turn comes
     row = _object(first, file, path)
-    columns.check(arrow_types(pa.Table.from_pylist([_without_surrogates(row)]).schema), file)
-
-
-def _without_surrogates(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: "" if isinstance(value, str) else value for name, value in row.items()}
+    columns.check({name: _TYPES.get(type(value), type(value).__name__) for name, value in row.items()}, file)
 
 
 def _read_lines(file: JsonFile, start: int, stop: int) -> Iterator[bytes]:
@@ -162,7 +160,7 @@ def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
         return {}
     try:
         row = json.loads(line.decode("utf-8", "surrogatepass"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise unreadable(path, "json", f"{_place(line, file)}: {error}") from None
     if not isinstance(row, dict):
         raise unreadable(path, "json", f"{_place(line, file)} holds no object")

@@ -100,7 +100,8 @@ class Table:
         """The texts of documents start to stop - 1, in batches."""
         chosen = self.table.with_format("arrow")
         for first in range(start, stop, _BATCH_ROWS):
-            yield self.columns.texts(chosen[first : min(first + _BATCH_ROWS, stop)])
+            for batch in chosen[first : min(first + _BATCH_ROWS, stop)].to_batches():
+                yield self.columns.texts(batch)
 
 
 def open_source(cfg: SourceConfig) -> Source | Streamed:

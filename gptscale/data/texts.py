@@ -22,9 +22,12 @@ Bytes = npt.NDArray[np.uint8]
 def as_texts(column: Any) -> Texts:
     """The texts of an Arrow array, chunked or not: null is empty, and invalid UTF-8 is mended as `utf8` does it."""
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        parts = [as_texts(chunk) for chunk in column.chunks]  # short offsets cannot count what chunks have together
+        return parts[0] if len(parts) == 1 else join(parts or [list_texts([])])
     if pa.types.is_null(column.type):
         return list_texts([""] * len(column))
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     column = column.cast(pa.large_binary())
     content, offsets = flat(pc.fill_null(column, b"") if column.null_count else column)
     strings = _from_flat(content, offsets)

@@ -19,7 +19,8 @@ import zstandard
 
 from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
-from gptscale.data.sources import Source, Streamed, open_source
+from gptscale.data.columns import text_columns
+from gptscale.data.sources import Source, Streamed, Table, open_source
 from gptscale.data.texts import to_list
 from gptscale.errors import DataError
 
@@ -72,6 +73,41 @@ def test_json_lines_parquet_and_gzip_are_read_and_null_is_empty(tmp_path: Path) 
     assert documents(tmp_path / "a.jsonl", text_column="body") == ["x", ""]
     assert documents(tmp_path / "b.jsonl.gz", text_column="body") == ["x", ""]
     assert documents(tmp_path / "c.parquet", text_column="body") == ["p", "q"]
+
+
+def test_neighbours_in_two_pieces_of_a_table_are_never_joined() -> None:
+    table = datasets.Dataset(pa.table({"text": pa.chunked_array([["a", "b"], ["c"]])}))
+    opened = Table(table, text_columns(SourceConfig(path="x")), {})
+    assert [to_list(texts) for texts in opened.read(1, 3)] == [["b"], ["c"]]  # which may have more than 2 GiB together
+
+
+def test_text_of_any_arrow_type_is_text_in_parquet(tmp_path: Path) -> None:
+    for column in [pa.array(["a", "b"]).dictionary_encode(), pa.array(["a", "b"], pa.string_view())]:
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        assert documents(tmp_path / "a.parquet") == ["a", "b"]
+
+
+def test_two_columns_of_one_name_are_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"text_column=text: column text of .*a.parquet holds two columns, not text$"):
+        source(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("extra", [2**64, [1, "a"], {"a": [{}, 1]}])
+def test_columns_that_are_not_read_may_hold_anything(tmp_path: Path, extra: object) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"extra": extra, "text": "x"}) + "\n")
+    assert documents(tmp_path / "a.jsonl") == ["x"]
+
+
+def test_json_that_is_too_deep_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "a": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
+    with pytest.raises(DataError, match=r"cannot be read as json: a.jsonl, line 1: maximum recursion depth [^\n]*$"):
+        source(tmp_path / "a.jsonl")
+
+
+def test_empty_lines_before_the_first_object_are_empty_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\n \n{"text": "x"}\n{"text": "y"}\n')
+    assert documents(tmp_path / "a.jsonl") == ["", "", "x", "y"]
 
 
 def test_the_description_is_json_and_names_what_was_read(tmp_path: Path) -> None:
@@ -146,7 +182,7 @@ def test_a_missing_column_is_answered_with_those_that_exist(tmp_path: Path) -> N
         source(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize(("value", "kind"), [(5, "int64"), ({"a": 1}, "a structure")])
+@pytest.mark.parametrize(("value", "kind"), [(5, "int"), (2**64, "int"), ({"a": 1}, "a structure")])
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path, value: object, kind: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": value}) + "\n")
     with pytest.raises(DataError, match=rf"data.source.text_column=text: column text of .* holds {kind}, not text"):

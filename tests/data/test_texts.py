@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from gptscale.data import texts
 from gptscale.data.texts import as_texts, flat, list_texts, pieces, to_list
 
 
@@ -20,13 +21,22 @@ def strings_of(*contents: bytes) -> pa.Array:
         pa.chunked_array([["a", None], ["é🙂"]]),
         pa.array(["a", None, "é🙂"], pa.large_string()),
         pa.chunked_array([pa.array(["a", None, "é🙂"], pa.string_view())]),
+        pa.array(["a", None, "é🙂"]).dictionary_encode(),
+        pa.chunked_array([pa.array(["a", None]).dictionary_encode(), pa.array(["é🙂"]).dictionary_encode()]),
     ],
 )
 def test_every_layout_gives_the_same_texts(column: pa.Array) -> None:
-    texts = as_texts(column)
-    assert to_list(texts) == ["a", "", "é🙂"]
-    assert flat(texts)[1].tolist() == [0, 1, 1, 7]
-    assert [bytes(piece) for piece in pieces(texts.slice(1, 2))] == [b"", "é🙂".encode()]
+    found = as_texts(column)
+    assert to_list(found) == ["a", "", "é🙂"]
+    assert flat(found)[1].tolist() == [0, 1, 1, 7]
+    assert [bytes(piece) for piece in pieces(found.slice(1, 2))] == [b"", "é🙂".encode()]
+
+
+def test_chunks_have_long_offsets_before_they_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []  # short ones end at 2 GiB, which is too much for a test
+    monkeypatch.setattr(texts, "join", lambda parts: joined.extend(part.type for part in parts) or parts[0])
+    as_texts(pa.chunked_array([["a"], ["b"]], pa.string()))
+    assert joined == [pa.large_string()] * 2
 
 
 def test_nulls_alone_are_empty_texts_and_nothing_is_nothing() -> None:
