@@ -1,7 +1,7 @@
 """A preparation job: a source, a tokenizer, the settings that follow from them, and the folder that is theirs."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from gptscale.data.manifest import (
     load_manifest,
     load_settings,
 )
+from gptscale.data.source_files import Stamps, changed, stamp, stamp_files
 from gptscale.data.sources import Source, Streamed, open_source
 from gptscale.data.texts import list_texts
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
@@ -36,6 +37,8 @@ class Job:
     settings: Settings
     tokenizer: Tokenizer
     """The corpus' own, loaded anew in a process to which the job is sent."""
+    files: Stamps
+    """Those of the source's files before it was opened; only the process that opened it has them."""
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -51,6 +54,12 @@ class Job:
         """The receipt of a unit that is finished; else write it, which its seal will finish."""
         receipt = finished(self.data.folder, unit, self.settings.key)
         return receipt or write_unit(unit, self.source, self.tokenizer, self.data, self.settings)
+
+    def check_source(self) -> None:
+        """Raise DataError if a file of the source is not as it was before it was opened."""
+        for path, was in self.files.items():
+            if stamp(path) != was:
+                raise changed(self.data.given_source.path, path)
 
     @staticmethod
     def give_memory_back() -> None:
@@ -73,16 +82,19 @@ class Job:
         vars(self).update(state, tokenizer=_tokenizer_of(state["data"]))
 
 
-def open_job(data: DataConfig) -> Job:
+def open_job(data: DataConfig, say: Callable[[str], None] = lambda line: None) -> Job:
     """Open the source, check that data.dir is free for it, record the settings there, and clear what was half-written.
 
-    Raises DataError when the folder holds a corpus of other settings, finished or not.
+    Says which files of the source are passed over. Raises DataError when the folder holds a corpus of other settings,
+    finished or not.
     """
     if data.source is None:
         raise DataError(
             "data.source is missing, so there is nothing to prepare; name the text by data.source.path"
             + ("; each corpus of data.mixture is prepared by a config of its own" if data.mixture else "")
         )
+    _check_apart(data.folder, data.source)
+    files = stamp_files(data.source, say)
     earlier = earlier_manifest(data.folder)
     begun = earlier.settings if earlier else load_settings(data.folder)
     with ThreadPoolExecutor(1) as thread:
@@ -99,11 +111,21 @@ def open_job(data: DataConfig) -> Job:
     _remove_damaged(data.folder)
     if earlier is None:
         settings.save(data.folder)
-    return Job(data, source, settings, tokenizer)
+    return Job(data, source, settings, tokenizer, files)
 
 
 def _tokenizer_of(data: DataConfig) -> Tokenizer:
     return load_tokenizer(data.tokenizer, data.tokenizer_engine)
+
+
+def _check_apart(folder: Path, source: SourceConfig) -> None:
+    """Refuse a corpus among its own sources: the next command would count its files as text."""
+    root = os.path.expanduser(source.path)
+    if os.path.isdir(root) and folder.resolve().is_relative_to(Path(root).resolve()):
+        raise DataError(
+            f"data.dir={folder} lies inside data.source.path={source.path}, all of which is read; choose a data.dir "
+            "outside of it"
+        )
 
 
 def remove_all(folder: Path) -> None:

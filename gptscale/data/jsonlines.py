@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from gptscale.data.columns import Columns
-from gptscale.data.source_files import rows_by_file, unreadable, unreadable_is_said
+from gptscale.data.source_files import changed, rows_by_file, unreadable, unreadable_is_said
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 
@@ -56,7 +56,7 @@ class JsonLines:
         for number, first, last in rows_by_file(self.first_rows, start, stop):
             parse = partial(self._parse, file=self.files[number].path)
             with unreadable_is_said(self.path):
-                yield from map(parse, _read_lines(self.files[number], first, last))
+                yield from map(parse, _read_lines(self.files[number], first, last, self.path))
 
     def _parse(self, lines: bytes, file: Path) -> Texts:
         table = _parse_fast(lines, self.columns.names)
@@ -111,7 +111,7 @@ def _check_first_line(file: Path, columns: Columns, path: str) -> None:
     columns.check({name: _TYPES.get(type(value), type(value).__name__) for name, value in row.items()}, file)
 
 
-def _read_lines(file: JsonFile, start: int, stop: int) -> Iterator[bytes]:
+def _read_lines(file: JsonFile, start: int, stop: int, path: str) -> Iterator[bytes]:
     """The bytes of lines start to stop - 1, some megabytes of whole lines at a time."""
     with file.path.open("rb") as opened:
         opened.seek(int(file.offsets[start // _INDEXED_LINES]))
@@ -120,6 +120,8 @@ def _read_lines(file: JsonFile, start: int, stop: int) -> Iterator[bytes]:
         left = stop - start
         while left:
             *lines, count = _take_lines(opened, left)
+            if not lines[0]:
+                raise changed(path, file.path)
             left -= count
             yield lines.pop()  # not held here: a line may have hundreds of megabytes
 

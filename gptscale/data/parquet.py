@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptscale.data.columns import Columns, arrow_types
-from gptscale.data.source_files import rows_by_file, unreadable
+from gptscale.data.source_files import changed, rows_by_file, unreadable
 from gptscale.data.texts import Texts
 
 _BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
@@ -47,8 +47,12 @@ class ParquetFiles:
                 _unreadable_is_said(self.files[number], self.path),
                 pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file,
             ):
+                at = first
                 for batch in _read_rows(file, self.columns.names, first, last):
+                    at += batch.num_rows
                     yield self.columns.texts(batch)
+                if at < last:
+                    raise changed(self.path, self.files[number])
 
 
 def open_parquet(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> ParquetFiles:

@@ -28,7 +28,7 @@ def prepare(cfg: Config, say: Say = print, *, workers: int = 1) -> Manifest:
     With several workers the caller's own module must be importable (`if __name__ == "__main__"`). Raises DataError
     when data.dir holds a corpus of other settings, finished or not, and when nothing is left to train on.
     """
-    job = open_job(cfg.data)
+    job = open_job(cfg.data, say)
     receipts = _do(job, job.units, workers, say)
     return _finish(job, [receipts[unit.number] for unit in job.units], say)
 
@@ -37,7 +37,7 @@ def prepare_task(cfg: Config, task: int, tasks: int, say: Say = print, *, worker
     """Make every tasks-th unit from unit number task on, without a manifest."""
     if not 0 <= task < tasks:
         raise ConfigError(f"--task={task} is none of 0 to {tasks - 1}, which --tasks={tasks} asks for")
-    job = open_job(cfg.data)
+    job = open_job(cfg.data, say)
     receipts = _do(job, job.units[task::tasks], workers, say)
     say(f"task {task} of {tasks}: {len(receipts)} of {len(job.units)} units are there; --finish after the last task")
 
@@ -73,6 +73,7 @@ def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Re
         for unit, receipt, made in done:
             receipts[unit.number] = receipt
             progress.add(unit, receipt, made)
+    job.check_source()
     return receipts
 
 

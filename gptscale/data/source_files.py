@@ -5,7 +5,7 @@ import glob
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,11 @@ SUFFIXES = {
     "arrow": {".arrow"},
 }
 COMPRESSED = {".gz", ".zst"}
+_UNKNOWN_COMPRESSION = {".7z", ".br", ".bz2", ".lz4", ".lzma", ".snappy", ".xz", ".z", ".zip", ".zstd"}
 _OF_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
 """What `Dataset.save_to_disk` leaves beside its Arrow files."""
+
+Stamps = dict[Path, tuple[int, int] | None]
 
 HASHED_BYTES = 2**30
 """Up to this size in all, files are identified by their content; above it by size and time of change."""
@@ -37,24 +40,25 @@ def is_local(path: str) -> bool:
     )
 
 
-def find_files(cfg: SourceConfig) -> tuple[str, list[Path]]:
+def find_files(cfg: SourceConfig, say: Callable[[str], None] = lambda line: None) -> tuple[str, list[Path]]:
     """The kind (text, json, parquet, arrow) and the sorted files of a file, a glob or a folder.
 
-    Raises DataError, naming data.source.path, when there are none or when they are of several kinds.
+    A file that links lead to as well is there once. Files of no format are passed over, which is said. Raises
+    DataError, naming data.source.path, when there are none or when they are of several kinds.
     """
     path = expand(cfg.path)
     if path.is_file():
         return _kind_of_file(path, cfg), [path]
     if path.is_dir():
-        return _of_one_kind(_walk(path), cfg, "the folder")
+        return _of_one_kind(_each_once(_walk(path)), cfg, "the folder", say)
     if glob.has_magic(cfg.path):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        matches = [match for match in found if match.is_file()]
+        found = (Path(name) for name in glob.glob(str(path), recursive=True))
+        matches = _each_once([match for match in found if match.is_file()])
         if not matches:
             raise DataError(f"data.source.path={cfg.path} matches no file")
         if cfg.format != "auto":
             return cfg.format, matches
-        return _of_one_kind(matches, cfg, "the glob")
+        return _of_one_kind(matches, cfg, "the glob", say)
     if path.exists():
         raise DataError(f"data.source.path={cfg.path} is neither a file nor a folder")
     raise DataError(f"data.source.path={cfg.path} does not exist{_nearby(path)}")
@@ -88,6 +92,33 @@ def unreadable(path: str, kind: str, reason: str) -> DataError:
     return DataError(
         f"data.source.path={path} cannot be read as {kind}: {reason}; mend that file, copy it again, or move it away"
     )
+
+
+def changed(path: str, file: Path) -> DataError:
+    """The error for a file that was written to while it was read."""
+    return DataError(
+        f"data.source.path={path}: {file} has changed since it was opened, so that data.dir may hold text of before "
+        "and after; delete that folder, and run prepare again when nothing writes to the source"
+    )
+
+
+def stamp_files(cfg: SourceConfig, say: Callable[[str], None]) -> Stamps:
+    """The stamps of a source's files; none of what is not here, and of what cannot be read, which opening it says."""
+    if cfg.format in ("hub", "embedded") or not is_local(cfg.path):
+        return {}
+    try:
+        return {path: stamp(path) for path in find_files(cfg, say)[1]}
+    except (OSError, DataError):
+        return {}
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """A file's size and time of change; None if it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | int]]:
@@ -127,8 +158,13 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
+def is_compressed(path: Path) -> bool:
+    """Whether a file's ending says that it is compressed, in one of the ways that are read."""
+    return path.suffix.lower() in COMPRESSED
+
+
 def _kind(path: Path) -> str | None:
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+    suffix = Path(path.stem).suffix if is_compressed(path) else path.suffix
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix.lower() in suffixes), None)
 
 
@@ -157,17 +193,28 @@ def _walk(folder: Path) -> list[Path]:
             paths = (os.path.join(parent, name) for name in subfolders)
             roots.extend(path for path in paths if os.path.islink(path))
             found.extend(Path(parent, name) for name in names if not name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    return [path for path in found if path.is_file()]
+
+
+def _each_once(files: Iterable[Path]) -> list[Path]:
+    """The sorted files without links to others of them."""
+    found: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
+        found.setdefault(os.path.realpath(path), path)
+    return sorted(found.values())
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[str, list[Path]]:
+def _of_one_kind(
+    files: Sequence[Path], cfg: SourceConfig, where: str, say: Callable[[str], None]
+) -> tuple[str, list[Path]]:
     wanted = set(SUFFIXES) if cfg.format == "auto" else {cfg.format}
     files = [path for path in files if path.name not in _OF_DATASETS]
     kinds = {path: kind for path in files if (kind := _kind(path)) in wanted and kind is not None}
+    _check_compression(files, wanted, cfg, where)
     found = sorted(set(kinds.values()))
     if not found:
         endings = ", ".join(sorted(suffix for kind in wanted for suffix in SUFFIXES[kind]))
@@ -177,7 +224,25 @@ def _of_one_kind(files: Sequence[Path], cfg: SourceConfig, where: str) -> tuple[
             f"data.source.path={cfg.path}: {where} holds {' and '.join(found)} files; "
             "choose one with data.source.format"
         )
+    if passed_over := [path for path in files if path not in kinds]:
+        say(
+            f"data.source.path={cfg.path}: {len(passed_over):,} of {len(files):,} files are passed over, such as "
+            f"{passed_over[0]}, whose ending is not one of {found[0]}"
+        )
     return found[0], list(kinds)
+
+
+def _check_compression(files: Sequence[Path], wanted: Collection[str], cfg: SourceConfig, where: str) -> None:
+    """Refuse text in a compression that is not read; passing it over would make another corpus in silence."""
+    packed = [
+        path for path in files if path.suffix.lower() in _UNKNOWN_COMPRESSION and _kind(path.with_suffix("")) in wanted
+    ]
+    if packed:
+        more = f" and {len(packed) - 1:,} more such files" if len(packed) > 1 else ""
+        raise DataError(
+            f"data.source.path={cfg.path}: {where} holds {packed[0].name}{more}, in a compression that is not read; "
+            "compress with gzip (.gz) or zstd (.zst), or move them away"
+        )
 
 
 def _nearby(path: Path) -> str:

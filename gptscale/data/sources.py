@@ -28,10 +28,10 @@ from gptscale.data.jsonlines import is_json_lines, open_json_lines
 from gptscale.data.manifest import hash_json
 from gptscale.data.parquet import open_parquet
 from gptscale.data.source_files import (
-    COMPRESSED,
     describe_files,
     expand,
     find_files,
+    is_compressed,
     is_local,
     unreadable,
     unreadable_is_said,
@@ -144,7 +144,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
             return _open_stream(kind, options, columns, cfg, about)
         if kind == "parquet":
             return open_parquet(filled, columns, cfg.path, about)
-        if kind == "json" and all(path.suffix not in COMPRESSED and is_json_lines(path) for path in filled):
+        if kind == "json" and all(not is_compressed(path) and is_json_lines(path) for path in filled):
             return open_json_lines(filled, columns, cfg.path, about)
     return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
 
@@ -194,7 +194,7 @@ def _check_cache_room(files: Sequence[Path], cache: Path, cfg: SourceConfig) -> 
             f"the cache {cache.parent}, where data.source.path={cfg.path} is converted, cannot be made "
             f"({error.strerror}); set HF_DATASETS_CACHE to a folder that can"
         ) from None
-    needed = sum(path.stat().st_size * (4 if path.suffix in COMPRESSED else 1) for path in files)
+    needed = sum(path.stat().st_size * (4 if is_compressed(path) else 1) for path in files)
     there = next(folder for folder in cache.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:

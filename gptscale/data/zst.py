@@ -17,7 +17,7 @@ def check_whole(files: Sequence[Path], path: str) -> None:
     A file that begins with no header of Zstandard is left to its readers, which refuse it.
     """
     for file in files:
-        if file.suffix == ".zst" and not _is_whole(file):
+        if file.suffix.lower() == ".zst" and not _is_whole(file):
             raise DataError(f"data.source.path={path} cannot be read: {file.name} was cut short; copy it again")
 
 

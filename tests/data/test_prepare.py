@@ -14,7 +14,7 @@ from gptscale.data import job as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.embedded import TextList
 from gptscale.data.manifest import load_manifest
-from gptscale.data.prepare import prepare
+from gptscale.data.prepare import prepare, prepare_task
 from gptscale.data.split import is_held_out
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.disk import this_host
@@ -239,6 +239,42 @@ def test_a_folder_with_another_corpus_is_left_alone(cfg: Config, text: Path, mak
     with pytest.raises(DataError, match=r"holds another corpus \(source: x.txt has changed\)"):
         run(cfg)
     assert snapshot(cfg.data.dir) == before
+
+
+@pytest.mark.parametrize("task", [False, True])
+def test_text_that_changes_while_it_is_prepared_makes_no_corpus(
+    cfg: Config, text: Path, task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.write_unit
+
+    def change(*args: Any) -> Any:
+        os.utime(text, ns=(10**18, 10**18))
+        return real(*args)
+
+    monkeypatch.setattr(module, "write_unit", change)
+    with pytest.raises(DataError, match=rf"data.source.path={text}: {text} has changed since it was opened, so that"):
+        prepare_task(cfg, 0, 2, lambda line: None) if task else run(cfg)
+    assert not (cfg.data.dir / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "corpus", "deep/corpus"])
+def test_a_corpus_among_its_own_sources_is_refused(tmp_path: Path, make_config: Make, inside: str) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "x.jsonl").write_text('{"text": "x"}\n' * 99)
+    (tmp_path / "link").symlink_to("text")
+    cfg = make_config(tmp_path / "link", data={"dir": tmp_path / "text" / inside})
+    with pytest.raises(DataError, match=r"data.dir=.*text.* lies inside data.source.path=.*link, all of which is read"):
+        run(cfg)
+    assert [path.name for path in (tmp_path / "text").iterdir()] == ["x.jsonl"]
+    run(make_config(tmp_path / "text", data={"dir": tmp_path / "text-corpus"}))
+
+
+def test_files_that_are_passed_over_are_said_first(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "text").mkdir()
+    for name in ("a.txt", "b.csv"):
+        (tmp_path / "text" / name).write_text("x" * 99)
+    said = run(make_config(tmp_path / "text", data={"validation_fraction": 0}))
+    assert "1 of 2 files are passed over, such as" in said[0]
 
 
 def test_empty_documents_alone_are_no_corpus(tmp_path: Path, make_config: Make) -> None:

@@ -9,7 +9,16 @@ import pytest
 
 from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
-from gptscale.data.source_files import describe_files, expand, find_files, hash_texts, is_local, unreadable_is_said
+from gptscale.data.source_files import (
+    describe_files,
+    expand,
+    find_files,
+    hash_texts,
+    is_local,
+    stamp,
+    stamp_files,
+    unreadable_is_said,
+)
 from gptscale.errors import DataError
 
 
@@ -47,6 +56,55 @@ def test_a_folder_has_its_own_name_wherever_a_link_to_it_sorts(tmp_path: Path) -
     (tmp_path / "v1" / "a").symlink_to(tmp_path / "v2")
     _, files = find_files(SourceConfig(path=str(tmp_path)))
     assert files == [tmp_path / "v1" / "x.txt", tmp_path / "v2" / "x.txt"]
+
+
+@pytest.mark.parametrize("path", ["", "*.txt"])
+def test_a_file_and_links_to_it_are_read_once(tmp_path: Path, path: str, tmp_path_factory: Any) -> None:
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "a-link.txt").symlink_to("b.txt")
+    far = tmp_path_factory.mktemp("far") / "far"
+    far.write_text("far")
+    for name in ("c.txt", "d.txt"):
+        (tmp_path / name).symlink_to(far)
+    assert found(f"{tmp_path}/{path}") == ("text", ["b.txt", "c.txt"])
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "B.JSONL", "C.JSONL.GZ", "D.Json.ZST"):
+        (tmp_path / name).write_text("")
+    assert found(tmp_path) == ("json", ["B.JSONL", "C.JSONL.GZ", "D.Json.ZST", "a.jsonl"])
+
+
+def test_text_in_a_compression_that_is_not_read_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl.xz", "c.JSONL.BZ2", "d.jsonl.zstd", "e.txt.xz"):
+        (tmp_path / name).write_text("")
+    match = r"the folder holds b.jsonl.xz and 2 more such files, in a compression that is not read; compress with gzip"
+    with pytest.raises(DataError, match=match):
+        found(tmp_path, format="json")
+    with pytest.raises(DataError, match=r"the glob holds e.txt.xz, in a compression that is not read"):
+        found(tmp_path / "[ae]*")
+
+
+def test_files_that_are_passed_over_are_counted(folder: Path) -> None:
+    said: list[str] = []
+    (folder / "z.csv").write_text("")
+    find_files(SourceConfig(path=str(folder)), said.append)
+    assert said == [
+        f"data.source.path={folder}: 2 of 6 files are passed over, such as {folder}/image.png, whose ending is not one "
+        "of text"
+    ]
+    find_files(SourceConfig(path=str(folder / "b.txt")), said.append)
+    assert len(said) == 1
+
+
+def test_what_is_not_here_has_no_stamps(folder: Path) -> None:
+    for path in ("owner/name", "python-library", str(folder / "missing.txt")):
+        assert stamp_files(SourceConfig(path=path), print) == {}
+    stat = (folder / "b.txt").stat()
+    stamps = {folder / "b.txt": (stat.st_size, stat.st_mtime_ns)}
+    assert stamp_files(SourceConfig(path=str(folder / "b.txt")), print) == stamps
+    assert stamp_files(SourceConfig(path=str(folder / "b.txt"), format="hub"), print) == {}
+    assert stamp(folder / "missing.txt") is None
 
 
 def test_a_glob_gives_its_matches_in_order(folder: Path) -> None:

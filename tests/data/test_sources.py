@@ -72,6 +72,8 @@ def test_json_lines_parquet_and_gzip_are_read_and_null_is_empty(tmp_path: Path) 
     pq.write_table(pa.table({"body": ["p", "q"]}), tmp_path / "c.parquet")
     assert documents(tmp_path / "a.jsonl", text_column="body") == ["x", ""]
     assert documents(tmp_path / "b.jsonl.gz", text_column="body") == ["x", ""]
+    shutil.copy(tmp_path / "b.jsonl.gz", tmp_path / "B.JSONL.GZ")
+    assert documents(tmp_path / "B.JSONL.GZ", text_column="body") == ["x", ""]
     assert documents(tmp_path / "c.parquet", text_column="body") == ["p", "q"]
 
 
@@ -127,7 +129,7 @@ def test_python_library_needs_no_files_and_no_network() -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst", "A.JSONL.ZST"])
 def test_a_compressed_file_that_was_cut_short_is_one_line(tmp_path: Path, name: str, streaming: bool) -> None:
     lines = "".join(f'{{"text": "{random.Random(i).random()}"}}\n' for i in range(5000)).encode()
     packed = gzip.compress(lines) if name.endswith("gz") else zstandard.ZstdCompressor().compress(lines)
@@ -163,6 +165,22 @@ def test_a_file_that_is_gone_in_the_middle_is_one_line(tmp_path: Path, kind: str
     (tmp_path / f"a.{kind}").unlink()
     with pytest.raises(DataError, match=rf"data.source.path=.*a.{kind} cannot be read[^\n]*: [^\n]*No such file"):
         read(opened, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_file_that_became_shorter_in_the_middle_is_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+
+    def write(rows: int) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * rows)
+        pq.write_table(pa.table({"text": ["x"] * rows}), tmp_path / "a.parquet")
+
+    write(9)
+    opened = source(path)
+    write(5)
+    assert read(opened, 2, 5) == ["x"] * 3
+    with pytest.raises(DataError, match=rf"data.source.path={path}: {path} has changed since it was opened[^\n]*$"):
+        read(opened, 2, 6)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
