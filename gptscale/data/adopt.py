@@ -10,9 +10,10 @@ import numpy as np
 from gptscale.data.blocks import hash_blocks
 from gptscale.data.foreign import TokenFile, recognise
 from gptscale.data.job import earlier_manifest
-from gptscale.data.manifest import Dtype, Manifest, Settings, ShardEntry, Split
+from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest, Settings, ShardEntry, Split
 from gptscale.data.progress import summary
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
+from gptscale.data.unit import read_receipts
 from gptscale.errors import DataError
 
 _TOKENS_AT_ONCE = 2**24
@@ -58,10 +59,12 @@ def adopt(
 
 
 def _check_free(folder: Path) -> None:
-    """Refuse a folder with a corpus that was prepared."""
+    """Refuse a folder with a corpus that was prepared, to its end or not."""
     earlier = earlier_manifest(folder)
     if earlier is not None and earlier.settings.split != "adopted":
         raise DataError(f"{folder} holds a corpus that was prepared; choose another folder")
+    if (folder / SETTINGS_NAME).exists() or read_receipts(folder):
+        raise DataError(f"{folder} holds a corpus whose preparation is not finished; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

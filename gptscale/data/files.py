@@ -12,7 +12,7 @@ from gptscale import disk
 from gptscale.errors import DataError
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d{1,9})\.[0-9a-f]{8}\.tmp")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 _FORGOTTEN_S = 24 * 3600
@@ -39,14 +39,19 @@ def remove_leftovers(folder: Path, *, finished: bool = False) -> None:
 
 @contextmanager
 def refusal_is_said(path: Path) -> Iterator[None]:
-    """Turn the refusal of a full disk, of a quota or of one that may not be written into a DataError with data.dir."""
+    """Turn the refusal of a full disk, of a quota, of a limit or of a disk that may not be written into a DataError."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DataError(
                 f"no space left to write {path.name}, data.dir={path.parent}; free some space and run "
                 "prepare again, which goes on from here, or choose a data.dir on a larger disk"
+            ) from None
+        if error.errno == errno.EFBIG:
+            raise DataError(
+                f"{path.name} is larger than a file may be, data.dir={path.parent}; raise the limit (ulimit -f), "
+                "choose a data.dir whose disk takes larger files, or lower data.documents_per_shard"
             ) from None
         if error.errno in _FORBIDDEN:
             raise DataError(

@@ -88,6 +88,8 @@ class Side:
         """Take documents; they are encoded when there are enough of them, since each call of an engine costs."""
         if len(documents.rows) == 0:
             return
+        if len(flat(documents.texts)[0]) > BATCH_BYTES:  # a document that is cut only if it is alone
+            self.encode_waiting(tokenizer)
         self.waiting.append(documents)
         self.waiting_bytes += len(flat(documents.texts)[0])
         if self.waiting_bytes >= _FEW_BYTES:

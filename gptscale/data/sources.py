@@ -6,13 +6,13 @@ become "\\n". JSON and Parquet stay as they are.
 """
 
 import logging
-import shutil
 import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import pyarrow as pa
 import zstandard
 
 from gptscale.config.data import SourceConfig
+from gptscale.data.cache_room import check_cache_room, is_full, no_room
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.hub import find_revision, is_offline
@@ -76,9 +77,17 @@ class Streamed:
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
         with _failure_is_said(f"{self.path}, file {number + 1} of {self.files},"):
-            stream = _stream(self.kind, self.options).shard(num_shards=self.files, index=number)
+            stream = self._stream.shard(num_shards=self.files, index=number)
             for table in stream.with_format("arrow").iter(batch_size=_BATCH_ROWS):
                 yield self.columns.texts(table)
+
+    @cached_property
+    def _stream(self) -> Any:
+        """Opened once in a process that reads: all the files are looked up then."""
+        return _stream(self.kind, self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -164,11 +173,13 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: s
     """Load files through a cache of their own; datasets' would know them by path and time of change alone."""
     datasets = _quiet_datasets()
     cache = Path(datasets.config.HF_DATASETS_CACHE, f"gptscale-{identity[:32]}")
-    _check_cache_room(files, cache, cfg)
+    check_cache_room(files, cache, cfg)
     options = _builder_options(kind, cfg)
     try:
         return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=str(cache), **options)
     except _failures(datasets) as error:
+        if is_full(error):
+            raise no_room(cfg, cache.parent) from None
         raise unreadable(cfg.path, kind, _reason(error)) from None
 
 
@@ -181,28 +192,6 @@ def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
 def _names(files: Sequence[Path]) -> list[str]:
     """The files' names as patterns, for which datasets takes them; there [[] is the one way to write a bracket."""
     return [str(path.absolute()).replace("[", "[[]") for path in files]
-
-
-def _check_cache_room(files: Sequence[Path], cache: Path, cfg: SourceConfig) -> None:
-    """Refuse a conversion to Arrow that cannot fit; compressed text is taken as four times its size."""
-    if cache.exists():
-        return
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"the cache {cache.parent}, where data.source.path={cfg.path} is converted, cannot be made "
-            f"({error.strerror}); set HF_DATASETS_CACHE to a folder that can"
-        ) from None
-    needed = sum(path.stat().st_size * (4 if is_compressed(path) else 1) for path in files)
-    there = next(folder for folder in cache.absolute().parents if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise DataError(
-            f"data.source.path={cfg.path} takes about {needed / 1e9:.1f} GB as Arrow in the cache {cache.parent}, and "
-            f"{free / 1e9:.1f} GB are free there; set HF_DATASETS_CACHE to a folder on a larger disk, or "
-            "data.source.streaming=true"
-        )
 
 
 def _open_hub(cfg: SourceConfig) -> Source | Streamed:

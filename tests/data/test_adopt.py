@@ -155,6 +155,12 @@ def test_a_prepared_corpus_and_a_folder_that_cannot_be_made_are_left_alone(tmp_p
     (tmp_path / "x.txt").write_text("text " * 20)
     prepare(make_config(tmp_path / "x.txt", data={"validation_fraction": 0}), lambda line: None)
     assert "holds a corpus that was prepared; choose another folder" in refused(tmp_path, tmp_path / "good.bin")
+    (tmp_path / "corpus" / "manifest.json").unlink()
+    assert "corpus whose preparation is not finished; choose another" in refused(tmp_path, tmp_path / "good.bin")
+    for receipt in (tmp_path / "corpus").glob("unit-*.json"):
+        receipt.unlink()
+    (tmp_path / "corpus" / "settings.json").touch()
+    assert "corpus whose preparation is not finished; choose another" in refused(tmp_path, tmp_path / "good.bin")
     good = str(nanogpt(tmp_path / "good.bin", IDS))
     with pytest.raises(DataError, match=r"good.bin/corpus cannot be made: Not a directory; choose another folder"):
         adopt(tmp_path / "good.bin" / "corpus", [good], [good], say=lambda line: None)

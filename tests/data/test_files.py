@@ -57,6 +57,12 @@ def test_a_folder_that_may_not_be_written_is_named(
         write_whole(tmp_path / "a", b"new")
 
 
+def test_a_file_beyond_a_limit_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", fail_with(errno.EFBIG))
+    with pytest.raises(DataError, match=rf"^a is larger than a file may be, data.dir={tmp_path}; raise the limit"):
+        write_whole(tmp_path / "a", b"new")
+
+
 def test_other_failures_of_the_disk_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):

@@ -20,10 +20,11 @@ from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import side, unit
 from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
+from gptscale.data.job import open_job
 from gptscale.data.prepare import prepare
 from gptscale.data.ranks import read_ranks
 from gptscale.data.shard import open_shard, read_starts
-from gptscale.data.texts import Texts
+from gptscale.data.texts import Texts, flat
 from gptscale.data.tokenizer import load_tokenizer
 
 Make = Callable[..., Config]
@@ -83,6 +84,28 @@ def test_a_cut_text_has_the_ids_of_the_whole() -> None:
         assert [i for piece in pieces for i in JUDGE.encode_ordinary(piece)] == JUDGE.encode_ordinary(text)
         cuts += len(pieces) - 1
     assert cuts > 200
+
+
+@pytest.mark.parametrize("before", [[], ["a few words"]])
+def test_a_huge_document_is_cut_whatever_waits_before_it(
+    before: list[str], tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(self: BpeTokenizer, texts: Texts) -> tuple[Any, Any]:
+        sizes.append(len(flat(texts)[0]))
+        return real(self, texts)
+
+    real, sizes = BpeTokenizer.encode_texts, []
+    monkeypatch.setattr(BpeTokenizer, "encode_texts", encode)
+    monkeypatch.setattr(side, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(unit, "BATCH_BYTES", 1000)
+    texts = [*before, "some words " * 1000]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = {"tokenizer": "gpt2", "validation_fraction": 0}
+    cfg = make_config(tmp_path / "a.jsonl", data=data, model={"vocab_size": 50257})
+    job = open_job(cfg.data)
+    job.do(job.units[0])
+    assert max(sizes) < 1100  # a cut lies between words
+    assert tokens_by_document(cfg) == [JUDGE.encode_ordinary(text) for text in texts]
 
 
 PEAK = """

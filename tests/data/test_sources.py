@@ -1,8 +1,10 @@
 """Every kind of source gives its documents by number; every mistake is one line with its setting."""
 
+import errno
 import gzip
 import json
 import os
+import pickle
 import random
 import shutil
 import sys
@@ -361,6 +363,18 @@ def test_lengths_that_are_left_out_are_part_of_the_description(tmp_path: Path) -
     assert (limits["min_characters"], limits["max_characters"]) == (1, 9)
 
 
+def test_a_stream_is_opened_once_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+    opened = open_source(SourceConfig(path=str(tmp_path), streaming=True))
+    real, calls = datasets.load_dataset, []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: calls.append(args) or real(*args, **options))
+    for stream in (opened, pickle.loads(pickle.dumps(opened))):
+        assert streamed(stream) == [["a"], ["b"], ["c"]]
+    assert len(calls) == 2
+    assert "_stream" not in opened.__getstate__()
+
+
 def test_streamed_files_are_units_of_their_own_and_leave_nothing_in_the_cache(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "z"}\n'))
@@ -446,6 +460,22 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: py
         DataError, match=r"the cache .*cache, where .*a.txt.gz is converted, cannot be made \(Not a dir"
     ):
         source(tmp_path / "a.txt.gz")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_cache_whose_disk_fills_up_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fill(*args: Any, **options: Any) -> None:
+        try:
+            raise OSError(code, os.strerror(code))
+        except OSError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
+
+    (tmp_path / "a.txt").write_text("another text that no other test has")
+    monkeypatch.setattr(datasets, "load_dataset", fill)
+    with pytest.raises(
+        DataError, match=r"a.txt takes more room than there is as Arrow in the cache .*; set HF_DATASETS"
+    ):
+        source(tmp_path / "a.txt")
 
 
 def test_a_cache_that_has_no_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
