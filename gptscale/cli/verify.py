@@ -53,12 +53,18 @@ def _verify_checkpoints(folders: list[Path], finite: bool) -> None:
 def _verify_corpus(folder: Path) -> None:
     from gptscale.data.manifest import load_manifest
     from gptscale.data.unit import read_receipts, receipt_path
-    from gptscale.data.verify import verify_corpus
-    from gptscale.errors import DataError
+    from gptscale.data.verify import find_damage
 
-    verify_corpus(folder)
-    if bad := [number for number, receipt in read_receipts(folder).items() if receipt is None]:
-        raise DataError(f"{receipt_path(folder, bad[0])} is damaged; run prepare again, which makes that shard again")
+    problems = find_damage(folder) + [
+        f"{receipt_path(folder, number)} is damaged; run prepare again, which makes that shard again"
+        for number, receipt in sorted(read_receipts(folder).items())
+        if receipt is None
+    ]
+    if problems:
+        for problem in problems:
+            print(f"gptscale: {problem}", file=sys.stderr)
+        print(f"{folder}: BAD, {len(problems)} problems")
+        raise typer.Exit(2)
     manifest = load_manifest(folder)
     tokens = sum(shard.tokens for shard in manifest.shards)
     print(f"{folder}: good, {len(manifest.shards)} shards, {tokens:,} tokens, fingerprint {manifest.fingerprint[:12]}")

@@ -1,6 +1,5 @@
 """Reads a whole corpus and compares it with the hashes of its manifest."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,24 +27,29 @@ class HashedFile:
     remedy: str = "run prepare again, which makes that shard again"
 
 
-def verify_corpus(folder: Path, workers: int | None = None, say: Callable[[str], None] = lambda line: None) -> int:
-    """Read every file of a corpus in parallel and compare its hash with the manifest's; gives the bytes read.
+def verify_corpus(folder: Path) -> None:
+    """Raise DataError for the first file of a corpus, in the manifest's order, that is not as it was written."""
+    if problems := find_damage(folder):
+        raise DataError(problems[0])
 
-    Raises DataError that names the first damaged file, in the manifest's order, and the first bytes of it that are
-    wrong (in steps of 64 MiB). Null takes all cores: hashing leaves Python's lock, so threads do it.
+
+def find_damage(folder: Path, workers: int | None = None) -> list[str]:
+    """Read every file of a corpus in parallel and compare its hash with the manifest's; gives a line for each damage.
+
+    It names the first bytes of the file that are wrong (in steps of 64 MiB). Null takes all cores: hashing leaves
+    Python's lock, so threads do it.
     """
-    files = hashed_files(folder, load_manifest(folder))
-    read = 0
     with ThreadPoolExecutor(workers or cores()) as threads:
-        waiting = [threads.submit(check_file, file) for file in files]
-        try:
-            for file, future in zip(files, waiting, strict=True):
-                read += future.result()
-                say(f"{file.path.name}: whole ({read / 1e9:,.1f} GB read)")
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
-    return read
+        found = threads.map(_damage, hashed_files(folder, load_manifest(folder)))
+        return [problem for problem in found if problem is not None]
+
+
+def _damage(file: HashedFile) -> str | None:
+    try:
+        check_file(file)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
@@ -65,13 +69,13 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     return files
 
 
-def check_file(file: HashedFile) -> int:
-    """Compare one file with its hash; gives its bytes. Raises DataError."""
+def check_file(file: HashedFile) -> None:
+    """Compare one file with its hash. Raises DataError."""
     try:
         found, size = hash_file(file.path), file.path.stat().st_size
         if found == file.sha256:
             _check_size(file, size)
-            return size
+            return
         start, stop = wrong_range(file.path, file.blocks_sha256)
     except FileNotFoundError:
         raise DataError(f"{file.what} {file.path} is missing; {file.remedy}") from None

@@ -329,6 +329,15 @@ def test_verify_reads_checkpoints_and_corpora_again(command: Any, config: Path, 
     assert code == 2
     assert "train-00000.bin is damaged" in err
     assert len(err.splitlines()) == 1
+    (corpus / "val-00000.bin").unlink()
+    (corpus / "unit-00000.json").write_text("{")
+    code, out, err = command("verify", corpus)
+    assert (code, out) == (2, f"{corpus}: BAD, 3 problems\n")
+    assert [line.split()[1:3] for line in err.splitlines()] == [
+        ["shard", f"{corpus}/train-00000.bin"],
+        ["shard", f"{corpus}/val-00000.bin"],
+        [f"{corpus}/unit-00000.json", "is"],
+    ]
 
 
 def test_inspect_shows_what_is_in_a_checkpoint(command: Any, config: Path, tmp_path: Path) -> None:
