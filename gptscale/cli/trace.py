@@ -53,5 +53,5 @@ def _lines(sample: "TracedSample") -> Iterator[str]:
 def _where(piece: "Piece") -> str:
     return (
         f"{Path(piece.corpus) / piece.shard} at token {piece.offset}: document {piece.document} (row {piece.row} of "
-        f"the source) from its token {piece.skipped} on, {piece.tokens} tokens"
+        f"{piece.rows_of}) from its token {piece.skipped} on, {piece.tokens} tokens"
     )

@@ -38,7 +38,9 @@ class Job:
     tokenizer: Tokenizer
     """The corpus' own, loaded anew in a process to which the job is sent."""
     files: Stamps
-    """Those of the source's files before it was opened; only the process that opened it has them."""
+    """Those of the source's files before it was opened. These and the receipts are not sent to other processes."""
+    receipts: dict[int, Receipt]
+    """Those under these settings, by unit, when the job was opened; the shards were not looked at."""
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -70,11 +72,6 @@ class Job:
         """Load what the tokenizer loads when it is first used."""
         self.tokenizer.encode_texts(list_texts(["first"]))
 
-    def receipts(self) -> dict[int, Receipt]:
-        """The receipts under these settings, by unit; the files are not looked at."""
-        found = read_receipts(self.data.folder)
-        return {number: receipt for number, receipt in found.items() if receipt and receipt.key == self.settings.key}
-
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("data", "source", "settings")}
 
@@ -103,15 +100,17 @@ def open_job(data: DataConfig, say: Callable[[str], None] = lambda line: None) -
         tokenizer = loading.result()
     settings = _settings(data, tokenizer, source)
     _make_folder(data.folder)
+    receipts = read_receipts(data.folder)
     if earlier is not None:
         _check_same(earlier.settings, settings, data.folder)
     else:
-        _check_unfinished(begun, settings, data.folder)
+        _check_unfinished(begun, settings, data.folder, {receipt.key for receipt in receipts.values() if receipt})
     remove_leftovers(data.folder)
-    _remove_damaged(data.folder)
+    _remove_damaged(data.folder, receipts)
     if earlier is None:
         settings.save(data.folder)
-    return Job(data, source, settings, tokenizer, files)
+    ours = {number: receipt for number, receipt in receipts.items() if receipt and receipt.key == settings.key}
+    return Job(data, source, settings, tokenizer, files, ours)
 
 
 def _tokenizer_of(data: DataConfig) -> Tokenizer:
@@ -161,10 +160,9 @@ def _settings(data: DataConfig, tokenizer: Tokenizer, source: Source | Streamed)
     )
 
 
-def _check_unfinished(begun: Settings | None, wanted: Settings, folder: Path) -> None:
+def _check_unfinished(begun: Settings | None, wanted: Settings, folder: Path, keys: set[str]) -> None:
     """Refuse a folder in which units were finished under other settings."""
-    keys = {receipt.key for receipt in read_receipts(folder).values() if receipt} - {wanted.key}
-    if not keys:
+    if keys <= {wanted.key}:
         return
     if begun is not None and begun.key in keys:
         _check_same(begun, wanted, folder)
@@ -218,8 +216,8 @@ def _make_folder(folder: Path) -> None:
         raise DataError(f"data.dir={folder} cannot be made: {error.strerror}; choose another data.dir") from None
 
 
-def _remove_damaged(folder: Path) -> None:
+def _remove_damaged(folder: Path, receipts: dict[int, Receipt | None]) -> None:
     """Delete the units whose receipts are damaged."""
-    for number, receipt in read_receipts(folder).items():
+    for number, receipt in receipts.items():
         if receipt is None:
             remove_unit(folder, number)

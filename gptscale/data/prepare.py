@@ -17,7 +17,7 @@ from gptscale.data.job import Job, earlier_manifest, open_job, remove_all
 from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest
 from gptscale.data.progress import Progress, Say, summary
 from gptscale.data.shard import ShardHeader, starts_path
-from gptscale.data.unit import Receipt, Unit
+from gptscale.data.unit import Receipt, Unit, remove_unnamed
 from gptscale.data.workers import do_units
 from gptscale.errors import ConfigError, DataError
 
@@ -48,10 +48,8 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
     Raises DataError that names the missing units.
     """
     job = open_job(cfg.data)
-    receipts = job.receipts()
-    missing = [
-        unit.number for unit in job.units if not _is_there(job.data, receipts.get(unit.number), job.settings.dtype)
-    ]
+    receipts, dtype = job.receipts, job.settings.dtype
+    missing = [unit.number for unit in job.units if not _is_there(job.data, receipts.get(unit.number), dtype)]
     if missing:
         raise DataError(
             f"data.dir={job.data.folder}: {len(missing)} of {len(job.units)} units are not there: {_ranges(missing)}; "
@@ -63,8 +61,7 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
 
 def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Receipt]:
     job.give_memory_back()
-    there = job.receipts()
-    need = check_need(job, [unit for unit in units if unit.number not in there])
+    need = check_need(job, [unit for unit in units if unit.number not in job.receipts])
     if need is not None:
         say(f"disk: about {need.needed / 1e9:,.3g} GB to write, {need.free / 1e9:,.3g} GB free")
     progress = Progress(len(units), say)
@@ -91,6 +88,7 @@ def _finish(job: Job, receipts: Sequence[Receipt], say: Say) -> Manifest:
     """Write the manifest of receipts in the order of their units, and say what there is."""
     shards = tuple(shard for receipt in receipts for shard in receipt.shards)
     manifest = Manifest(settings=job.settings, shards=shards, left_out=sum(r.left_out for r in receipts))
+    remove_unnamed(job.data.folder, shards)
     _check_not_empty(manifest, job.data)
     if manifest != earlier_manifest(job.data.folder):
         manifest.save(job.data.folder)

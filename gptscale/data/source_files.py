@@ -155,6 +155,12 @@ def _size_and_identity(path: Path, small: bool) -> dict[str, str | int]:
 
 
 def _name(path: Path, root: Path) -> str:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"the path {str(path)!r} is no UTF-8, and so no manifest can hold it; rename that file"
+        ) from None
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from gptscale.data.loader import Samples
 from gptscale.data.manifest import ShardEntry
 from gptscale.data.shard import read_starts
 from gptscale.data.tokenizer import Tokenizer
+from gptscale.data.unit import unit_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Piece:
     document: int
     """The document's number in the shard, from 0."""
     row: int
-    """The document's number in the source, from 0."""
+    """The document's number in what has those rows, from 0."""
+    rows_of: str
+    """The source, or the one of its files that a unit streamed."""
     skipped: int
     """Tokens of the document before the stretch."""
     tokens: int
@@ -55,6 +59,8 @@ class _Shard:
     folder: Path
     entry: ShardEntry
     dtype: str
+    source: dict[str, Any]
+    """As the corpus' settings describe it."""
 
 
 class Documents:
@@ -65,7 +71,7 @@ class Documents:
 
     def __init__(self, corpora: Sequence[tuple[Path, Corpus]], tokenizer: Tokenizer) -> None:
         self._shards = [
-            _Shard(folder, entry, corpus.manifest.settings.dtype)
+            _Shard(folder, entry, corpus.manifest.settings.dtype, corpus.manifest.settings.source)
             for folder, corpus in corpora
             for entry in corpus.manifest.of("train")
         ]
@@ -97,6 +103,7 @@ class Documents:
             offset=offset,
             document=document,
             row=row,
+            rows_of=_rows_of(shard.source, entry.file),
             skipped=offset - own,
             tokens=len(ids),
             text=self._tokenizer.decode(ids),
@@ -107,6 +114,15 @@ class Documents:
             return np.zeros((1, 2), np.int64)
         starts: npt.NDArray[np.int64] = self._starts(shard.folder / shard.entry.file)
         return starts
+
+
+def _rows_of(source: dict[str, Any], shard: str) -> str:
+    """What counts the rows of a shard: each file of a streamed source is a unit, and empty ones are none."""
+    if not source.get("streaming"):
+        return "the source"
+    number = unit_of(shard)
+    names = [file["name"] for file in source.get("files", ()) if file["bytes"]]
+    return names[number] if number < len(names) else f"file {number + 1} of the source"
 
 
 def trace_positions(

@@ -7,7 +7,7 @@ by any number of processes, and by two of them at once. The receipt is written l
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from gptscale.data.tokenizer import Tokenizer
 from gptscale.disk import hash_file
 
 _RECEIPT = re.compile(r"unit-(\d+)\.json")
+_SHARD = re.compile(r"(?:train|val)-(\d{5,})(?:-\d+)?\.(?:bin|starts\.npy)")
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,14 @@ def remove_unit(folder: Path, number: int) -> None:
             starts_path(shard).unlink(missing_ok=True)
 
 
+def remove_unnamed(folder: Path, shards: Iterable[ShardEntry]) -> None:
+    """Delete shards other than these: a writer was killed when they had their names, and no receipt yet."""
+    named = {name for shard in shards for name in (shard.file, starts_path(Path(shard.file)).name)}
+    for path in folder.iterdir():
+        if _SHARD.fullmatch(path.name) and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
 def read_receipt(path: Path) -> Receipt | None:
     """A unit's receipt; None if there is none or it is damaged."""
     try:
@@ -145,6 +154,13 @@ def receipt_path(folder: Path, number: int) -> Path:
 def shard_name(split: str, number: int, shard: int = 0) -> str:
     """The file name of a unit's shard; those behind the first, 0, say which they are."""
     return f"{split}-{number:05d}-{shard}.bin" if shard else f"{split}-{number:05d}.bin"
+
+
+def unit_of(shard: str) -> int:
+    """The number of the unit that wrote a shard, from the shard's file name."""
+    match = _SHARD.fullmatch(shard)
+    assert match is not None
+    return int(match[1])
 
 
 def _is_whole(folder: Path, shard: ShardEntry) -> bool:

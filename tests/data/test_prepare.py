@@ -13,6 +13,7 @@ from gptscale.config.schema import Config
 from gptscale.data import job as module
 from gptscale.data.corpus import open_corpus
 from gptscale.data.embedded import TextList
+from gptscale.data.job import open_job
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare, prepare_task
 from gptscale.data.split import is_held_out
@@ -203,6 +204,28 @@ def test_what_a_killed_preparation_was_writing_is_removed(cfg: Config) -> None:
     (cfg.data.dir / f".train-00002.bin.{this_host()}.99999999.00ff00ff.tmp").write_bytes(b"half")
     run(cfg)
     assert not list(cfg.data.dir.glob(".*"))
+
+
+def test_a_shard_that_no_receipt_names_is_removed_in_the_end(cfg: Config, text: Path, make_config: Make) -> None:
+    kill_after_two_units(cfg)
+    for number in range(2):  # as where the kills had come before the receipts
+        (cfg.data.dir / f"unit-0000{number}.json").unlink()
+    (cfg.data.dir / "train-00001-1.bin").touch()
+    (cfg.data.dir / "train-own.bin").touch()
+    other = make_config(text, data={"validation_fraction": 0.3, "documents_per_shard": 100})
+    manifest = prepare(other, lambda line: None)
+    found = {path.name for path in other.data.dir.glob("*.bin")}
+    assert found == {"train-00000.bin", "val-00000.bin", "train-own.bin"}
+    assert found == {shard.file for shard in manifest.shards} | {"train-own.bin"}
+    assert len(list(other.data.dir.glob("*.npy"))) == 2
+
+
+def test_receipts_are_read_once(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill_after_two_units(cfg)
+    real, calls = module.read_receipts, []
+    monkeypatch.setattr(module, "read_receipts", lambda folder: calls.append(folder) or real(folder))
+    assert sorted(open_job(cfg.data).receipts) == [0, 1]
+    assert len(calls) == 1
 
 
 def test_a_checkpoint_is_left_alone(cfg: Config) -> None:

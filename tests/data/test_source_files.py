@@ -178,6 +178,15 @@ def test_files_of_many_bytes_are_known_by_size_and_time(folder: Path, monkeypatc
     assert describe_files([path], folder) == [expected]
 
 
+def test_a_name_that_is_no_utf8_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a-\xff.txt")
+    path.write_text("x")
+    with pytest.raises(
+        DataError, match=r"the path '.*/a-\\udcff.txt' is no UTF-8, and so no manifest can hold it; ren"
+    ):
+        describe_files([path], tmp_path)
+
+
 def test_the_hash_of_texts_sees_their_borders() -> None:
     assert hash_texts(["ab", "c"]) != hash_texts(["a", "bc"])
     assert hash_texts(["\ud800"]) != hash_texts([])

@@ -9,6 +9,7 @@ import pytest
 
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import Sampler, StepLoader, count_samples
+from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
@@ -97,3 +98,18 @@ def test_a_piece_says_how_much_of_its_document_came_before(folder: Path) -> None
     # lines of 1, 2 and 30 x or é: tokens 0-1, 2-4 and, since 30 é are 60 bytes, 5-65; so token 9 is its fifth
     (piece,) = sample.pieces
     assert (piece.document, piece.row, piece.offset, piece.skipped, piece.tokens) == (2, 2, 9, 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"kind": "text", "files": [{"name": "a", "bytes": 1}]}, "the source"),
+        ({"streaming": True, "files": [{"name": n, "bytes": b} for n, b in [("a", 1), ("b", 0), ("c", 2)]]}, "c"),
+        ({"streaming": True, "kind": "hub"}, "file 2 of the source"),
+    ],
+)
+def test_the_rows_of_a_streamed_corpus_are_those_of_a_file(source: dict[str, Any], expected: str, folder: Path) -> None:
+    manifest = load_manifest(folder)
+    manifest.model_copy(update={"settings": manifest.settings.model_copy(update={"source": source})}).save(folder)
+    found = {piece.shard: piece.rows_of for sample in traced(folder, 1, range(20)) for piece in sample.pieces}
+    assert found["train-00001.bin"] == expected
