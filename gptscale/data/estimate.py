@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from gptscale.data.job import Job
-from gptscale.data.sources import Streamed
+from gptscale.data.streamed import Streamed
 from gptscale.data.texts import flat, list_texts
 from gptscale.data.unit import Unit
 from gptscale.errors import DataError

@@ -21,7 +21,8 @@ from gptscale.data.manifest import (
     load_settings,
 )
 from gptscale.data.source_files import Stamps, changed, stamp, stamp_files
-from gptscale.data.sources import Source, Streamed, open_source
+from gptscale.data.sources import Source, open_source
+from gptscale.data.streamed import Streamed
 from gptscale.data.texts import list_texts
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.data.unit import Receipt, Unit, WrittenUnit, cut_units, finished, read_receipts, remove_unit, write_unit

@@ -1,17 +1,22 @@
 """JSON Lines, read where they are: a row is a line, and an index of every thousandth line finds any range of them."""
 
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as pj
+import zstandard
 
 from gptscale.data.columns import Columns
 from gptscale.data.source_files import changed, rows_by_file, unreadable, unreadable_is_said
@@ -54,41 +59,64 @@ class JsonLines:
     def read(self, start: int, stop: int) -> Iterator[Texts]:
         """The texts of lines start to stop - 1, in batches."""
         for number, first, last in rows_by_file(self.first_rows, start, stop):
-            parse = partial(self._parse, file=self.files[number].path)
+            parse = partial(parse_lines, file=self.files[number].path, columns=self.columns, path=self.path)
             with unreadable_is_said(self.path):
                 yield from map(parse, _read_lines(self.files[number], first, last, self.path))
 
-    def _parse(self, lines: bytes, file: Path) -> Texts:
-        table = _parse_fast(lines, self.columns.names)
-        return self.columns.texts(table if table is not None else self._parse_slowly(lines, file))
 
-    def _parse_slowly(self, lines: bytes, file: Path) -> Any:
-        """One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same."""
-        rows = [_object(line, file, self.path) for line in _split(lines)]
-        values = {name: [row.get(name) for row in rows] for name in self.columns.names}
-        for name, column in values.items():
-            for value in column:
-                if value is not None and not isinstance(value, str):
-                    kind = type(value).__name__
-                    raise DataError(f"{self.columns.setting}: {name} in {file} holds {kind} {value!r:.40}, not text")
-        return pa.table({name: list_texts(value or "" for value in column) for name, column in values.items()})
+def parse_lines(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
+    """The texts of whole lines of a file; one that holds no text is an empty document."""
+    table = _parse_fast(lines, columns.names)
+    return columns.texts(table if table is not None else _parse_slowly(lines, file, columns, path))
+
+
+def _parse_slowly(lines: bytes, file: Path, columns: Columns, path: str) -> Any:
+    """One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same."""
+    rows = [_object(line, file, path) for line in _split(lines)]
+    values = {name: [row.get(name) for row in rows] for name in columns.names}
+    for name, column in values.items():
+        for value in column:
+            if value is not None and not isinstance(value, str):
+                kind = type(value).__name__
+                raise DataError(f"{columns.setting}: {name} in {file} holds {kind} {value!r:.40}, not text")
+    return pa.table({name: list_texts(value or "" for value in column) for name, column in values.items()})
 
 
 def open_json_lines(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> JsonLines:
     """Find where the files' lines begin. Raises DataError for a first line that lacks a column."""
     indexed = tuple(_index(file) for file in files)
     for file in indexed:
-        _check_first_line(file.path, columns, path)
+        check_first_line(file.path, columns, path)
     first_rows = tuple(accumulate((file.lines for file in indexed), initial=0))
     return JsonLines(indexed, first_rows, columns, path, description)
 
 
 def is_json_lines(file: Path) -> bool:
     """Whether a file holds an object on its first line, rather than one list or a spread-out object."""
-    with file.open("rb") as opened:
+    with open_unpacked(file) as opened:
         lines = iter(partial(opened.readline, 2**16), b"")
         first = next((line.strip() for line in lines if line.strip()), b"")
     return first.startswith(b"{") and (first.endswith(b"}") or len(first) > 2**15)
+
+
+def open_unpacked(file: Path) -> BinaryIO:
+    """Open a file for reading; what its ending calls compressed is decompressed."""
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    if suffix == ".zst":
+        reader = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
+        return io.BufferedReader(cast(io.RawIOBase, reader))
+    return file.open("rb")
+
+
+@contextmanager
+def unpacking_is_said(file: Path, path: str) -> Iterator[None]:
+    """Turn what a file cannot be read or decompressed for into a DataError."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise unreadable(path, "json", f"{file.name}: {error}") from None
 
 
 def _index(path: Path) -> JsonFile:
@@ -102,8 +130,9 @@ def _index(path: Path) -> JsonFile:
     return JsonFile(path, lines + (last != b"\n"), np.concatenate(starts))
 
 
-def _check_first_line(file: Path, columns: Columns, path: str) -> None:
-    with file.open("rb") as opened:
+def check_first_line(file: Path, columns: Columns, path: str) -> None:
+    """Raise DataError if the first line that is not empty lacks a column."""
+    with open_unpacked(file) as opened:
         first = next((line for line in iter(partial(opened.readline, _READ_BYTES), b"") if line.strip()), b"")
     if len(first) == _READ_BYTES:
         return  # such a line is parsed once, when its turn comes
@@ -171,6 +200,6 @@ def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
 
 def _place(line: bytes, file: Path) -> str:
     """The file's name and the number of the first line that reads so, which is as bad as any later one."""
-    with file.open("rb") as opened:
+    with open_unpacked(file) as opened:
         number = next(n for n, found in enumerate(opened, 1) if found.rstrip(b"\n") == line.rstrip(b"\n"))
     return f"{file.name}, line {number:,}"

@@ -1,8 +1,8 @@
 """Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`.
 
-Parquet and JSON Lines are read where they are. `datasets` turns text, Arrow, compressed files and downloads from
-the Hub into Arrow in its cache, or streams them. It reads plain text with universal newlines: "\\r\\n" and "\\r"
-become "\\n". JSON and Parquet stay as they are.
+Parquet and JSON Lines are read where they are, and compressed JSON Lines are streamed where they are. `datasets` turns
+text, Arrow, other compressed files and downloads from the Hub into Arrow in its cache, or streams them. It reads plain
+text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are.
 """
 
 import logging
@@ -37,6 +37,7 @@ from gptscale.data.source_files import (
     unreadable,
     unreadable_is_said,
 )
+from gptscale.data.streamed import Streamed, open_json_stream
 from gptscale.data.texts import Texts
 from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
@@ -63,16 +64,12 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """Files that `datasets` streams. How many documents a file holds is not known before it was read."""
+class DatasetsStream(Streamed):
+    """Files that `datasets` streams."""
 
     kind: str
     options: dict[str, Any]
     """What `datasets.load_dataset` is asked for."""
-    files: int
-    columns: Columns
-    path: str
-    description: dict[str, Any]
 
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
@@ -149,6 +146,9 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
             raise DataError(f"data.source.path={cfg.path} holds only empty files")
         check_whole(filled, cfg.path)
         if cfg.streaming:
+            about["streaming"] = True
+            if kind == "json" and (lines := open_json_stream(filled, columns, cfg.path, about)):
+                return lines
             options = {"data_files": _names(filled), "split": "train", **_builder_options(kind, cfg)}
             return _open_stream(kind, options, columns, cfg, about)
         if kind == "parquet":
@@ -209,6 +209,7 @@ def _open_hub(cfg: SourceConfig) -> Source | Streamed:
     options: dict[str, Any] = {"name": cfg.name, "revision": revision, "split": cfg.split}
     options |= {"data_files": list(cfg.data_files)} if cfg.data_files else {}
     if cfg.streaming:
+        about["streaming"] = True
         return _open_stream(cfg.path, options, columns, cfg, about)
     datasets = _quiet_datasets()
     try:
@@ -246,7 +247,7 @@ def _open_stream(
     if first is None:
         raise DataError(f"data.source.path={cfg.path} holds no documents")
     columns.check(arrow_types(first.schema), cfg.path)
-    return Streamed(kind, options, stream.num_shards, columns, cfg.path, {**about, "streaming": True})
+    return DatasetsStream(stream.num_shards, columns, cfg.path, about, kind, options)
 
 
 def _stream(kind: str, options: dict[str, Any]) -> Any:

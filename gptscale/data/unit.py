@@ -22,8 +22,9 @@ from gptscale.data.files import write_whole
 from gptscale.data.manifest import Record, Settings, ShardEntry, Split
 from gptscale.data.shard import ShardWriter, starts_path
 from gptscale.data.side import BATCH_BYTES, Side, UnitShard
-from gptscale.data.sources import Source, Streamed
+from gptscale.data.sources import Source
 from gptscale.data.split import Documents, split_documents
+from gptscale.data.streamed import Streamed
 from gptscale.data.texts import Texts, flat
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.disk import hash_file

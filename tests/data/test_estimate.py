@@ -14,7 +14,8 @@ from gptscale.config.schema import Config
 from gptscale.data.embedded import TextList
 from gptscale.data.estimate import estimate_need
 from gptscale.data.job import open_job
-from gptscale.data.sources import Streamed, open_source
+from gptscale.data.sources import open_source
+from gptscale.data.streamed import Streamed
 
 Make = Callable[..., Config]
 

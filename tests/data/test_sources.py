@@ -22,7 +22,8 @@ import zstandard
 from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
 from gptscale.data.columns import text_columns
-from gptscale.data.sources import Source, Streamed, Table, open_source
+from gptscale.data.sources import Source, Table, open_source
+from gptscale.data.streamed import Streamed
 from gptscale.data.texts import to_list
 from gptscale.errors import DataError
 
@@ -365,7 +366,7 @@ def test_lengths_that_are_left_out_are_part_of_the_description(tmp_path: Path) -
 
 def test_a_stream_is_opened_once_in_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
+        (tmp_path / f"{name}.txt").write_text(name)
     opened = open_source(SourceConfig(path=str(tmp_path), streaming=True))
     real, calls = datasets.load_dataset, []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: calls.append(args) or real(*args, **options))
@@ -373,6 +374,28 @@ def test_a_stream_is_opened_once_in_each_process(tmp_path: Path, monkeypatch: py
         assert streamed(stream) == [["a"], ["b"], ["c"]]
     assert len(calls) == 2
     assert "_stream" not in opened.__getstate__()
+
+
+@pytest.mark.parametrize("name", ["b.jsonl", "b.jsonl.gz", "b.jsonl.zst"])
+def test_json_lines_of_other_columns_are_streamed_as_they_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "n": 1}\n\n{"n": 2}\n{"text": "half \\ud83d"}')
+    lines = b"\n" + b"".join(b'{"n": {"a": [1, "%d"]}, "text": "y%d"}\n' % (i, i) for i in range(9999))
+    two_frames = b"".join(zstandard.ZstdCompressor().compress(part) for part in (lines[:999], lines[999:]))
+    (tmp_path / name).write_bytes({".gz": gzip.compress(lines), ".zst": two_frames}.get(Path(name).suffix, lines))
+    opened = open_source(SourceConfig(path=str(tmp_path), streaming=True))
+    expected = [["x", "", "", "half \ufffd"], ["", *(f"y{i}" for i in range(9999))]]
+    assert streamed(opened) == streamed(pickle.loads(pickle.dumps(opened))) == expected
+
+
+def test_a_damaged_line_of_a_compressed_file_is_placed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n{"text": "y"}\n{"text": \n'))
+    with pytest.raises(DataError, match=r"cannot be read as json: a.jsonl.gz, line 3: Expecting value"):
+        streamed(open_source(SourceConfig(path=str(tmp_path), streaming=True)))
+
+
+def test_one_list_of_json_is_streamed_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "x"}, {"text": "y"}]')
+    assert streamed(open_source(SourceConfig(path=str(tmp_path), streaming=True))) == [["x", "y"]]
 
 
 def test_streamed_files_are_units_of_their_own_and_leave_nothing_in_the_cache(tmp_path: Path) -> None:
