@@ -1,7 +1,7 @@
 """Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`.
 
-Parquet and JSON Lines are read where they are, and compressed JSON Lines are streamed where they are. `datasets` turns
-text, Arrow, other compressed files and downloads from the Hub into Arrow in its cache, or streams them. It reads plain
+Parquet and JSON Lines are read where they are, compressed JSON Lines too if they are streamed. `datasets` turns the
+rest (text, Arrow, compressed files, downloads from the Hub) into Arrow in its cache, or streams it. It reads plain
 text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are.
 """
 
