@@ -102,8 +102,13 @@ class ZeroEngine(Engine):
         if unfilled:
             self._fill(model, optimizer)
         _import_muon_of_deepspeed()
+        by_block = compile_model and self._stage == 3
+        if by_block:
+            deepspeed.utils.set_z3_leaf_modules(model, [type(model.blocks[0])])  # type: ignore[index]
         super().prepare(model, optimizer, compile_model=False)
-        if compile_model:
+        if by_block:
+            _compile_blocks(model)
+        elif compile_model:
             self.model.compile(backend="inductor")  # DeepSpeed's own, which keeps its hooks out of the graphs
         self._zero = self.model.optimizer
         if self.model.gradient_accumulation_steps() != self.settings.accumulation:
@@ -208,6 +213,12 @@ class ZeroEngine(Engine):
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _compile_blocks(model: nn.Module) -> None:
+    """Compile what lies between ZeRO-3's hooks, which gather a block's weights as a whole before its forward pass."""
+    for module in [*model.blocks, model.out_head]:  # type: ignore[misc]
+        module.forward = torch.compile(module.forward, dynamic=False)
 
 
 def _import_muon_of_deepspeed() -> None:
