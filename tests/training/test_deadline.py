@@ -143,7 +143,7 @@ def test_a_run_whose_time_is_over_stops_with_a_checkpoint_and_goes_on(
     values["run"]["stop_after"] = "6s"
     values["sample"]["prompts"] = []
     assert not train(parse_config(values))
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 15  # of 100,000 steps, which would take minutes
     said = capsys.readouterr().out
     assert "run.stop_after=6s is nearly over: stopped at step" in said
     last = max(r["step"] for r in read_log(parse_config(values).run.dir / "log.jsonl"))

@@ -21,9 +21,11 @@ from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.tracking.starts import recorded_starts
 from gptscale.training import loop
 from gptscale.training.health import Health
+from gptscale.training.plan import make_plan
 from gptscale.training.run import train
 from gptscale.training.state import TrainState
 from gptscale.training.trace import trace_step
+from tests.conftest import small_values
 
 
 def test_a_loss_is_judged_by_median_and_median_deviation() -> None:
@@ -43,6 +45,26 @@ def test_nothing_is_a_spike_before_there_is_something_to_compare_with() -> None:
 def test_a_loss_that_stands_still_has_no_spikes_in_its_noise() -> None:
     health = Health(HealthConfig(spike_window=8), TrainState(recent_losses=[3.0] * 8))
     assert health.judge(1, [3.2], [True])[1] == []  # 0.2 is below 8 times one hundredth of 3
+
+
+def test_a_loss_that_was_skipped_or_is_no_number_is_neither_a_spike_nor_compared_with() -> None:
+    state = TrainState(recent_losses=[3.0] * 8)
+    health = Health(HealthConfig(spike_window=8), state)
+    skipped, spikes = health.judge(1, [50.0, math.nan, math.nan, 9.0], [False, False, True, True])
+    assert (skipped, [spike.step for spike in spikes]) == (2, [4])
+    assert state.recent_losses == [*[3.0] * 7, 9.0]
+
+
+@pytest.mark.parametrize(("done", "more"), [(0, True), (1, True), (2, False), (3, False)])
+def test_a_run_goes_back_as_often_as_it_may_and_no_more(tmp_path: Path, done: int, more: bool) -> None:
+    settings = HealthConfig(rollback=True, max_rollbacks=2, spike_window=8)
+    health = Health(settings, TrainState(step=12, rollbacks=done, recent_losses=[3.0] * 8))
+    _, spikes = health.judge(13, [9.0], [True])
+    assert len(spikes) == 1
+    rollback = health.rollback(spikes, make_plan(parse_config(small_values(tmp_path)), 1000, world=1))
+    assert (rollback is not None) == more
+    if rollback is not None:
+        assert rollback.positions == list(range(88, 104))  # steps 12 and 13, of 8 samples each
 
 
 def test_a_step_is_judged_once() -> None:
@@ -70,8 +92,14 @@ def test_skipped_positions_are_never_handed_out_and_all_others_are_in_order(skip
 
 
 @pytest.fixture
-def spiking(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """Makes the samples of step 13 bad ones, whenever they come; gives all that training read."""
+def poisoned() -> set[int]:
+    """The steps whose first samples are bad ones; a test may add to it."""
+    return {13}
+
+
+@pytest.fixture
+def spiking(poisoned: set[int], monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Makes the samples of the poisoned steps bad ones, whenever they come; gives all that training read."""
     read: list[torch.Tensor] = []
     bad: list[torch.Tensor] = []
     train_step = loop.train_step
@@ -79,11 +107,12 @@ def spiking(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     def step(engine: Any, plan: Any, batches: Any, *, step: int, **rest: Any) -> Any:
         rows = torch.cat([batch.inputs for batch in batches])
         read.append(rows)
-        if step == 12 and not bad:
-            bad.append(rows)
+        if step + 1 in poisoned:
+            poisoned.remove(step + 1)
+            bad.extend(rows)
         result = train_step(engine, plan, batches, step=step, **rest)
-        poisoned = bool(bad) and any(torch.equal(row, other) for row in rows for other in bad[0])
-        return replace(result, loss=result.loss * 3) if poisoned else result
+        spike = any(torch.equal(row, other) for row in rows for other in bad)
+        return replace(result, loss=result.loss * 3) if spike else result
 
     monkeypatch.setattr(loop, "train_step", step)
     return read
@@ -151,6 +180,37 @@ def test_a_spike_right_after_a_checkpoint_leaves_out_only_what_was_not_read(
     assert read_manifest(step_dir(cfg.run.dir, 12)).ledger["skipped_windows"] == list(range(96, 104))
     assert [s.position for s in trace_step(cfg.run.dir, 12)] == list(range(88, 96))
     assert [s.position for s in trace_step(cfg.run.dir, 13)] == list(range(104, 112))
+
+
+def test_a_second_rollback_leaves_out_the_samples_of_the_first_as_well(
+    values: dict[str, Any], spiking: list[torch.Tensor], poisoned: set[int]
+) -> None:
+    poisoned.add(18)
+    cfg = parse_config(run_values(values, rollback=True))
+    assert train(cfg)
+    # steps of 8 samples: 12 and 13 began at position 88; 17 and 18, handed out 128 to 143, are 16 further on by then
+    ledgers = {step: read_manifest(step_dir(cfg.run.dir, step)).ledger for step in (10, 15, 20)}
+    first, second = list(range(88, 104)), list(range(144, 160))
+    assert {step: ledger["skipped_windows"] for step, ledger in ledgers.items()} == {
+        10: first,
+        15: first + second,
+        20: first + second,
+    }
+    assert {step: ledger["rollbacks"] for step, ledger in ledgers.items()} == {10: 1, 15: 2, 20: 2}
+
+
+def test_a_run_that_has_gone_back_often_enough_only_records_its_spikes(
+    values: dict[str, Any], spiking: list[torch.Tensor], poisoned: set[int]
+) -> None:
+    poisoned.add(18)
+    cfg = parse_config(run_values(values, rollback=True, max_rollbacks=1))
+    assert train(cfg)
+    told = [r for r in read_log(cfg.run.dir / "log.jsonl") if "health/spike_step" in r]
+    assert [(r["step"], r["health/spike_step"], "health/skipped_samples" in r) for r in told] == [
+        (10, 13, True),
+        (18, 18, False),
+    ]
+    assert read_manifest(step_dir(cfg.run.dir, 20)).ledger["rollbacks"] == 1
 
 
 def test_a_spike_is_only_recorded_if_nothing_else_is_asked(values: dict[str, Any], spiking: list[torch.Tensor]) -> None:

@@ -29,6 +29,21 @@ def test_only_matrices_decay(model: GPTModel) -> None:
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
+def test_adamw_moves_by_the_decays_of_its_moments_and_by_eps() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    optim = OptimizerConfig(beta1=0.7, beta2=0.6, eps=1.0, lr_peak=0.1, weight_decay=0.0)
+    optimizer, moved = build_optimizer(model, optim, CPU), []
+    for gradient in (1.0, 3.0):
+        before = model.weight.item()
+        model.weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        moved.append(model.weight.item() - before)
+    # First both moments are 1 without their bias: -0.1 * 1 / (1 + 1). Then the first is (0.7 * 0.3 * 1 + 0.3 * 3) / 0.51
+    # = 2.176471 and the second (0.6 * 0.4 * 1 + 0.4 * 9) / 0.64 = 6: -0.1 * 2.176471 / (2.449490 + 1).
+    assert moved == pytest.approx([-0.05, -0.0630954], abs=1e-6)
+
+
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest(model: GPTModel) -> None:
     matrices, decayed, free = build_optimizer(model, OptimizerConfig(name="muon"), CPU).param_groups
     blocks = {"att.qkv", "att.out_proj", "ff.fc", "ff.out_proj"}
@@ -60,6 +75,22 @@ def test_a_muon_step_moves_along_the_orthogonalized_momentum(model: GPTModel) ->
     assert float(moved.norm() / wanted.norm()) == pytest.approx(0.85, abs=0.15)
     assert float(optimizer.state[model.tok_emb.weight]["step"]) == 1
     assert "momentum_buffer" in optimizer.state[weight]
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_muon_has_the_configs_momentum_and_decays_by_its_rate(
+    has_bf16: bool, model: GPTModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: has_bf16)
+    optim = OptimizerConfig(name="muon", lr_peak=0.1, weight_decay=0.3, momentum=0.7)
+    optimizer = build_optimizer(model, optim, CPU)
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+    weight = model.blocks[0].ff.fc.weight
+    before = weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.allclose(weight, before * 0.97)  # 1 - 0.1 * 0.3, and no direction
 
 
 @pytest.mark.parametrize("shape", [(96, 24), (24, 96), (24, 24)])

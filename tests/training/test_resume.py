@@ -18,6 +18,7 @@ from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import read_log
 from gptscale.training import loop
 from gptscale.training.deadline import Deadline
+from gptscale.training.look import Look
 from gptscale.training.run import train
 
 
@@ -43,6 +44,10 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
         ({"data": {"tokenizer": "gpt2"}, "model": {"vocab_size": 50257}}, r"tokenizer"),
         ({"model": {"n_layers": 3}}, r"was started with model.n_layers=2, not 3; set it back, or start a new run"),
         ({"run": {"seed": 12}}, r"was started with run.seed=11, not 12; set it back"),
+        (
+            {"data": {"shuffle_block_samples": 8}},
+            r"was started with data.shuffle_block_samples=None, not 8; set it back, or",
+        ),
         ({"optim": {"name": "muon"}}, r"was started with optim.name=adamw, not muon; set it back"),
     ],
 )
@@ -177,21 +182,34 @@ def test_a_strict_resume_refuses_a_broken_newest_checkpoint(trained: dict[str, A
     assert train(changed(trained))
 
 
-def test_the_best_checkpoint_is_named_and_kept(values: dict[str, Any]) -> None:
-    cfg = changed(
-        values,
-        train={"steps": 12},
-        eval={"every_steps": 2},
-        checkpoint={"every_steps": 2, "keep": 1},
-        optim={"lr_peak": 0.05, "lr_floor": 0.05, "clip_norm": None},
-    )
-    train(cfg)
-    losses = {r["step"]: r["val/loss"] for r in read_log(cfg.run.dir / "log.jsonl") if r.get("val/loss") and r["step"]}
-    best = min(losses, key=lambda step: losses[step])
-    assert best < 12  # such a rate makes it worse again
+def test_the_best_checkpoint_is_named_and_kept(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([4.0, 3.0, 2.5, 2.0, 2.25, 2.75, 2.5])  # before training, and after every second step
+    monkeypatch.setattr(Look, "evaluate", lambda look: {"val/loss": next(losses)})
+    values["sample"]["prompts"] = []
+    cfg = changed(values, train={"steps": 12}, eval={"every_steps": 2}, checkpoint={"every_steps": 2, "keep": 1})
+    assert train(cfg)
     newest, *others = list_checkpoints(cfg.run.dir)
-    assert read_manifest(newest).ledger["best"] == {"step": best, "val_loss": losses[best]}
-    assert {newest.name, *(p.name for p in others)} == {f"step-{step:08d}" for step in (best, 12)}
+    assert read_manifest(newest).ledger["best"] == {"step": 6, "val_loss": 2.0}
+    assert [p.name for p in (newest, *others)] == ["step-00000012", "step-00000006"]
+
+
+def test_a_checkpoint_has_the_rate_of_its_last_update(values: dict[str, Any]) -> None:
+    values["sample"]["prompts"] = []
+    assert train(changed(values, train={"steps": 6}, checkpoint={"every_steps": 2}))
+    # one step of warmup, then from the peak at the second update to the floor at the sixth, half a cosine: the fourth
+    # is half way
+    rates = {step: read_manifest(step_dir(Path(values["run"]["dir"]), step)).ledger["lr"] for step in (2, 4, 6)}
+    assert rates == {2: pytest.approx(1e-2), 4: pytest.approx(5.5e-3), 6: pytest.approx(1e-3)}
+
+
+def test_the_time_of_a_run_goes_on_where_its_checkpoint_left_off(trained: dict[str, Any]) -> None:
+    run_dir = Path(trained["run"]["dir"])
+    saved_at = read_manifest(list_checkpoints(run_dir)[0]).ledger["time_s"]
+    assert saved_at > 0
+    assert train(changed(trained, train={"steps": 8}))
+    times = {r["step"]: r["time_s"] for r in read_log(run_dir / "log.jsonl") if "train/loss" in r}
+    assert list(times.values()) == sorted(times.values())
+    assert times[6] <= saved_at <= times[7]
 
 
 def test_the_record_says_what_a_checkpoint_cost(trained: dict[str, Any]) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest
+from gptscale.checkpoint.store import Store
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.model.gpt import GPTModel
+from gptscale.tracking.tracker import Tracker
 from gptscale.training import look, run, summary
 from gptscale.training.folder import take_alone
 
@@ -76,7 +79,9 @@ def test_no_rank_draws_a_whole_model_at_its_start(cfg: Config, monkeypatch: pyte
     assert all(torch.equal(of_start[name], p) for name, p in expected.named_parameters())
 
 
-def test_samples_are_those_of_the_first_rank(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_drawn_as_the_config_says_and_are_those_of_the_first_rank(
+    values: dict[str, Any], cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: dict[str, Any] = {}
 
     def generate_text(*args: Any, **options: Any) -> list[str]:
@@ -84,11 +89,15 @@ def test_samples_are_those_of_the_first_rank(cfg: Config, monkeypatch: pytest.Mo
         return ["the end"]
 
     monkeypatch.setattr(look, "generate_text", generate_text)
+    said = {"max_new_tokens": 9, "temperature": 0.7, "top_k": 5, "top_p": 0.75}
+    values["sample"] |= said
+    cfg = parse_config(values)
     engine = SimpleNamespace(evaluating=nullcontext, gather=lambda drawn: [[7, 8], drawn])
     mine = look.Look.__new__(look.Look)
     vars(mine).update(_cfg=cfg, _engine=engine, _model=None, _tokenizer=None)
     assert list(mine.samples(3)) == [("the ", "end")]
     assert given["agreed"]([5, 6]) == [7, 8]
+    assert {name: given[name] for name in said} == said
 
 
 def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +116,64 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         TrainingError, match=r"run.dir=.*/file/run cannot be written: Not a directory; free space, mend"
     ):
         take_alone(tmp_path / "file" / "run")
+
+
+def test_only_the_milestones_and_the_newest_stay_where_that_is_asked(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([4.0, 3.0, 2.5, 2.0, 2.25, 2.75, 2.5])  # the best is that of step 6
+    monkeypatch.setattr(look.Look, "evaluate", lambda look: {"val/loss": next(losses)})
+    values["train"]["steps"] = 12
+    values["eval"]["every_steps"] = 2
+    values["sample"]["prompts"] = []
+    values["checkpoint"] = {"every_steps": 2, "keep": 1, "keep_every_steps": 4, "keep_best": False}
+    cfg = parse_config(values)
+    assert run.train(cfg)
+    assert [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)] == [12, 8, 4]
+
+
+def test_every_checkpoint_comes_after_a_record_that_is_on_disk(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def noted(owner: type, name: str) -> None:
+        function = getattr(owner, name)
+
+        def note(*args: Any, **options: Any) -> Any:
+            events.append(name)
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, note)
+
+    for owner, name in ((Tracker, "log"), (Tracker, "flush"), (Store, "save")):
+        noted(owner, name)
+    values["train"]["steps"] = 6
+    values["checkpoint"]["every_steps"] = 2
+    assert run.train(parse_config(values))
+    saves = [number for number, event in enumerate(events) if event == "save"]
+    assert len(saves) == 3
+    assert [events[number - 1] for number in saves] == ["flush"] * 3
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_what_the_config_says_of_tf32_recomputing_and_saving_beside_training_is_done(
+    on: bool, values: dict[str, Any], cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def fit(of: Any, state: Any) -> bool:
+        given["recompute"] = of.engine.bare_model.recompute
+        return False
+
+    def store(*args: Any, background: bool, **rest: Any) -> Store:
+        given["background"] = background
+        return Store(*args, background=background, **rest)
+
+    monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(run, "Store", store)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda kind: given.update(products=kind))
+    values["train"] |= {"tf32": on, "activation_checkpointing": on}
+    values["checkpoint"]["background"] = on
+    run.train(parse_config(values))
+    assert given == {"recompute": on, "background": on, "products": "high" if on else "highest"}

@@ -1,9 +1,11 @@
-"""What a run remembers: which of its checkpoints is the best."""
+"""What a run remembers: which of its checkpoints is the best, and all else over a resume."""
 
+import json
 import math
 
 import pytest
 
+from gptscale.training.plan import Segment
 from gptscale.training.state import Best, TrainState
 
 
@@ -18,3 +20,23 @@ def test_the_best_has_the_lowest_loss_that_is_a_number(losses: list[float], best
         state.val_loss = loss
         state.note_save()
     assert state.best == (Best(best, losses[best - 1]) if best else None)
+
+
+def test_a_ledger_gives_back_the_whole_state() -> None:
+    state = TrainState(
+        step=7,
+        samples=52,
+        skipped_windows=[3, 4],
+        rollbacks=2,
+        recent_losses=[3.5, 3.25],
+        skips_in_a_row=1,
+        time_s=9.5,
+        interval={"loss": [1.0, 2.0]},
+        segments=[Segment(0, 0, 256), Segment(5, 40, 192)],
+        best=Best(6, 2.5),
+        val_loss=2.75,
+    )
+    plain, new = vars(state), vars(TrainState())
+    assert [name for name in plain if plain[name] == new[name]] == []  # so that no field can be lost unseen
+    ledger = state.ledger(lr=1e-3, total_steps=9, loss_scaler={}, interval=state.interval)
+    assert TrainState.from_ledger(json.loads(json.dumps(ledger))) == state
