@@ -1,6 +1,7 @@
 """What tests of several packages share: a small corpus and a small run."""
 
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -99,3 +100,33 @@ def values(tmp_path: Path) -> dict[str, Any]:
 def cfg(values: dict[str, Any]) -> Config:
     """A small run on a prepared corpus in tmp_path."""
     return parse_config(values)
+
+
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is forced to disk and what gets its name, in order: `sync NAME` and `name NAME`; a temporary file is NAME~."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("only Linux says which file a descriptor is")
+    events: list[str] = []
+    sync, replace, rename = os.fsync, Path.replace, Path.rename
+
+    def note(verb: str, path: Path) -> None:
+        name = re.sub(r"^\.(.+)\.[^.]+\.\d+\.[0-9a-f]{8}\.tmp$", r"\1~", path.name)
+        if events[-1:] != [f"{verb} {name}"]:  # twice in a row is as good as once
+            events.append(f"{verb} {name}")
+
+    def noted_sync(handle: int) -> None:
+        note("sync", Path(os.readlink(f"/proc/self/fd/{handle}")))
+        sync(handle)
+
+    def noted_move(move: Any) -> Any:
+        def moved(path: Path, target: Path) -> Path:
+            note("name", target)
+            return move(path, target)
+
+        return moved
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_move(replace))
+    monkeypatch.setattr(Path, "rename", noted_move(rename))
+    return events

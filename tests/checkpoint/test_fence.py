@@ -189,3 +189,15 @@ def test_a_checkpoint_that_another_process_put_there_is_not_replaced(tmp_path: P
         with pytest.raises(CheckpointError, match="checkpoint .*step-00000002 could not be written: .*older"):
             store.finish()
     assert values_on_disk(tmp_path) == {2: 20.0}
+
+
+def test_an_older_start_changes_no_ledger(tmp_path: Path) -> None:
+    with closing(store_of(Fence.take(tmp_path))) as older:
+        save(older, 1, 1.0)
+        folder = tmp_path / "checkpoints" / "step-00000001"
+        older.amend(folder, value=2.0)
+        assert values_on_disk(tmp_path) == {1: 2.0}
+        Fence.take(tmp_path)
+        with pytest.raises(TrainingError, match=TAKEN_OVER):
+            older.amend(folder, value=3.0)
+    assert values_on_disk(tmp_path) == {1: 2.0}

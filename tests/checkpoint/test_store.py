@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from gptscale.checkpoint import layout
-from gptscale.checkpoint.find import load_fragments, newest_good
-from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, read_manifest
+from gptscale.checkpoint.find import load_fragments, newest_good, verified_share
+from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, Range, list_checkpoints, read_manifest
 from gptscale.checkpoint.portable import write_part
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Saved, Store
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
+from tests.checkpoint.by_hand import write_checkpoint
 
 
 @dataclass
@@ -536,3 +537,54 @@ def test_a_save_without_a_copy_writes_the_live_tensors(tmp_path: Path, backgroun
         empty = fragments(0.0)
         load_fragments(*newest(store), Alone(), empty, ["layer.weight"])
     assert empty[0].tensors["exp_avg"].tolist() == [2.0] * 6
+
+
+def test_a_checkpoint_gets_its_name_when_all_of_it_is_on_disk_and_the_name_is_kept_too(
+    store: Store, on_disk: list[str]
+) -> None:
+    save(store, 3)
+    part, folder = "part-00000-of-00001.safetensors", ".unfinished-step-00000003-000000"
+    assert on_disk == [
+        f"sync {part}",
+        "sync manifest.json~",
+        "name manifest.json",
+        f"sync {folder}",
+        "name step-00000003",
+        "sync checkpoints",
+    ]
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_some_rank_looks_at_every_part(tmp_path: Path, world: int, damaged: int) -> None:
+    names = [f"part-{number:05d}-of-00003.safetensors" for number in range(3)]
+    tensors = {name: {f"weight/w@{2 * number}": torch.ones(2)} for number, name in enumerate(names)}
+    ranges = {"w": [Range(2 * number, 2, name) for number, name in enumerate(names)]}
+    folder = write_checkpoint(tmp_path, tensors, ranges, world=3)
+    content = (folder / names[damaged]).read_bytes()
+    (folder / names[damaged]).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    def found_by(rank: int) -> str:
+        try:
+            verified_share(folder, Alone(rank=rank, world=world))
+        except CheckpointError as error:
+            return str(error)
+        return ""
+
+    found = [f"{names[damaged]} is damaged" in found_by(rank) for rank in range(world)]
+    assert found == [rank == damaged % world for rank in range(world)]  # the files are dealt out in turn
+
+
+def test_the_first_ranks_ledger_counts_on_all_ranks(store: Store) -> None:
+    save(store, 3)
+
+    class Second(Alone):
+        """A rank whose file system still shows a ledger from before the first rank amended it."""
+
+        def gather(self, value: Any) -> list[Any]:
+            return [{"step": 3, "rollbacks": 1} if isinstance(value, dict) else value, value]
+
+    found = newest_good(store.run_dir, Second(rank=1, world=2), print)
+    assert found is not None
+    assert found[1].ledger == {"step": 3, "rollbacks": 1}
+    assert found[1].step == 3
