@@ -62,6 +62,15 @@ def test_each_corpus_gives_its_share_in_its_own_order_and_epochs(mixed: Callable
     assert sampler.epochs(1000) == {"epoch/a": 600 / 75, "epoch/b": 400 / 25}
 
 
+def test_a_run_may_read_its_samples_in_blocks_of_neighbours(corpora: list[Path], make_config: Make) -> None:
+    cfg = make_config("x", data={"dir": corpora[0], "shuffle_block_samples": 5})
+    starts = open_corpora(cfg).sampler(cfg).starts(np.arange(75))  # 15 blocks
+    blocks = np.sort((starts // 4).reshape(15, 5))  # a sample is 4 tokens further than the one before
+    assert (blocks == blocks[:, :1] + np.arange(5)).all()
+    assert sorted(blocks[:, 0].tolist()) == list(range(0, 75, 5))
+    assert blocks[:, 0].tolist() != sorted(blocks[:, 0].tolist())
+
+
 def test_a_mixture_has_one_fingerprint_of_its_corpora_and_shares(mixed: Callable[..., Config]) -> None:
     assert open_corpora(mixed((3, 2))).fingerprint == open_corpora(mixed((0.6, 0.4))).fingerprint
     assert open_corpora(mixed((3, 2))).fingerprint != open_corpora(mixed((2, 3))).fingerprint

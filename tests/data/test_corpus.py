@@ -99,6 +99,20 @@ def test_another_tokenizer_is_refused(cfg: Config) -> None:
         check_corpus(open_corpus(cfg.data.dir), with_data(cfg, tokenizer="gpt2"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"split_seed": 2}, "data.split_seed=0, not 2"),
+        ({"validation_fraction": 0.5}, "data.validation_fraction=0.25, not 0.5"),
+        ({"split": "hash"}, "data.split=tail, not hash"),
+        ({"end_of_text": False}, "data.end_of_text=True, not False"),
+    ],
+)
+def test_another_split_than_the_configs_is_refused(cfg: Config, setting: dict[str, object], words: str) -> None:
+    with pytest.raises(DataError, match=rf"was prepared with {words}; set that again, or prepare"):
+        check_corpus(open_corpus(cfg.data.dir), with_data(cfg, **setting))
+
+
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(cfg: Config) -> None:
     match = r"tokenizer bytes has 257 tokens, but model.vocab_size=256; set model.vocab_size=257 or more"
     with pytest.raises(DataError, match=match):

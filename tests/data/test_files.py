@@ -28,6 +28,11 @@ def test_pieces_follow_each_other_and_nothing_else_is_left(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_file_gets_its_name_when_it_is_on_disk_and_the_name_is_kept_too(tmp_path: Path, on_disk: list[str]) -> None:
+    write_whole(tmp_path / "a", b"one")
+    assert on_disk == ["sync a~", "name a", f"sync {tmp_path.name}"]
+
+
 def test_hash_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

@@ -39,6 +39,12 @@ def test_tokens_and_document_starts_come_back(shard: Path) -> None:
     assert read_header(shard).tokens == 3
 
 
+def test_a_shard_gets_its_name_last_of_all_and_from_what_is_on_disk(tmp_path: Path, on_disk: list[str]) -> None:
+    write_shard(tmp_path / "a.bin", np.array([1, 2], np.uint16), STARTS)
+    folder = f"sync {tmp_path.name}"
+    assert on_disk == ["sync a.starts.npy~", "name a.starts.npy", folder, "sync a.bin~", "name a.bin", folder]
+
+
 def test_a_shard_without_tokens_can_be_opened(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.bin", np.empty(0, np.uint32), np.empty((0, 2), np.int64))
     assert open_shard(tmp_path / "a.bin").tolist() == []
