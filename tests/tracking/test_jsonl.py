@@ -58,6 +58,16 @@ def test_a_number_that_is_not_finite_is_null_on_disk_and_nan_in_memory(tmp_path:
     assert all(math.isnan(record[key]) for key in "abc")
 
 
+def test_a_flush_waits_until_every_line_is_on_disk(tmp_path: Path, on_disk: list[str]) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.log({"step": 1})
+    sink.histograms({"step": 1}, {"parameters/w": Histogram(0.0, 0.5, [1, 0])})
+    assert on_disk == []  # only checkpoints are worth the wait
+    sink.flush()
+    assert sorted(on_disk) == ["sync histograms.jsonl", "sync log.jsonl", "sync samples.jsonl"]
+    sink.close()
+
+
 def test_a_second_start_appends(tmp_path: Path) -> None:
     write_run(tmp_path)
     write_run(tmp_path)
