@@ -1,6 +1,7 @@
 """The book's files and nanoGPT's, made here from a model of transformers, which says what they compute."""
 
 import resource
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from gptscale.checkpoint.layout import read_manifest, write_manifest
 from gptscale.checkpoint.model import load_model
 from gptscale.cli.export import export
 from gptscale.cli.import_weights import import_weights
@@ -185,6 +187,14 @@ def test_an_export_to_nanogpt_has_its_names_and_comes_back(tmp_path: Path, gelu:
     }
     import_weights(str(tmp_path / "exported" / "ckpt.pt"), tmp_path / "again", BYTES)
     assert torch.equal(logits_of(load_model(tmp_path / "again")[0]), logits_of(ours))
+
+
+def test_nanogpts_file_says_the_step_and_the_dropout(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ours", drop_rate=0.25)
+    write_manifest(tmp_path / "ours", replace(read_manifest(tmp_path / "ours"), step=7))
+    export(tmp_path / "ours", tmp_path / "exported", form="nanogpt")
+    content = torch.load(tmp_path / "exported" / "ckpt.pt", weights_only=True)
+    assert (content["iter_num"], content["model_args"]["dropout"]) == (7, 0.25)
 
 
 def test_a_disk_without_room_for_nanogpts_file_is_said(tmp_path: Path) -> None:

@@ -93,6 +93,16 @@ def test_what_gpt2_does_not_have_is_exported_to_the_same_function(tmp_path: Path
     assert_same(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "exported")), logits_of(ours))
 
 
+def test_an_export_says_where_a_text_ends_and_how_much_is_dropped(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "ours", drop_rate=0.25)  # of bytes, whose end of text is token 256
+    export(tmp_path / "ours", tmp_path / "exported")
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    generation = json.loads((tmp_path / "exported" / "generation_config.json").read_text())
+    for said in (config, generation):
+        assert (said["bos_token_id"], said["eos_token_id"]) == (256, 256)
+    assert [config[f"{place}_pdrop"] for place in ("resid", "embd", "attn")] == [0.25] * 3
+
+
 def checkpoint(folder: Path, largest: float = 0.0, **model: Any) -> GPTModel:
     """A checkpoint of a random model of ours; gives the model."""
     cfg = ModelConfig(vocab_size=257, context_length=24, emb_dim=48, n_heads=4, n_layers=2, **model)
