@@ -22,6 +22,13 @@ def test_every_shipped_config_loads(path: Path) -> None:
     load_config(path)
 
 
+def test_gpt2s_config_has_the_optimizer_of_gpt3s_paper() -> None:
+    optim = load_config(CONFIGS[0].with_name("gpt2-124m.yaml")).optim
+    # Brown et al. 2020, appendix B: Adam with 0.9, 0.95 and 1e-8, weight decay 0.1, the gradient's norm clipped at 1.0
+    found = (optim.name, optim.beta1, optim.beta2, optim.eps, optim.weight_decay, optim.clip_norm)
+    assert found == ("adamw", 0.9, 0.95, 1e-8, 0.1, 1.0)
+
+
 def test_a_config_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     cfg = parse_config(LEAST)
     assert load_config(write(tmp_path, dump_config(cfg))) == cfg
