@@ -126,6 +126,13 @@ def test_json_has_the_same_numbers(say: Say) -> None:
     assert set(memory) == {"weights", "gradients", "moments", "activations", "logits", "buffers", "host"}
 
 
+def test_hours_of_a_budget_are_those_of_a_clock_and_gpu_hours_those_of_all_gpus(say: Say) -> None:
+    found = planned(say(GPT2, gpus=8, engine="ddp", tokens=524_288_000, as_json=True))
+    budgets = {budget["name"]: budget for budget in found["budgets"]}
+    assert budgets["--tokens"]["hours"] == pytest.approx(1000 * found["engines"][0]["step_s"] / 3600)
+    assert all(budget["gpu_hours"] == pytest.approx(8 * budget["hours"]) for budget in budgets.values())
+
+
 def test_auto_takes_the_largest_micro_batch_that_fits(say: Say) -> None:
     found = planned(say(XL, ["train.micro_batch_sequences=auto"], gpus=8, engine="zero2", as_json=True))
     assert found["launch"]["micro_batch_sequences"] == found["engines"][0]["largest_micro_batch_sequences"] > 1

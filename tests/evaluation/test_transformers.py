@@ -16,7 +16,7 @@ from gptscale.data.sliding import sliding_batches, sliding_windows
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import DataError
-from gptscale.evaluation.cloze import Question, log_likelihoods, read_questions, score
+from gptscale.evaluation.cloze import ClozeScore, Question, log_likelihoods, read_questions, score
 from gptscale.evaluation.loss import Evaluation, evaluate_loss
 from gptscale.model.gpt import GPTModel
 from tests.model.test_gpt import copy_over, reference
@@ -135,6 +135,12 @@ def test_the_length_of_an_ending_can_decide() -> None:
     # sums -4, -6, -2: per character -1, -0.857, -1; per byte -1, -0.857, -0.5
     found = score([question], [[-4.0, -6.0, -2.0]])
     assert (found.acc, found.acc_norm, found.acc_bytes) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("acc", "questions", "stderr"), [(0.5, 5, 0.25), (0.2, 17, 0.1), (1.0, 1, 0.0)])
+def test_the_standard_error_is_that_of_a_sample(acc: float, questions: int, stderr: float) -> None:
+    # the root of acc (1 - acc) / (n - 1): 0.25 / 4 and 0.16 / 16
+    assert ClozeScore(0.0, acc, 0.0, questions).stderr == pytest.approx(stderr)
 
 
 def test_hellaswags_own_lines_are_asked_as_the_harness_asks_them(tmp_path: Path) -> None:
