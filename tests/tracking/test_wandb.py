@@ -433,7 +433,7 @@ def test_the_real_package_without_a_server_records_offline_and_holds_nobody_up(
             begin = time.monotonic()
             for step in range(100):
                 tracker.log({"step": step, "val/loss": 1.0})
-            assert time.monotonic() - begin < 2  # while W&B waits for its server
+            assert time.monotonic() - begin < 10  # while W&B waits for its server, for 20 s
     (told,) = [message for message in caplog.messages if "W&B" in message]
     assert told.startswith("W&B records offline, for wandb sync, since it cannot start online: ")
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
