@@ -99,9 +99,15 @@ def _context() -> ForkContext | SpawnContext:
 def _holding_ctrl_c_back() -> Iterator[None]:
     """Start processes that leave Ctrl-C to their parent, also while they are still being loaded.
 
-    They inherit that the signal is blocked; one that comes to the parent meanwhile reaches it afterwards.
+    They inherit that the signal is blocked; one that comes to the parent meanwhile reaches it afterwards. Another
+    thread of it may take the signal, and Python would still tell the main one: in the middle of a start, where a
+    worker would wait for ever for its first words.
     """
     resource_tracker.ensure_running()  # spawn's tracker lets the signal through again when it starts
+    came: list[int] = []
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with warnings.catch_warnings():
@@ -110,6 +116,10 @@ def _holding_ctrl_c_back() -> Iterator[None]:
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _work(job: Job, pipe: Connection, ours: Connection, theirs: Connection) -> None:

@@ -204,6 +204,23 @@ def test_a_worker_that_is_spawned_does_not_hear_ctrl_c_while_it_is_loaded() -> N
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+def test_ctrl_c_that_another_thread_takes_waits_until_the_workers_are_started() -> None:
+    script = (
+        "import multiprocessing, os, signal, threading, time\n"
+        "from gptscale.data.workers import _holding_ctrl_c_back\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "try:\n"
+        "    with _holding_ctrl_c_back():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.2)\n"
+        "        print('started')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('told')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["started", "told"], done.stderr
+
+
 def interrupted(cfg: Config) -> tuple[int, str, list[str]]:
     """Ctrl-C to a preparation at work: its exit status, what it said, and its workers."""
     process = subprocess.Popen(
