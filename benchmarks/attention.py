@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from mistakes import positive, told
 from torch import Tensor
 
 from gptscale.model.compiled_cpu import causal_attention
@@ -25,7 +26,7 @@ WIDTH = 64
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     rounds = parser.parse_args().rounds
     cpu = torch.device("cpu")
     print(f"{describe_device(cpu)}, torch {torch.__version__}, {rounds} rounds\n")
@@ -65,4 +66,4 @@ def milliseconds(way: Callable[[Tensor], Tensor], qkv: Tensor, grad: Tensor) -> 
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

@@ -19,6 +19,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from mistakes import positive, told
 
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
@@ -41,10 +42,12 @@ Times = dict[str, list[float]]
 
 def main() -> None:
     """Measure on all ranks, print on the first."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
+    if "RANK" not in os.environ:
+        parser.error("start it with torchrun, as --help says")
     engine = start_engine("fp32", 1)
     model = GPTModel(MODEL, seed=0).to(engine.device)
     engine.prepare(model, build_optimizer(model, OptimizerConfig(), engine.device), compile_model=False)
@@ -188,4 +191,4 @@ def report(times: Times, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

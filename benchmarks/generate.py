@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mistakes import positive, told
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from gptscale.config.presets import GPT2_SIZES
 from gptscale.config.schema import ModelConfig
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.generation.decode import Decoder
@@ -37,16 +39,18 @@ Way = Callable[[], list[int]]
 def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="124M")
+    parser.add_argument("--preset", choices=GPT2_SIZES, default="124M")
     for name in ("emb-dim", "n-layers", "n-heads"):
-        parser.add_argument(f"--{name}", type=int, help="another shape than the preset's")
-    parser.add_argument("--new-tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--uncached-rounds", type=int, default=1)
+        parser.add_argument(f"--{name}", type=positive, help="another shape than the preset's")
+    parser.add_argument("--new-tokens", type=positive, default=512)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--uncached-rounds", type=positive, default=1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     asked = parser.parse_args()
     shape = {name: getattr(asked, name) for name in ("emb_dim", "n_layers", "n_heads") if getattr(asked, name)}
     cfg = ModelConfig(preset=asked.preset, **shape)
+    if PROMPT_TOKENS + asked.new_tokens > cfg.context_length:
+        parser.error(f"--new-tokens can be {cfg.context_length - PROMPT_TOKENS} at most")
     device, dtype = default_device(), getattr(torch, asked.dtype)
     model = by_columns(GPTModel(cfg, seed=0).to(device, dtype).eval())
     prompt = torch.randint(cfg.vocab_size, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -126,4 +130,4 @@ def compare(medians: dict[str, float], new_tokens: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

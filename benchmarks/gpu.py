@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mistakes import told
 from side_by_side import (
     SEQUENCES,
     SHAPES,
@@ -221,4 +222,4 @@ def comparisons(seconds: dict[str, list[float]], losses: dict[str, list[float]])
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mistakes import at_least, positive, told
 
 from gptscale.data.loader import MicroBatch, Sampler, StepLoader, count_samples
 from gptscale.data.order import order
@@ -38,8 +39,8 @@ AHEAD = 2  # steps that the loader reads ahead
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tokens", type=int, default=200_000_000)
+    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--tokens", type=at_least(CONTEXT + 2), default=200_000_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,4 +141,4 @@ def print_order() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

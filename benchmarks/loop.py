@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from mistakes import positive, told
 from side_by_side import SEQUENCES, SHAPES, Contestant, Setup, hardware_precision, interleaved, ratios, write_batches
 
 from gptscale.config.schema import ModelConfig
@@ -27,8 +28,8 @@ def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--steps", type=int, default=2, help="of a turn, and from record to record")
+    parser.add_argument("--rounds", type=positive, default=21)
+    parser.add_argument("--steps", type=positive, default=2, help="of a turn, and from record to record")
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
     precision = asked.precision or hardware_precision(local_device())
@@ -59,4 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

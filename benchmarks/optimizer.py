@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from mistakes import positive, told
 
 from gptscale.runtime.device import default_device, describe_device, synchronize
 
@@ -24,7 +25,7 @@ def main() -> None:
     """Time both and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=float, default=100e6)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--device", type=torch.device, default=default_device())
     arguments = parser.parse_args()
     optimizers = both(int(arguments.parameters), arguments.device)
@@ -72,4 +73,4 @@ def interleaved(steps: dict[str, Callable[[], None]], rounds: int, device: torch
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

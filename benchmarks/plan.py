@@ -14,6 +14,8 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from mistakes import at_least, positive, told
+
 from gptscale import load_config, prepare, train
 from gptscale.config.schema import Config
 from gptscale.planning.launch import Launch
@@ -49,8 +51,8 @@ def main() -> int:
     """Measure, predict and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=at_least(2), default=12)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     fixed = [*QUIET, f"train.steps={arguments.steps}", *arguments.overrides]
@@ -102,4 +104,4 @@ def predict(base: Measured, cfg: Config) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

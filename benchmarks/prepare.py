@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mistakes import positive, told
 
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
@@ -48,8 +49,8 @@ ROW_GROUP = 1000  # documents; units are whole row groups, so that none is decod
 def main() -> None:
     """Write the text, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=positive, default=400)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--scratch", type=Path, help="where to work; a temporary folder without it")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # what this program starts itself with
     arguments = parser.parse_args()
@@ -200,4 +201,4 @@ def python_sources() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch._inductor.config as inductor
+from mistakes import positive, told
 from peers import gptscale_step
 from side_by_side import SEQUENCES, SHAPES, Contest, Setup, hardware_precision, write_batches
 from torch import Tensor
@@ -38,10 +39,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=positive, default=3)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=hardware_precision(local_device()))
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--rows", type=int, default=12)
+    parser.add_argument("--rows", type=positive, default=12)
     asked = parser.parse_args()
     model = SHAPES[asked.shape]
     inductor.cpp.enable_kernel_profile = True  # else a profile on a CPU does not see what was fused
@@ -102,4 +103,4 @@ def show(times: list[tuple[str, str, float]], steps: int, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from mistakes import positive, told
+
 from gptscale.config.load import dump_config, parse_config
 from gptscale.config.schema import Config
 from gptscale.data.prepare import prepare
@@ -31,8 +33,8 @@ main()
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=positive, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -97,4 +99,4 @@ def config(folder: Path) -> Config:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(told(main))

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mistakes import positive, told
 from side_by_side import (
     SEQUENCES,
     SHAPES,
@@ -40,8 +41,8 @@ def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=11)
+    parser.add_argument("--steps", type=positive, default=2)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 where it is the faster one here")
     asked = parser.parse_args()
     os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -89,4 +90,4 @@ def loopback_bytes() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from mistakes import positive, told
 from resume_time import config, seconds_to_step
 from side_by_side import hardware_precision
 
@@ -26,7 +27,7 @@ MOST = 0.5
 def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=2)
     rounds = parser.parse_args().rounds
     os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
     shares = []
@@ -50,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

@@ -18,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistakes import file, folder_with, positive, told
+
 CONFIG = Path(__file__).parent.parent / "configs" / "shakespeare.yaml"
 RECIPE = {
     "device": "cpu",
@@ -50,9 +52,9 @@ class Point:
 def main() -> int:
     """Train both and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="path of nanoGPT's repository")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("text", type=file)
+    parser.add_argument("--nanogpt", type=folder_with("train.py"), required=True, help="path of nanoGPT's repository")
+    parser.add_argument("--rounds", type=positive, default=3)
     asked = parser.parse_args()
     shares = []
     with tempfile.TemporaryDirectory() as name:
@@ -76,7 +78,7 @@ def main() -> int:
     return 0 if share <= MOST else 1
 
 
-def prepared_nanogpt(repository: Path, text: Path, copy: Path) -> Path:
+def prepared_nanogpt(repository: str, text: Path, copy: Path) -> Path:
     """A copy of nanoGPT with its own preparation of the text, which it would download."""
     shutil.copytree(repository, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "shakespeare_char"
@@ -107,4 +109,4 @@ def show(name: str, points: list[Point]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

@@ -14,6 +14,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from mistakes import file, told
+
 from gptscale import load_config, prepare, train
 from gptscale.runtime.device import default_device, describe_device
 from gptscale.tracking.jsonl import read_log
@@ -28,7 +30,7 @@ ENDS_BELOW, ENDS_WITHIN = 1.0, (6.0, 6.7)
 def main() -> int:
     """Train and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path)
+    parser.add_argument("text", type=file)
     parser.add_argument("--seed", type=int, help="another seed than the config's")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -67,4 +69,4 @@ def _pair(losses: tuple[float, float]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

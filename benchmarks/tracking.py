@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mistakes import at_least, positive, told
+
 from gptscale import load_config, prepare
 from gptscale.config.schema import Config
 from gptscale.tracking.tracker import Tracker
@@ -31,8 +33,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, nargs="?", default=CONFIG)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--pairs", type=positive, default=5)
+    parser.add_argument("--steps", type=at_least(2), default=100)
     arguments = parser.parse_args()
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
@@ -79,4 +81,4 @@ def rate(cfg: Config, folder: Path, watched: bool) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

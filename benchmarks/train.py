@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mistakes import folder_with, positive, told
 from side_by_side import (
     SEQUENCES,
     SHAPES,
@@ -43,6 +44,8 @@ from gptscale.model.flops import flops_per_token
 from gptscale.runtime.device import describe_device, local_device
 
 BATCHES = 50
+PEERS = ("gptscale_step", "nanogpt", "huggingface", "book")
+BOOK_MODEL = "ch05/01_main-chapter-code/previous_chapters.py"
 BOOK_EVAL_STEPS = 5
 WHOLE_BOOK = "the book, fp32, with dropout and evaluations"
 
@@ -61,7 +64,7 @@ def main() -> int:
             own_cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, f"cache-{len(contestants)}"))}  # no spaces
             contestants.append(stack.enter_context(Contestant(name, setup, env=own_cache)).wait())
             print(f"{name}: first step after {contestants[-1].first_step_s:.1f} s", flush=True)
-        for contestant in contestants:
+        for contestant in contestants if asked.gate_steps > 1 else ():
             contestant.turn(asked.gate_steps - 1)
         seconds = interleaved(contestants, asked.rounds, asked.steps)
     rows = results(contestants, seconds, sequences)
@@ -77,18 +80,20 @@ def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="6x384")
-    parser.add_argument("--sequences", type=int, help="in a batch; the default is 8 for 6x384 and 4 for 124m")
-    parser.add_argument("--nanogpt", help="path of nanoGPT's repository")
-    parser.add_argument("--book", help="path of the book's repository, LLMs-from-scratch")
-    parser.add_argument(
-        "--only", nargs="+", help="others that take part: gptscale_step (not compiled), nanogpt, huggingface, book"
-    )
+    parser.add_argument("--sequences", type=positive, help="in a batch; the default is 8 for 6x384 and 4 for 124m")
+    parser.add_argument("--nanogpt", type=folder_with("model.py"), help="path of nanoGPT's repository")
+    parser.add_argument("--book", type=folder_with(BOOK_MODEL), help="path of the book's repository, LLMs-from-scratch")
+    parser.add_argument("--only", nargs="+", choices=PEERS, help="others that take part; gptscale_step: not compiled")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=hardware_precision(local_device()))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="of each in a round")
-    parser.add_argument("--gate-steps", type=int, default=BATCHES)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=4, help="of each in a round")
+    parser.add_argument("--gate-steps", type=positive, default=BATCHES)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    for peer in ("nanogpt", "book"):
+        if peer in (asked.only or ()) and not getattr(asked, peer):
+            parser.error(f"--only {peer} needs --{peer} PATH")
+    return asked
 
 
 def chosen(asked: argparse.Namespace, ours: Setup) -> dict[str, Setup]:
@@ -164,4 +169,4 @@ def show(rows: list[dict[str, Any]], asked: argparse.Namespace, model: dict[str,
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(told(main))

@@ -49,6 +49,24 @@ def test_a_loop_that_was_killed_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("train.py --gate-steps 0", "argument --gate-steps: 0 is below 1"),
+        ("train.py --only book", "--only book needs --book PATH"),
+        ("generate.py --emb-dim 65", "generate.py: n_heads=12 does not divide emb_dim=65"),
+        ("checkpoint.py", "start it with torchrun"),
+        ("plan.py --config /nowhere", "plan.py: config file /nowhere does not exist"),
+    ],
+)
+def test_a_mistaken_start_is_one_line(args: str, said: str) -> None:
+    script, *others = args.split()
+    done = run(str(BENCHMARKS / script), *others)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.long
 def test_the_gpu_benchmark_fills_its_table_with_a_tiny_model() -> None:
     done = run(str(BENCHMARKS / "gpu.py"), "--tiny", "--minutes", "6")
