@@ -3,7 +3,9 @@
     torchrun --standalone --nproc_per_node 2 benchmarks/checkpoint.py [--rounds 5] [--folder DIR]
 
 The state is the weights and AdamW's moments of a 51 M parameter model under DDP, 612 MB. "durable" is the time until
-the files are on disk; where a peer does not wait for the disk, its files are synced here. `dd` writes as many bytes.
+the files are on disk; where a peer does not wait for the disk, its files are synced here. `dd` is one process that
+writes one stream of as many bytes. Only gptscale writes the state from all ranks, each its share; `torch.save`, and
+under DDP `accelerate.save_state`, from the first. What a way has written is deleted between the times.
 """
 
 import argparse
@@ -66,15 +68,17 @@ def main() -> None:
 def measure(engine: Engine, folder: Path, rounds: int) -> Times:
     """Seconds of each way in each round; the first round warms up and does not count."""
     times: Times = defaultdict(list)
+    folder.mkdir(parents=True, exist_ok=True)
+    dd, theirs, one_file = folder / "dd", folder / "accelerate", folder / "torch.pt"
     store = Store(folder / "ours", engine, Retention(1), config={}, data_fingerprint="", versions={})
     copy = [t.clone() for f in engine.owned_fragments() for t in f.tensors.values()]
     for number in range(rounds + 1):
         found = {
             "memory copy": timed(lambda: copy_share(engine.owned_fragments(), copy)),
-            "dd": timed(lambda: on_first(engine, lambda: run_dd(folder, state_bytes(engine)))),
+            "dd": timed(lambda: on_first(engine, lambda: run_dd(dd, state_bytes(engine))), dd),
             **save_ours(engine, store, number + 1),
-            "accelerate.save_state": timed(lambda: save_accelerate(engine, folder / "accelerate")),
-            "torch.save": timed(lambda: on_first(engine, lambda: save_torch(engine, folder / "torch.pt"))),
+            "accelerate.save_state": timed(lambda: save_accelerate(engine, theirs), theirs),
+            "torch.save": timed(lambda: on_first(engine, lambda: save_torch(engine, one_file)), one_file),
             **beside_training(engine, store, 1000 + number),
         }
         for name, seconds in found.items():
@@ -83,14 +87,17 @@ def measure(engine: Engine, folder: Path, rounds: int) -> Times:
     return times
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds from when all ranks begin until all are done."""
+def timed(work: Callable[[], object], written: Path | None = None) -> float:
+    """Seconds from when all ranks begin until all are done; what was written is then deleted."""
     os.sync()
     dist.barrier()
     start = time.perf_counter()
     work()
     dist.barrier()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if written is not None and dist.get_rank() == 0:
+        shutil.rmtree(written) if written.is_dir() else written.unlink()
+    return seconds
 
 
 def save_ours(engine: Engine, store: Store, step: int) -> dict[str, float]:
@@ -132,26 +139,22 @@ def copy_share(fragments: list[Fragment], into: list[torch.Tensor]) -> None:
         place.copy_(tensor)
 
 
-def run_dd(folder: Path, size: int) -> None:
-    """The disk's own speed for so many bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["dd", "if=/dev/zero", f"of={folder / 'dd'}", "bs=1M", f"count={size // 2**20}", "conv=fdatasync"]
-    subprocess.run(command, check=True, capture_output=True)
-    (folder / "dd").unlink()
+def run_dd(path: Path, size: int) -> None:
+    """What the disk takes for so many bytes from one process, in one stream."""
+    command = ["dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={size // 2**20}", "conv=fdatasync", "status=none"]
+    subprocess.run(command, check=True)
 
 
 def save_accelerate(engine: Engine, folder: Path) -> None:
     """Accelerate's own checkpoint, and the wait for the disk that it leaves out."""
     engine._accelerator.save_state(str(folder))
     on_first(engine, lambda: sync_files(folder))
-    on_first(engine, lambda: shutil.rmtree(folder))
 
 
 def save_torch(engine: Engine, path: Path) -> None:
     """What a training script of one file does."""
     torch.save({"model": engine.bare_model.state_dict(), "optimizer": engine.optimizer.state_dict()}, path)
     sync_files(path.parent)
-    path.unlink()
 
 
 def sync_files(folder: Path) -> None:
