@@ -37,9 +37,22 @@ def run_doctor(
 
 
 def _service_rows() -> Iterator["Row"]:
+    yield _compiler()
     yield _tokenizer()
     yield _hub()
     yield _wandb_key()
+
+
+def _compiler() -> "Row":
+    from gptscale.runtime.compiled import found_compiler
+    from gptscale.runtime.device import local_device
+    from gptscale.runtime.rows import Row
+
+    found = found_compiler(local_device())
+    if found is None:
+        advice = "train.compile=true needs one: install g++, or name one in CXX (in CC for a GPU)"
+        return Row("compiler", "none", "look", advice)
+    return Row("compiler", f"{found}, for train.compile")
 
 
 def _tokenizer() -> "Row":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from gptscale.cli import doctor
 from gptscale.runtime import gpu_probe, probe
@@ -37,13 +38,29 @@ def test_every_row_is_told_and_the_probe_leaves_nothing(
     names = {line[6:21].strip() for line in said.splitlines()}
     assert names == {
         *("Python", "torch", "CUDA", "driver", "GPUs", "GPU links", "NCCL", "matrix product", "memory", "all-reduce"),
-        *("shared memory", "disk", "clocks", "tokenizer", "Hub", "W&B key"),
+        *("shared memory", "disk", "clocks", "compiler", "tokenizer", "Hub", "W&B key"),
     }
     lines = [line for line in said.splitlines() if not line.startswith("good")]
     assert all(": " in line[21:] for line in lines), lines  # what is not good says what to do
     assert "very-secret" not in said
     assert "present, in WANDB_API_KEY" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "compiler"), [("cpu", "g++"), ("cuda", "gcc")])
+def test_a_machine_without_the_compiler_is_worth_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, compiler: str
+) -> None:
+    monkeypatch.setattr("gptscale.runtime.device.local_device", lambda: torch.device(kind))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with inductor.patch({"cpp.cxx": (None, str(tmp_path / "g++"))}):
+        row = doctor._compiler()
+        assert (row.found, row.verdict) == ("none", "look")
+        assert "install g++, or name one in CXX (in CC for a GPU)" in row.advice
+        (tmp_path / compiler).write_text("#!/bin/sh\n")
+        (tmp_path / compiler).chmod(0o755)
+        assert doctor._compiler() == Row("compiler", f"{tmp_path / compiler}, for train.compile")
 
 
 @pytest.mark.parametrize(("cuda", "verdict"), [(True, "bad"), (False, "look")])

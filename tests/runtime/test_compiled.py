@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._functorch import config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from gptscale.errors import TrainingError
 from gptscale.runtime.compiled import (
     keep_in_users_cache,
     keep_traced_graphs,
@@ -51,6 +53,18 @@ def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes) -> No
     assert remove_halves() == [half]
     assert [path.name for path in (cache / "ab").iterdir()] == ["cabc.main.so"]
     assert remove_halves() == []
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["one that may not be run", "none"])
+def test_a_start_on_a_cpu_without_a_compiler_is_told_before_it_compiles(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    if there:
+        (cache / "g++").write_text("")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    said = r"train.compile=true needs a C\+\+ compiler on a CPU, and there is none that runs"
+    with inductor.patch({"cpp.cxx": (None, str(cache / "g++"))}), pytest.raises(TrainingError, match=said):
+        remove_halves()
 
 
 def test_what_is_gone_before_it_is_looked_at_is_nobodys_fault(cache: Path) -> None:
