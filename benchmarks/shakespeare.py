@@ -64,7 +64,7 @@ def main() -> int:
         gptscale = [sys.executable, "-m", "gptscale"]
         subprocess.run([*gptscale, "prepare", *settings], check=True, stdout=subprocess.DEVNULL)
         recipe = [f"--{key}={value}" for key, value in RECIPE.items()]
-        nanogpt = [sys.executable, "train.py", "config/train_shakespeare_char.py", *recipe]
+        nanogpt = [sys.executable, "-u", "train.py", "config/train_shakespeare_char.py", *recipe]
         for number in range(asked.rounds):
             theirs = watched(nanogpt, THEIRS, copy)
             show("nanoGPT", theirs)
