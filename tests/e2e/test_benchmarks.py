@@ -28,10 +28,18 @@ with Contestant("ours", setup) as ours:
     ours.turn(1)
 """
 
+COMPARED = """
+from gpu import COMPARED, PEERS, Table, compare
+nanogpt, trainer = [name for name, _ in PEERS.values()]
+losses, table = {COMPARED: [1.0], nanogpt: [1.02], trainer: [1.0]}, Table(1)
+compare({name: [1.0] for name in losses}, losses, table)
+print(*table.left_out, *table.missed, sep="\\n")
+"""
 
-def run(*args: str) -> "subprocess.CompletedProcess[str]":
+
+def run(*args: str, timeout_s: float = 400) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{BENCHMARKS}"}
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=400)
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, timeout=timeout_s)
 
 
 def test_every_script_finds_what_it_imports() -> None:
@@ -67,14 +75,23 @@ def test_a_mistaken_start_is_one_line(args: str, said: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_gpu_benchmark_tells_of_losses_that_differ_and_of_bounds_that_are_missed() -> None:
+    done = run("-c", COMPARED)
+    assert done.stdout.splitlines() == [
+        "not compared with nanoGPT, compiled: losses differ by 0.0200",
+        "missed: gptscale, 124M, against Trainer, compiled: 1.000 (1.000 to 1.000); at least 1.5 is asked",
+    ], done.stderr
+
+
 @pytest.mark.long
 def test_the_gpu_benchmark_fills_its_table_with_a_tiny_model() -> None:
-    done = run(str(BENCHMARKS / "gpu.py"), "--tiny", "--minutes", "6")
+    done = run(str(BENCHMARKS / "gpu.py"), "--tiny", "--minutes", "15", timeout_s=1000)
     assert done.returncode == 0, done.stdout + done.stderr
     table = done.stdout[done.stdout.index("rounds of") :]
-    for name in ("124M", "350M", "774M", "1558M", "whole loop, real data", "Trainer, compiled"):
+    for name in ("124M", "350M", "774M", "1558M", "whole loop", "Trainer, compiled"):
         assert f"{name} " in table, table
     assert "against Trainer, compiled: " in table
-    assert "real data against random tokens: " in table
+    assert "whole loop against the step on tokens that lie on the device: " in table
+    assert table.count(" GB  3 rounds") == 6
     assert "left out" not in table
     assert "broke off" not in table
