@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from gptscale.errors import TrainingError
-from gptscale.runtime.device import local_device
 from gptscale.runtime.launch import launched_local_rank
 
 WHOLE_ELF_BYTES = 64
@@ -78,6 +77,15 @@ def found_compiler(device: torch.device) -> str | None:
         return None
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raise TrainingError on a CPU without a compiler, which torch needs for what it has kept too."""
+    if device.type == "cpu" and found_compiler(device) is None:
+        raise TrainingError(
+            "train.compile=true needs a C++ compiler on a CPU, and there is none that runs: install g++ (clang++ on a "
+            "Mac), name one in CXX, or set train.compile=false"
+        )
+
+
 def _users_cache() -> Path:
     """A folder of each kind of processor, for which code is compiled, and of each torch."""
     cpu = platform.machine() + platform.processor()
@@ -94,13 +102,8 @@ def remove_halves() -> list[Path]:
     Torch takes any file that is there for a finished one, so without this no later start would get past a half one.
     A file is half if its table of sections, which linkers write last, lies beyond its end, or if the folder that
     torch makes beside it while it compiles is still there. What somebody is at work on is locked, and stays. One rank
-    of a machine looks. Raises TrainingError on a CPU without a compiler, which torch needs for what is kept too.
+    of a machine looks.
     """
-    if (device := local_device()).type == "cpu" and found_compiler(device) is None:
-        raise TrainingError(
-            "train.compile=true needs a C++ compiler on a CPU, and there is none that runs: install g++ (clang++ on a "
-            "Mac), name one in CXX, or set train.compile=false"
-        )
     if sys.platform != "linux" or launched_local_rank() != 0:
         return []
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir

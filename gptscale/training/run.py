@@ -23,6 +23,7 @@ from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
 from gptscale.runtime.compiled import (
+    check_compiler,
     keep_in_users_cache,
     keep_traced_graphs,
     remove_halves,
@@ -203,6 +204,7 @@ def _find_compiled(engine: Engine) -> None:
     keep_in_users_cache()
     keep_traced_graphs()
     seed_what_is_computed_again()
+    engine.agree(lambda: check_compiler(engine.device))
     for path in engine.agree(remove_halves):
         engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 

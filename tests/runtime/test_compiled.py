@@ -17,6 +17,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from gptscale.errors import TrainingError
 from gptscale.runtime.compiled import (
+    check_compiler,
     keep_in_users_cache,
     keep_traced_graphs,
     remove_halves,
@@ -56,15 +57,12 @@ def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes) -> No
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["one that may not be run", "none"])
-def test_a_start_on_a_cpu_without_a_compiler_is_told_before_it_compiles(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, there: bool
-) -> None:
+def test_a_start_on_a_cpu_without_a_compiler_is_told_before_it_compiles(cache: Path, there: bool) -> None:
     if there:
         (cache / "g++").write_text("")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     said = r"train.compile=true needs a C\+\+ compiler on a CPU, and there is none that runs"
     with inductor.patch({"cpp.cxx": (None, str(cache / "g++"))}), pytest.raises(TrainingError, match=said):
-        remove_halves()
+        check_compiler(torch.device("cpu"))
 
 
 def test_what_is_gone_before_it_is_looked_at_is_nobodys_fault(cache: Path) -> None:
