@@ -37,4 +37,4 @@ def train(contest: Contest) -> None:
         for step, (inputs, targets) in enumerate(contest.batches()):
             micro_batches = [MicroBatch(inputs[mine], targets[mine], mine.start)]
             result = train_step(engine, plan, micro_batches, seed=0, step=step, lr=setup.lr, clip_norm=setup.clip_norm)
-            contest.step_done(engine.total(result.loss))
+            contest.step_done(engine.sum_over_ranks(result.loss))

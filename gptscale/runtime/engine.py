@@ -163,14 +163,14 @@ class Engine:
         """This rank's share of the weights that are being updated, and of their gradients."""
         return list(share(gradient_fragments(self.bare_model), self.rank, self.world))
 
-    def total(self, value: Tensor) -> Tensor:
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         value = value.clone()
         if self.world > 1:
             dist.all_reduce(value)
         return value
 
-    def largest(self, value: Tensor) -> Tensor:
+    def max_over_ranks(self, value: Tensor) -> Tensor:
         """The largest over all ranks, element by element."""
         value = value.clone()
         if self.world > 1:

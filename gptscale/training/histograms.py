@@ -52,7 +52,7 @@ class HistogramTaker:
             if name in held and name in ends:
                 low, high = ends[name]
                 row.copy_(counted(held[name], low, high))
-        for name, row in zip(names, self._engine.total(counts).tolist(), strict=True):
+        for name, row in zip(names, self._engine.sum_over_ranks(counts).tolist(), strict=True):
             if name in ends:
                 self._found[name] = Histogram(*ends[name], row)
 
@@ -61,7 +61,7 @@ class HistogramTaker:
         nothing = torch.full((2,), -math.inf, device=self._engine.device)
         mine = [_outermost(held[name]).to(nothing) if name in held else nothing for name in names]
         found = {}
-        for name, (negative, high) in zip(names, self._engine.largest(torch.stack(mine)).tolist(), strict=True):
+        for name, (negative, high) in zip(names, self._engine.max_over_ranks(torch.stack(mine)).tolist(), strict=True):
             low = -negative
             if math.isfinite(high - low):
                 found[name] = (low, high) if low < high else (low - 0.5, high + 0.5)  # as numpy.histogram does

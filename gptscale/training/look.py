@@ -80,7 +80,7 @@ class Look:
                 batches,
                 self._token_bytes,
                 engine.device,
-                engine.total,
+                engine.sum_over_ranks,
             )
 
 

@@ -58,7 +58,7 @@ class Meter:
     def fetch(self) -> tuple[list[float], list[bool]]:
         """The loss of every step of the interval so far, and whether its gradient was finite. All ranks call this."""
         if self._new:
-            losses = self._engine.total(torch.stack([result.loss for result in self._new]))
+            losses = self._engine.sum_over_ranks(torch.stack([result.loss for result in self._new]))
             norms = torch.stack([result.grad_norm.to(losses) for result in self._new])
             fetched = torch.stack([losses, norms]).tolist()
             self._losses += fetched[0]

@@ -36,7 +36,7 @@ def load_and_go_on(of: loop.Run, path: Path) -> dict[str, Any]:
             lr = lr_at(step, cfg.optim, plan.total_steps)
             clip = cfg.optim.clip_norm
             result = train_step(engine, plan, batches, seed=cfg.run.seed, step=step, lr=lr, clip_norm=clip)
-            found["losses"].append(float(engine.total(result.loss)))
+            found["losses"].append(float(engine.sum_over_ranks(result.loss)))
     return found
 
 

@@ -58,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def made(device: str = "cpu", scale: dict[str, Any] | None = None, clip_norm: float | None = 1.0) -> Meter:
     """A meter of rank 0 of two, whose other rank has the same losses; a device does 25,600 FLOPs a second."""
     engine: Any = SimpleNamespace(
-        device=SimpleNamespace(type=device), total=lambda tensor: 2 * tensor, scaler_state=lambda: scale or {}
+        device=SimpleNamespace(type=device), sum_over_ranks=lambda tensor: 2 * tensor, scaler_state=lambda: scale or {}
     )
     plan: Any = SimpleNamespace(world=2, tokens_per_step=640)
     return Meter(engine, plan, flops_per_token=100, peak_flops=25_600, clip_norm=clip_norm)
