@@ -15,7 +15,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps")
 def build_optimizer(model: nn.Module, optim: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW, or Muon with AdamW, with decay on matrices only.
 
-    Biases and norm gains are left to find their own scale.
+    Biases and norm gains are left to find their own scale. Muon takes query, key and value as the one matrix they are.
     """
     named = list(model.named_parameters())
     for_muon = [p for name, p in named if optim.name == "muon" and p.dim() == 2 and name.startswith("blocks.")]
