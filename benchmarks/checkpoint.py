@@ -5,7 +5,8 @@
 The state is the weights and AdamW's moments of a 51 M parameter model under DDP, 612 MB. "durable" is the time until
 the files are on disk; where a peer does not wait for the disk, its files are synced here. `dd` is one process that
 writes one stream of as many bytes. Only gptscale writes the state from all ranks, each its share; `torch.save`, and
-under DDP `accelerate.save_state`, from the first. What a way has written is deleted between the times.
+under DDP `accelerate.save_state`, from the first. What a way has written is deleted between the times, and their order turned round
+from round to round.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +40,8 @@ STEPS_BESIDE = 12
 """Steps timed with one save among them, and without."""
 
 SAVE_EVERY_STEPS = 100
+
+SETTLE_S = 1.0
 
 Times = dict[str, list[float]]
 
@@ -73,44 +77,50 @@ def measure(engine: Engine, folder: Path, rounds: int) -> Times:
     store = Store(folder / "ours", engine, Retention(1), config={}, data_fingerprint="", versions={})
     copy = [t.clone() for f in engine.owned_fragments() for t in f.tensors.values()]
     for number in range(rounds + 1):
-        found = {
-            "memory copy": timed(lambda: copy_share(engine.owned_fragments(), copy)),
-            "dd": timed(lambda: on_first(engine, lambda: run_dd(dd, state_bytes(engine))), dd),
-            **save_ours(engine, store, number + 1),
-            "accelerate.save_state": timed(lambda: save_accelerate(engine, theirs), theirs),
-            "torch.save": timed(lambda: on_first(engine, lambda: save_torch(engine, one_file)), one_file),
-            **beside_training(engine, store, 1000 + number),
-        }
-        for name, seconds in found.items():
-            times[name] += [seconds] if number else []
+        ways: list[Callable[[], Times]] = [
+            lambda: timed("dd", lambda: on_first(engine, lambda: run_dd(dd, state_bytes(engine))), dd),
+            partial(save_ours, engine, store, number + 1),
+            lambda: timed("accelerate.save_state", lambda: save_accelerate(engine, theirs), theirs),
+            lambda: timed("torch.save", lambda: on_first(engine, lambda: save_torch(engine, one_file)), one_file),
+            lambda: timed("memory copy", lambda: copy_share(engine.owned_fragments(), copy)),
+            partial(beside_training, engine, store, 1000 + number),
+        ]
+        for way in ways if number % 2 else ways[::-1]:
+            for name, seconds in way().items():
+                times[name] += seconds if number else []
     store.close()
     return times
 
 
-def timed(work: Callable[[], object], written: Path | None = None) -> float:
-    """Seconds from when all ranks begin until all are done; what was written is then deleted."""
+def settle() -> None:
+    """Let the disk be done with what was before: one that frees deleted blocks by itself does so after a sync."""
     os.sync()
+    time.sleep(SETTLE_S)
     dist.barrier()
+
+
+def timed(name: str, work: Callable[[], object], written: Path | None = None) -> Times:
+    """Seconds from when all ranks begin until all are done; what was written is then deleted."""
+    settle()
     start = time.perf_counter()
     work()
     dist.barrier()
     seconds = time.perf_counter() - start
     if written is not None and dist.get_rank() == 0:
         shutil.rmtree(written) if written.is_dir() else written.unlink()
-    return seconds
+    return {name: [seconds]}
 
 
-def save_ours(engine: Engine, store: Store, step: int) -> dict[str, float]:
+def save_ours(engine: Engine, store: Store, step: int) -> Times:
     """How long training stands still, and until the checkpoint is durable."""
-    os.sync()
-    dist.barrier()
+    settle()
     store.save(step, {}, engine.owned_fragments())
     saved = store.finish()
     assert saved is not None
-    return {"gptscale, stall": saved.stall_s, "gptscale": saved.durable_s}
+    return {"gptscale, stall": [saved.stall_s], "gptscale": [saved.durable_s]}
 
 
-def beside_training(engine: Engine, store: Store, step: int) -> dict[str, float]:
+def beside_training(engine: Engine, store: Store, step: int) -> Times:
     """The same steps with a save among them, and without."""
 
     def steps(save: bool) -> None:
@@ -122,7 +132,7 @@ def beside_training(engine: Engine, store: Store, step: int) -> dict[str, float]
                 store.settle()
         store.finish()
 
-    return {"steps": timed(lambda: steps(save=False)), "steps with a save": timed(lambda: steps(save=True))}
+    return timed("steps", lambda: steps(save=False)) | timed("steps with a save", lambda: steps(save=True))
 
 
 def train_once(engine: Engine) -> None:
