@@ -5,8 +5,8 @@
 The state is the weights and AdamW's moments of a 51 M parameter model under DDP, 612 MB. "durable" is the time until
 the files are on disk; where a peer does not wait for the disk, its files are synced here. `dd` is one process that
 writes one stream of as many bytes. Only gptscale writes the state from all ranks, each its share; `torch.save`, and
-under DDP `accelerate.save_state`, from the first. What a way has written is deleted between the times, and their order turned round
-from round to round.
+under DDP `accelerate.save_state`, from the first. What a way has written is deleted between the times, and their order
+turned round from round to round.
 """
 
 import argparse
