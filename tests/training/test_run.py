@@ -106,8 +106,10 @@ def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: py
     monkeypatch.setattr(run, "keep_in_users_cache", lambda: done.append("kept"))
     monkeypatch.setattr(run, "keep_traced_graphs", lambda: done.append("traced"))
     monkeypatch.setattr(run, "remove_halves", lambda: [half])
-    run._find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append))  # type: ignore[arg-type]
-    assert done == ["kept", "traced", f"removed {half}: a compiler was killed while it wrote it; it is compiled again"]
+    monkeypatch.setattr(run, "check_compiler", lambda device: done.append(f"a compiler for {device}"))
+    run._find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append, device="cpu"))  # type: ignore[arg-type]
+    mended = f"removed {half}: a compiler was killed while it wrote it; it is compiled again"
+    assert done == ["kept", "traced", "a compiler for cpu", mended]
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
