@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json as pj
-import zstandard
 
 from gptscale.data.columns import Columns
 from gptscale.data.source_files import changed, rows_by_file, unreadable, unreadable_is_said
@@ -105,6 +104,8 @@ def open_unpacked(file: Path) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(file))
     if suffix == ".zst":
+        import zstandard
+
         reader = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
         return io.BufferedReader(cast(io.RawIOBase, reader))
     return file.open("rb")
@@ -115,8 +116,15 @@ def unpacking_is_said(file: Path, path: str) -> Iterator[None]:
     """Turn what a file cannot be read or decompressed for into a DataError."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except unpacking_errors() as error:
         raise unreadable(path, "json", f"{file.name}: {error}") from None
+
+
+def unpacking_errors() -> tuple[type[Exception], ...]:
+    """What is raised for a file that cannot be read or decompressed."""
+    import zstandard
+
+    return (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
 def _index(path: Path) -> JsonFile:

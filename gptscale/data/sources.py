@@ -8,7 +8,6 @@ text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet 
 import logging
 import sys
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -18,14 +17,13 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 import pyarrow as pa
-import zstandard
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.hub import find_revision, is_offline
-from gptscale.data.jsonlines import is_json_lines, open_json_lines
+from gptscale.data.jsonlines import is_json_lines, open_json_lines, unpacking_errors
 from gptscale.data.manifest import hash_json
 from gptscale.data.parquet import open_parquet
 from gptscale.data.source_files import (
@@ -287,7 +285,7 @@ def _quiet_datasets() -> Any:
 def _failures(datasets: Any) -> tuple[type[Exception], ...]:
     """What `datasets` raises for data that is missing, cut short or of another shape; each format has its own."""
     own = datasets.exceptions.DatasetsError
-    return (OSError, EOFError, ValueError, RuntimeError, zlib.error, zstandard.ZstdError, pa.ArrowException, own)
+    return (*unpacking_errors(), ValueError, RuntimeError, pa.ArrowException, own)
 
 
 def _reason(error: BaseException) -> str:
