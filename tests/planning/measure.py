@@ -40,7 +40,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """The most bytes that torch's allocator had given out at one time during some work, beyond those before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         work()
     events = record.profiler.kineto_results.events()  # type: ignore[union-attr]
     now = most = 0
