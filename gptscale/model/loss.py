@@ -62,7 +62,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             loss, slope = _loss_and_slope(F.linear(hidden[part], table), targets[part], vocab_size)
-            total = total + loss  # in place, torch.compile would give no gradient at all before torch 2.13
+            total = total + loss  # in place, torch.compile would give no gradient at all under torch 2.11
             if grad_hidden is not None:
                 grad_hidden[part] = slope @ table
                 grad_weight = _plus(grad_weight, slope.T @ hidden[part])
