@@ -1,6 +1,8 @@
 """The house rules: who may import whom, and where outside libraries live."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,11 @@ def test_torch_load_is_called_in_two_places_where_it_may_build_tensors_only() ->
     for text in callers.values():
         (call,) = [line for line in text.splitlines() if "torch.load(" in line]
         assert "weights_only=True" in call
+
+
+def test_what_only_some_runs_need_is_imported_where_it_is_used() -> None:
+    some = {"awkward", "datasets", "deepspeed", "gigatoken", "plotly", "tensorboard", "wandb", "zstandard"}
+    script = f"import sys, gptscale.training.run; print(*{some!r} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
