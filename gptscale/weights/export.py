@@ -16,7 +16,7 @@ from gptscale.weights.files import INDEX, pack, write_tensors
 from gptscale.weights.gpt2 import parameter_shapes, to_layout
 from gptscale.weights.huggingface import FIELDS, FIXED, GELU, OUR_TOKENIZER
 from gptscale.weights.others import NANOGPT_FIELDS
-from gptscale.weights.source import Layout, Source
+from gptscale.weights.source import Layout, Source, all_finite
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,11 +108,11 @@ def _exported(
     shapes = parameter_shapes(_with_biases(cfg))
     for ours in names:
         values = source.tensors[ours].read() if ours in source.tensors else torch.zeros(shapes[ours])
-        if not values.isfinite().all():
+        if not all_finite(values):
             raise WeightsError(f"{source.origin}: {ours} has values that are not finite; take an earlier checkpoint")
         for name, tensor in to_layout(ours, values, layout, cfg.n_layers, cfg.vocab_size).items():
             cast = tensor.to(DTYPES[dtype])
-            if not cast.isfinite().all():
+            if not all_finite(cast):
                 raise WeightsError(f"{source.origin}: {ours} has values that {dtype} cannot hold; use --dtype float32")
             yield name if name == "lm_head.weight" else f"transformer.{name}", cast
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import WeightsError
 from gptscale.model.gpt import GPTModel
-from gptscale.weights.source import Layout, Source
+from gptscale.weights.source import Layout, Source, all_finite
 
 
 class Row(NamedTuple):
@@ -177,7 +177,7 @@ def _joined(source: Source, place: Place) -> Tensor:
     pieces = []
     for name in place.theirs:
         piece = source.tensors[name].read().float()
-        if not piece.isfinite().all():
+        if not all_finite(piece):
             raise WeightsError(f"{source.origin}: {name} holds values that are not finite; take another copy of it")
         pieces.append(piece.T if place.transposed else piece)
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
