@@ -4,18 +4,17 @@ Axes: B sequences, T positions, H heads, D head width.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch import Tensor, library
 
-GROUPS = 4
-"""Most groups of queries: each is compiled for itself, which takes seconds."""
-SMALLEST_GROUP = 128
-"""Queries in a group, so that their products are wide."""
+BLOCKS = 4
+"""Most blocks of positions: each pair of them is compiled for itself, which takes seconds."""
+SMALLEST_BLOCK = 128
+"""Positions in a block, so that its products are wide."""
 
 
 def is_compiling_for_cpu(x: Tensor) -> bool:
@@ -35,8 +34,9 @@ def gelu(x: Tensor) -> Tensor:
 def causal_attention(qkv: Tensor) -> Tensor:
     """Attention in which a position sees itself and the past; maps (B, T, 3, H, D) to (B, T, H, D).
 
-    For bf16, in which it is faster than torch's kernel; in float32 it is not (`benchmarks/attention.py`). A group of
-    queries is multiplied with all keys that one of them sees. Scores are rounded to bf16 before the softmax in float32.
+    For bf16, in which it is faster than torch's kernel; in float32 it is not (`benchmarks/attention.py`). A block of
+    queries is multiplied with its own keys and with each block before it. Scores are rounded to bf16 before the softmax
+    in float32.
     """
     return _Attention.apply(qkv)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -73,35 +73,41 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Give what the queries see, and the log-sum of each one's exponentials, float32 (B, H, T, 1)."""
-    q, k, v = qkv.transpose(1, 3).unbind(2)
+    queries, keys, values = (_blocks(x) for x in qkv.unbind(2))
     seen, log_sums = [], []
-    for start, stop in _groups(q.shape[2]):
-        scores = _scores(q[:, :, start:stop], k[:, :, :stop], start)
-        largest = scores.amax(-1, keepdim=True)
-        p = (scores - largest).exp()
-        total = p.sum(-1, keepdim=True)
+    for i, q in enumerate(queries):
+        scores = [_scores(q, k) for k in keys[: i + 1]]
+        scores[i] = scores[i].masked_fill(_later(q), float("-inf"))
+        largest = reduce(torch.maximum, [s.amax(2, keepdim=True) for s in scores])
+        weights = [(s - largest).exp() for s in scores]
+        total = _sum([w.sum(2, keepdim=True) for w in weights])
         log_sums.append(largest + total.log())
-        seen.append(((p.to(v.dtype) @ v[:, :, :stop]).float() / total).to(v.dtype))
-    return torch.cat(seen, 2).transpose(1, 2).contiguous(), torch.cat(log_sums, 2)
+        seen.append(_sum([w.to(q.dtype) @ v for w, v in zip(weights, values, strict=False)]) / total)
+    return _joined(seen, qkv).contiguous(), torch.cat(log_sums, 1).view(len(qkv), -1, qkv.shape[1], 1)
 
 
 def _backward(grad: Tensor, qkv: Tensor, seen: Tensor, log_sums: Tensor) -> Tensor:
-    """Compute the probabilities again, and from them the gradient, for one group of keys after another."""
-    q, k, v, grad, seen = (t.transpose(1, 2) for t in (*qkv.unbind(2), grad, seen))
-    scale = q.shape[3] ** -0.5
-    mean = (grad.float() * seen.float()).sum(-1, keepdim=True)  # of what p gets, weighted by p
-    grad_q, grad_k, grad_v = torch.zeros_like(q, dtype=torch.float32), [], []
-    for start, stop in _groups(q.shape[2]):
-        rows, cols = slice(start, None), slice(start, stop)
-        p = (_scores(q[:, :, rows], k[:, :, cols], 0) - log_sums[:, :, rows]).exp()
-        slope = (p * ((grad[:, :, rows] @ v[:, :, cols].mT).float() - mean[:, :, rows]) * scale).to(q.dtype)
-        grad_q[:, :, rows] += slope @ k[:, :, cols]
-        grad_k.append(slope.mT @ q[:, :, rows])
-        grad_v.append(p.to(v.dtype).mT @ grad[:, :, rows])
-    grads = (grad_q.to(q.dtype), torch.cat(grad_k, 2), torch.cat(grad_v, 2))
-    return torch.stack([g.transpose(1, 2) for g in grads], 2)
+    """Compute the probabilities again, keys by queries, so that one product of the five has a transposed left side."""
+    queries, keys, values, grads, seen_blocks = (_blocks(x) for x in (*qkv.unbind(2), grad, seen))
+    scale = qkv.shape[4] ** -0.5
+    shares: tuple[list[list[Tensor]], ...] = tuple([[] for _ in queries] for _ in range(3))
+    grad_q, grad_k, grad_v = shares
+    log_sum_blocks = torch.split(log_sums.flatten(0, 1).mT, _block_size(qkv), 2)
+    for i, (q, g, y, log_sum) in enumerate(zip(queries, grads, seen_blocks, log_sum_blocks, strict=True)):
+        mean = (g.float() * y.float()).sum(2).unsqueeze(1)  # of what p gets, weighted by p
+        for j, (k, v) in enumerate(zip(keys[: i + 1], values, strict=False)):
+            scores = _scores(k, q)
+            if i == j:
+                scores = scores.masked_fill(_later(q).mT, float("-inf"))
+            p = (scores - log_sum).exp()
+            slope = (p * ((v @ g.mT).float() - mean) * scale).to(q.dtype)
+            grad_q[i].append(slope.mT @ k)
+            grad_k[j].append(slope @ q)
+            grad_v[j].append(p.to(q.dtype) @ g)
+    return torch.stack([_joined([_sum(block) for block in blocks], qkv) for blocks in shares], 2)
 
 
+# Of an operator, torch's caches on disk know the name alone: with other shapes than these it needs another name.
 @_attention.register_fake
 def _(qkv: Tensor) -> tuple[Tensor, Tensor]:
     batch, length, _, heads, width = qkv.shape
@@ -113,13 +119,31 @@ def _(grad: Tensor, qkv: Tensor, seen: Tensor, log_sums: Tensor) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 
-def _groups(length: int) -> Iterator[tuple[int, int]]:
-    """Where groups of positions begin and end."""
-    size = max(SMALLEST_GROUP, -(-length // GROUPS))
-    return pairwise([*range(0, length, size), length])
+def _block_size(qkv: Tensor) -> int:
+    return max(SMALLEST_BLOCK, -(-qkv.shape[1] // BLOCKS))
 
 
-def _scores(q: Tensor, k: Tensor, ahead: int) -> Tensor:
-    """Scaled products, float32, -inf where the key is later; the first query is so far ahead of the first key."""
-    later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(ahead + 1)
-    return ((q @ k.mT).float() * q.shape[3] ** -0.5).masked_fill(later, float("-inf"))  # type: ignore[no-any-return]
+def _blocks(x: Tensor) -> list[Tensor]:
+    """Split (B, T, H, D) into (B H, n, D), each in one piece, as oneDNN wants it."""
+    return [part.transpose(1, 2).flatten(0, 1) for part in torch.split(x, _block_size(x), 1)]
+
+
+def _joined(blocks: list[Tensor], qkv: Tensor) -> Tensor:
+    """The (B, T, H, D) of blocks, in the dtype of qkv."""
+    whole = torch.cat([x.to(qkv.dtype) for x in blocks], 1)
+    return whole.view(len(qkv), -1, *whole.shape[1:]).transpose(1, 2)
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    return reduce(torch.add, [t.float() for t in tensors])
+
+
+def _scores(rows: Tensor, columns: Tensor) -> Tensor:
+    """Scaled products of queries and keys, or of keys and queries, float32."""
+    return (rows @ columns.mT).float() * rows.shape[2] ** -0.5  # type: ignore[no-any-return]
+
+
+def _later(q: Tensor) -> Tensor:
+    """Which keys of a query's own block are later, (queries, keys); int64 would fill twice the vectors."""
+    position = torch.arange(q.shape[1], dtype=torch.int32, device=q.device)
+    return position > position.unsqueeze(1)
