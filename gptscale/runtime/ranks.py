@@ -2,9 +2,10 @@
 
 import os
 import socket
+import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -76,8 +77,27 @@ def join() -> None:
         _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
     _let_gloo_follow_nccl()
     backend, patience = ("nccl", timeout + NCCL_WAITS_ON) if has_cuda() else ("gloo", timeout)
-    dist.init_process_group(backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=patience)
-    _words = dist.new_group(backend="gloo", timeout=timeout) if has_cuda() else None
+    with _stdout_on_stderr():
+        dist.init_process_group(
+            backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=patience
+        )
+        _words = dist.new_group(backend="gloo", timeout=timeout) if has_cuda() else None
+
+
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Let what C++ prints go to stderr: torch 2.10 tells whom Gloo has connected, which is no output of ours."""
+    if sys.stdout is None:  # it was closed before Python started
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _let_gloo_follow_nccl() -> None:
