@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-long test-gpu test-slurm test-tensorflow lint env clean
+.PHONY: demo test test-long test-oldest test-gpu test-slurm test-tensorflow lint env clean
 
 env: $(STAMP)
 
@@ -31,6 +31,14 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 
+# What pyproject.toml allows at least, in an environment of its own; pip cannot choose the oldest.
+test-oldest:
+	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check -q uv
+	VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(VENV)-oldest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
+	PATH="$(abspath $(VENV)-oldest)/bin:$$PATH" OMP_NUM_THREADS=1 \
+		$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile --ignore tests/slurm -m 'not long'
+
 # Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.
 test-gpu: $(STAMP)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
@@ -52,4 +60,4 @@ test-slurm: $(STAMP)
 	$(BIN)/python -m pytest tests/slurm
 
 clean:
-	rm -rf $(VENV) $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache

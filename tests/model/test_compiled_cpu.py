@@ -76,7 +76,7 @@ def test_gelu_is_gelu_and_so_is_its_gradient() -> None:
 @pytest.mark.parametrize(("form", "taken"), [("tanh", True), ("erf", False)])
 def test_a_compiled_layer_takes_the_sigmoid_for_the_tanh_form(form: str, taken: bool) -> None:
     layer = torch.compile(FeedForward(ModelConfig(**MODEL, gelu=form)), backend="eager")  # calls what was traced
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         layer(torch.ones(1, 1, 64))
     names = {event.key for event in seen.key_averages()}
     assert ("aten::sigmoid" in names, "aten::gelu" in names) == (taken, not taken)
@@ -90,7 +90,7 @@ def test_a_compiled_model_takes_it_where_nothing_is_dropped(drop_rate: float, ta
     losses, grads, names = [], [], set()
     for _ in ("not compiled", "compiled"):
         model.zero_grad()
-        with profile(activities=[ProfilerActivity.CPU]) as seen, torch.autocast("cpu", torch.bfloat16):
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen, torch.autocast("cpu", torch.bfloat16):
             loss = model(tokens, targets)
             loss.backward()
         names = {event.key for event in seen.key_averages()}

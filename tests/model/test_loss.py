@@ -68,6 +68,7 @@ def test_chunks_have_one_size_where_some_divide(
     assert rows_per_chunk(tokens, PADDED) == rows
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 compiles a second copy of the logits")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 def test_compiled_it_writes_the_gradient_over_the_logits() -> None:
     tokens, padded = 512, 8_192
