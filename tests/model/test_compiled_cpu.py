@@ -42,7 +42,7 @@ def attention_and_gradient(qkv: Tensor, grad: Tensor, written_out: bool) -> tupl
 
 @pytest.mark.parametrize("length", [1, 7, 128, 129, 300, 1_000])
 @pytest.mark.usefixtures("not_compiled")
-def test_attention_in_groups_is_attention(length: int) -> None:
+def test_attention_in_blocks_is_attention(length: int) -> None:
     torch.manual_seed(length)
     qkv = torch.randn(2, length, 3, 2, 16, dtype=torch.bfloat16)
     grad = torch.randn(2, length, 2, 16, dtype=torch.bfloat16)
