@@ -87,7 +87,7 @@ def trained(cfg: Config, folder: Path) -> Measured:
     cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"dir": folder})})
     with contextlib.redirect_stdout(io.StringIO()):
         train(cfg)
-    return measured(folder, cfg, describe_device(default_device()), "none", 1, read_log(folder / LOG_FILE))
+    return measured(folder, cfg, describe_device(default_device()), Launch("none", 1), read_log(folder / LOG_FILE))
 
 
 def step_s(run: Measured) -> float:
@@ -98,7 +98,7 @@ def step_s(run: Measured) -> float:
 def predict(base: Measured, cfg: Config) -> float:
     """Seconds of a step of a config, from a run of another."""
     gpu = gpu_of_product(base.device) or processor(base, memory_bytes=0)
-    rates = plan_rates(cfg, gpu, 1, mfu=calibrated_mfu(base, gpu))
+    rates = plan_rates(cfg, gpu, base.launch, mfu=calibrated_mfu(base, gpu))
     assert cfg.train.micro_batch_sequences is not None
     return step_time(cfg, Launch("none", 1, cfg.train.micro_batch_sequences), rates).total_s
 

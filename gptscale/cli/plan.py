@@ -33,15 +33,18 @@ def run_plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs over all machines.")] = 1,
     engine: Annotated[
         str | None,
-        typer.Option(help="none, ddp, zero1, zero2, zero3, zero3-offload, fsdp2; without it none or ddp."),
+        typer.Option(help="none, ddp, zero1, zero2, zero3, zero3-offload, fsdp2, hsdp; without it none or ddp."),
     ] = None,
+    machine_gpus: Annotated[
+        int, typer.Option(min=1, help="GPUs of one machine, which hsdp keeps a copy of the state on.")
+    ] = 8,
     gpu: Annotated[str | None, typer.Option(help="Which GPU; without it that of --from, else h100.")] = None,
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1, help="Share of the GPU's peak that computing reaches.")
     ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1e6, help="GB/s from one GPU to the next, one way, over the slowest link."),
+        typer.Option(min=0.001, max=1e6, help="GB/s from GPU to GPU over all of them: nccl-tests' busbw."),
     ] = None,
     disk: Annotated[float | None, typer.Option(min=0.001, max=1e6, help="GB/s to the disk of run.dir.")] = None,
     from_run: Annotated[
@@ -64,9 +67,9 @@ def run_plan(
     from gptscale.planning.table import lines
 
     cfg = load_config(config, overrides or ())
-    run = None if from_run is None else _measured(from_run)
+    run = None if from_run is None else _measured(from_run, machine_gpus)
     card = _card(gpu, run, gpus)
-    launch = Launch(engine or ("none" if gpus == 1 else "ddp"), gpus)
+    launch = Launch(engine or ("none" if gpus == 1 else "ddp"), gpus, machine_gpus=machine_gpus)
     micro_batch = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
     launch = replace(launch, micro_batch_sequences=micro_batch)
     reached = mfu or (calibrated_mfu(run, card, _bytes(bandwidth)) if run else ASSUMED_MFU)
@@ -76,7 +79,7 @@ def run_plan(
         cfg,
         launch,
         card,
-        plan_rates(cfg, card, gpus, mfu=reached, bandwidth=_bytes(bandwidth)),
+        plan_rates(cfg, card, launch, mfu=reached, bandwidth=_bytes(bandwidth)),
         disk_bytes_per_s=written,
         total_steps=steps,
         budgets={"--tokens": int(tokens)} if tokens else {},
@@ -114,9 +117,10 @@ def _card(name: str | None, run: "Measured | None", ranks: int) -> "Gpu":
     return known if name is None and known is not None else find_gpu(str(name))
 
 
-def _measured(folder: Path) -> "Measured":
+def _measured(folder: Path, machine_gpus: int) -> "Measured":
     from gptscale.config.load import load_config
     from gptscale.errors import ConfigError
+    from gptscale.planning.launch import Launch
     from gptscale.planning.rates import measured
     from gptscale.tracking.jsonl import LOG_FILE, read_log
     from gptscale.tracking.starts import last_start
@@ -125,7 +129,9 @@ def _measured(folder: Path) -> "Measured":
     if not start or not (folder / "config.yaml").is_file():
         raise ConfigError(f"--from={folder} is no run; give a run folder that `gptscale train` has written to")
     cfg, records = load_config(folder / "config.yaml"), read_log(folder / LOG_FILE)
-    return measured(folder, cfg, start["device"], start["engine"], start["world"], records)
+    shared = start.get("dp_shard_size", machine_gpus) if start["engine"] == "hsdp" else machine_gpus
+    launch = Launch(start["engine"], start["world"], machine_gpus=shared)
+    return measured(folder, cfg, start["device"], launch, records)
 
 
 def _length(cfg: "Config", launch: "Launch") -> tuple[int | None, str]:

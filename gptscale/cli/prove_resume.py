@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gptscale.training.proof import Proof
 
 NOT_PROVED = 1
-_ENGINES = "none, ddp, zero1, zero2, zero3 or fsdp2."
+_ENGINES = "none, ddp, zero1, zero2, zero3, fsdp2 or hsdp."
 
 
 def register(app: typer.Typer) -> None:

@@ -1,7 +1,6 @@
 """What to change so that a run fits, the smallest change first."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 
 from gptscale.config.schema import Config
@@ -25,18 +24,19 @@ def nearest_that_fits(cfg: Config, launch: Launch, gpu: Gpu) -> str | None:
 
 def _candidates(cfg: Config, launch: Launch, gpu: Gpu) -> Iterator[tuple[list[str], Config, Launch, Gpu]]:
     """Ways to change a launch, with the words for each."""
-    engines = [launch.engine, *(e for e in ENGINES if e not in ("none", "ddp", launch.engine))]
+    engines = [launch.engine, *(e for e in ENGINES if e not in ("none", "ddp", "hsdp", launch.engine))]
     alone = gpu.name == CPU  # more ranks would share its memory, and what it measured says nothing of GPUs
     more = [n for n in legal_gpu_counts(cfg) if n > launch.gpus and not alone]
     able = [g for g in GPUS if g.memory_gib > gpu.memory_gib and g.computes(cfg.train) and not alone]
     larger = sorted(able, key=lambda g: g.memory_gib)
     places = [*((gpu, n) for n in (launch.gpus, *more)), *((g, launch.gpus) for g in larger)]
     for (card, gpus), engine, (changed, setting) in product(places, engines, _recomputing(cfg)):
-        if engine == "none" and gpus > 1:
+        place = launch.under(engine, gpus)
+        if place is None:
             continue
         options = {"--gpu": (card.name, gpu.name), "--gpus": (gpus, launch.gpus), "--engine": (engine, launch.engine)}
         words = [f"{option} {new}" for option, (new, old) in options.items() if new != old]
-        yield [*words, *setting], changed, replace(launch, engine=engine, gpus=gpus), card
+        yield [*words, *setting], changed, place, card
 
 
 def _recomputing(cfg: Config) -> list[tuple[Config, list[str]]]:

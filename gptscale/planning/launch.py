@@ -1,13 +1,15 @@
 """Where a run would live: an engine on so many GPUs, with micro-batches of one size."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
 
-ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2")
+ENGINES = ("none", "ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2", "hsdp")
 """One process, or the launch files for GPUs."""
+
+GPUS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,46 @@ class Launch:
     engine: str
     gpus: int
     micro_batch_sequences: int = 1
+    machine_gpus: int = GPUS_PER_MACHINE
+    """GPUs of one machine; under hsdp, those that hold one copy of the state between them."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"--engine={self.engine} is unknown; choose one of {', '.join(ENGINES)}")
         if self.engine == "none" and self.gpus != 1:
             raise ConfigError(f"--engine=none is one process, not {self.gpus}; choose ddp for several GPUs")
+        if self.engine == "hsdp" and self.gpus % self.machine_gpus:
+            raise ConfigError(
+                f"--engine=hsdp has a copy of the state on each machine, and {self.gpus} GPUs are no whole machines of "
+                f"{self.machine_gpus}; give other --gpus or --machine-gpus"
+            )
+
+    def under(self, engine: str, gpus: int) -> "Launch | None":
+        """The same under another engine or on other GPUs, if that can be, and is not the same by another name."""
+        whole_machines = gpus % self.machine_gpus == 0 and gpus > self.machine_gpus
+        possible = {"none": gpus == 1, "ddp": gpus > 1, "hsdp": whole_machines}.get(engine, True)
+        return replace(self, engine=engine, gpus=gpus) if possible or self.at(engine, gpus) else None
+
+    def at(self, engine: str, gpus: int) -> bool:
+        """Whether this is where the launch is."""
+        return (engine, gpus) == (self.engine, self.gpus)
+
+    @property
+    def is_fsdp2(self) -> bool:
+        """Whether weights are gathered by PyTorch."""
+        return self.engine in ("fsdp2", "hsdp")
+
+    @property
+    def sharing_gpus(self) -> int:
+        """How many GPUs hold one copy of what is sharded."""
+        if not self.shards:
+            return 1
+        return self.machine_gpus if self.engine == "hsdp" else self.gpus
+
+    @property
+    def copies(self) -> int:
+        """How many copies of what is sharded there are."""
+        return self.gpus // self.sharing_gpus
 
     @property
     def shards(self) -> bool:
@@ -48,7 +84,7 @@ def check_launch(cfg: Config, launch: Launch) -> None:
     if cfg.train.precision == "bf16-sharded" and not launch.shards:
         raise ConfigError(
             f"train.precision=bf16-sharded needs an engine that shards, and --engine={launch.engine} does not; "
-            "use train.precision=bf16, or --engine zero1, zero2, zero3 or fsdp2"
+            "use train.precision=bf16, or --engine zero1, zero2, zero3, fsdp2 or hsdp"
         )
     if launch.gpus > cfg.sequences_per_step:
         raise ConfigError(

@@ -58,7 +58,7 @@ def memory_of(cfg: Config, launch: Launch) -> Memory:
     """
     state = model_state(cfg, launch)
     copy = -(-checkpoint_bytes(cfg) // launch.gpus) if cfg.checkpoint.background else 0
-    cached = launch.engine != "fsdp2" and cfg.train.precision != "fp16"  # runtime/engine.py: else no cache of casts
+    cached = not launch.is_fsdp2 and cfg.train.precision != "fp16"  # runtime/engine.py: else no cache of casts
     kept = activations(cfg, launch.micro_batch_sequences, copies_stay=cached)
     return Memory(
         weights=state.weights,

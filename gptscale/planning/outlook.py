@@ -1,7 +1,7 @@
 """All that a plan says, for one launch and beside it for every engine."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
@@ -87,8 +87,7 @@ def look_ahead(
     size = model_size(cfg.model)
     micro_batch = launch.micro_batch_sequences
     legal = legal_gpu_counts(cfg, micro_batch)
-    others = [engine for engine in ENGINES if engine != launch.engine and _possible(cfg, engine, launch.gpus)]
-    engines = [_under(cfg, replace(launch, engine=engine), gpu, rates) for engine in (launch.engine, *others)]
+    engines = [_look_at(cfg, place, gpu, rates) for place in (launch, *_others(cfg, launch))]
     here = engines[0]
     lengths = {"Chinchilla": CHINCHILLA_TOKENS * size.parameters, **(budgets or {})}
     if total_steps is not None:
@@ -115,13 +114,15 @@ def look_ahead(
     )
 
 
-def _possible(cfg: Config, engine: str, gpus: int) -> bool:
-    if engine in ("none", "ddp"):
-        return (engine == "none") == (gpus == 1) and cfg.train.precision != "bf16-sharded"
-    return True
+def _others(cfg: Config, launch: Launch) -> Iterator[Launch]:
+    """The same GPUs under the other engines."""
+    for engine in ENGINES:
+        place = None if engine == launch.engine else launch.under(engine, launch.gpus)
+        if place and (place.shards or cfg.train.precision != "bf16-sharded"):
+            yield place
 
 
-def _under(cfg: Config, launch: Launch, gpu: Gpu, rates: Rates) -> EngineOutlook:
+def _look_at(cfg: Config, launch: Launch, gpu: Gpu, rates: Rates) -> EngineOutlook:
     memory, step = memory_of(cfg, launch), step_time(cfg, launch, rates)
     largest = largest_micro_batch(cfg, launch, gpu)
     return EngineOutlook(launch.engine, memory, memory.total, largest, step, step.total_s)

@@ -1,7 +1,7 @@
 """How fast a GPU computes and sends, from data sheets, from options, or from a run that was measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,9 +17,7 @@ ASSUMED_MFU = 0.4
 """Of the peak, where nothing was measured."""
 
 NETWORK_BYTES_PER_S = 50e9
-"""Between machines for each GPU where nobody says more: 400 Gbit/s."""
-
-GPUS_PER_MACHINE = 8
+"""Between machines for each GPU where nobody says more: 400 Gbit/s. NCCL has rings through all of a machine's."""
 
 LOOPBACK_BYTES_PER_S = 1e9
 """Between processes on CPUs where nobody says more."""
@@ -46,7 +44,7 @@ class Measured:
 
 
 def measured(
-    folder: Path, cfg: Config, device: str, engine: str, world: int, records: Sequence[Mapping[str, float]]
+    folder: Path, cfg: Config, device: str, launch: Launch, records: Sequence[Mapping[str, float]]
 ) -> Measured:
     """Read the later half of a run's record, where it is warm. Raises ConfigError if it holds no speed."""
     steps = [record for record in records if record.get("train/tokens_per_s", 0) > 0 and record.get("train/mfu", 0) > 0]
@@ -56,7 +54,7 @@ def measured(
     saves = [r["checkpoint/bytes"] / r["checkpoint/durable_s"] for r in records if r.get("checkpoint/durable_s")]
     return Measured(
         cfg=cfg,
-        launch=Launch(engine, world, cfg.train.micro_batch_sequences),
+        launch=replace(launch, micro_batch_sequences=cfg.train.micro_batch_sequences),
         device=device,
         tokens_per_s=median(record["train/tokens_per_s"] for record in warm),
         mfu=median(record["train/mfu"] for record in warm),
@@ -82,11 +80,17 @@ def processor(run: Measured, memory_bytes: int) -> Gpu:
     return Gpu(CPU, (), peak, peak, peak, gib, beside, LOOPBACK_BYTES_PER_S, beside_bytes_per_s=beside)
 
 
-def plan_rates(cfg: Config, gpu: Gpu, gpus: int, *, mfu: float = ASSUMED_MFU, bandwidth: float | None = None) -> Rates:
-    """Rates from a data sheet and a share of its peak; bandwidth in bytes per second replaces the link's."""
-    between = gpu.link_bytes_per_s if gpus <= GPUS_PER_MACHINE else min(gpu.link_bytes_per_s, NETWORK_BYTES_PER_S)
-    reached = mfu * gpu.peak_flops(cfg.train)
-    return Rates(reached, gpu.memory_bytes_per_s, bandwidth or between, gpu.beside_bytes_per_s)
+def plan_rates(
+    cfg: Config, gpu: Gpu, launch: Launch, *, mfu: float = ASSUMED_MFU, bandwidth: float | None = None
+) -> Rates:
+    """Rates from a data sheet and a share of its peak; bandwidth in bytes per second replaces that over all GPUs."""
+    reached, link, machine = mfu * gpu.peak_flops(cfg.train), gpu.link_bytes_per_s, launch.machine_gpus
+    rates = Rates(reached, gpu.memory_bytes_per_s, bandwidth or link, gpu.beside_bytes_per_s)
+    if launch.gpus <= machine:
+        return rates
+    between = bandwidth / machine if bandwidth else min(link, NETWORK_BYTES_PER_S)
+    ring = bandwidth or min(link, machine * NETWORK_BYTES_PER_S)
+    return replace(rates, link_bytes=ring, near_bytes=max(ring, link), between_bytes=between)
 
 
 def calibrated_mfu(run: Measured, gpu: Gpu, bandwidth: float | None = None) -> float:
@@ -94,7 +98,7 @@ def calibrated_mfu(run: Measured, gpu: Gpu, bandwidth: float | None = None) -> f
 
     Raises ConfigError where that is more than all, so that the communication cannot have been as slow as was said.
     """
-    rates = plan_rates(run.cfg, gpu, run.launch.gpus, bandwidth=bandwidth)
+    rates = plan_rates(run.cfg, gpu, run.launch, bandwidth=bandwidth)
     step_s = run.cfg.train.tokens_per_step / run.tokens_per_s
     mfu = calibrated(run.cfg, run.launch, rates, step_s).flops / gpu.peak_flops(run.cfg.train)
     if mfu > 1 and gpu.beside_bytes_per_s is None:

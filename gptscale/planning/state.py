@@ -1,6 +1,7 @@
 """What an engine keeps of a model's state on each of n GPUs, and the buffers it moves gradients and weights through.
 
-Bytes for each element of the model; n shares it, and what is written whole is on every GPU:
+Bytes for each element of the model; n GPUs share it, all or with hsdp those of a machine, and what is written whole
+is on every GPU:
 
                           weights          gradients                   moments    buffers
     none                  4                4                           8
@@ -9,7 +10,7 @@ Bytes for each element of the model; n shares it, and what is written whole is o
     zero1, bf16-sharded   2 + 4/n          4 + 2                       8/n        gradients, copied to be sent
     zero2                 4 + 4/n          4/n                         8/n        a bucket
     zero3                 4/n + 4/n        4/n                         8/n        a bucket, what is gathered
-    fsdp2                 4/n              4, or with one micro-batch 4/n   8/n   what is gathered
+    fsdp2, hsdp           4/n              4, or with one micro-batch 4/n   8/n   what is gathered
 
 bf16-sharded has 2 in place of the first 4 under ZeRO, whose 4/n are fp32 masters; DeepSpeed keeps masters where the
 weights are fp32 too. Muon has 4 in place of 8 for the matrices of the blocks. DDP's buckets hold the gradients
@@ -63,7 +64,7 @@ def model_state(cfg: Config, launch: Launch, bucket_elements: int = BUCKET_ELEME
     match launch.engine:
         case "none" | "ddp":
             return State(weight * whole, 4 * whole, moments, buffers)
-        case "fsdp2":
+        case "fsdp2" | "hsdp":
             return State(4 * share, 4 * (whole if accumulates else share), moments, buffers)
         case "zero1":
             gradients = (4 if weight == 4 else 4 + weight) * whole
@@ -84,7 +85,7 @@ def moment_bytes(cfg: Config) -> int:
 
 def updated_elements(cfg: Config, launch: Launch) -> int:
     """Elements that one GPU's optimizer updates."""
-    return math.ceil(model_size(cfg.model).total / (launch.gpus if launch.shards else 1))
+    return math.ceil(model_size(cfg.model).total / launch.sharing_gpus)
 
 
 def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
@@ -95,7 +96,7 @@ def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
             return 0
         case "ddp":
             return 4 * size.total if launch.accumulation(cfg) > 1 else 0
-        case "fsdp2":  # two blocks and what is outside of them are gathered, and a block's new gradients are whole
+        case "fsdp2" | "hsdp":  # gathered: two blocks and what is outside of them; whole: a block's new gradients
             return weight * (2 * size.block + size.outside) + 4 * size.block
         case "zero1" if precision == "bf16-sharded":
             return 4 * min(ALLREDUCE_ELEMENTS, size.total)

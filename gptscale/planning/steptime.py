@@ -1,7 +1,8 @@
 """How long a step takes: computing, updating, and what communication does not hide behind computing.
 
-On a ring of n ranks an all-reduce moves 2 (n-1)/n of its tensor through each rank, a reduce or gather (n-1)/n. What
-each engine sends is measured in tests/dist/test_cost.py.
+On a ring of n ranks an all-reduce moves 2 (n-1)/n of its tensor through each rank, a reduce or gather (n-1)/n. Under
+hsdp the ranks of a machine are a ring, and those with the same shard on all machines another. What each engine sends is
+measured in tests/dist/test_cost.py.
 """
 
 from collections.abc import Iterator
@@ -38,9 +39,13 @@ class Rates:
     """Of the model's arithmetic, with what is computed again; all losses but communication are in it."""
     memory_bytes: float
     link_bytes: float
-    """To the other GPUs, one way, through the slowest link on the ring."""
+    """To the next GPU on a ring over all of them, one way; nccl-tests call it the bus bandwidth."""
     beside_bytes: float | None = None
     """Of activations, beside matrix products; null where that is among the losses."""
+    near_bytes: float | None = None
+    """On a ring over the GPUs of one machine; null where that is all of them."""
+    between_bytes: float | None = None
+    """To the same GPU of another machine, while all others send to theirs; null where there is one machine."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def step_time(cfg: Config, launch: Launch, rates: Rates) -> StepTime:
     micro_batch_s = tokens * computed_flops_per_token(cfg) / rates.flops
     if rates.beside_bytes is not None:
         micro_batch_s += moved_bytes(cfg, launch.micro_batch_sequences) / rates.beside_bytes
-    exchanges = [(sent / rates.link_bytes, hidden) for sent, hidden in _exchanges(cfg, launch, micro_batch_s)]
+    exchanges = list(_exchanges(cfg, launch, rates, micro_batch_s))
     return StepTime(
         compute_s=launch.accumulation(cfg) * micro_batch_s,
         update_s=_update_s(cfg, launch, rates),
@@ -101,11 +106,13 @@ def calibrated(cfg: Config, launch: Launch, rates: Rates, measured_s: float) -> 
     return replace(rates, flops=high)
 
 
-def _exchanges(cfg: Config, launch: Launch, micro_batch_s: float) -> Iterator[tuple[float, float]]:
-    """Bytes through each rank for every exchange of a step, and the seconds that are computed beside it."""
+def _exchanges(cfg: Config, launch: Launch, rates: Rates, micro_batch_s: float) -> Iterator[tuple[float, float]]:
+    """Seconds of every exchange of a step, and the seconds that are computed beside it."""
     if launch.gpus == 1:
         return
-    size, passed_on = model_size(cfg.model), (launch.gpus - 1) / launch.gpus
+    ring = launch.sharing_gpus if launch.shards else launch.gpus
+    link = rates.near_bytes if launch.engine == "hsdp" and rates.near_bytes else rates.link_bytes
+    size, passed_on = model_size(cfg.model), (ring - 1) / ring / link
     weights = WEIGHT_BYTES[cfg.train.precision] * size.total * passed_on
     gradients = 4 * size.total * passed_on
     accumulation = launch.accumulation(cfg)
@@ -116,9 +123,11 @@ def _exchanges(cfg: Config, launch: Launch, micro_batch_s: float) -> Iterator[tu
             yield gradients + weights, 0.0
         case "zero2":
             yield accumulation * gradients + weights, 0.0
-        case "fsdp2":
+        case "fsdp2" | "hsdp":
+            shared = 2 * (launch.copies - 1) / launch.copies * 4 * size.total / ring
+            between = shared / (rates.between_bytes or rates.link_bytes)
             yield from [(2 * weights, micro_batch_s)] * (accumulation - 1)
-            yield 2 * weights + gradients, micro_batch_s
+            yield 2 * weights + gradients + between, micro_batch_s
         case _:
             yield from [(2 * weights + gradients, micro_batch_s)] * accumulation
 

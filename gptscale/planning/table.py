@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from gptscale.planning.memory import GIB
 from gptscale.planning.outlook import EngineOutlook, Outlook
+from gptscale.planning.steptime import Rates
 
 HEADINGS = (
     "GiB per GPU",
@@ -26,11 +27,7 @@ def lines(plan: Outlook, reached: str, length: str) -> Iterator[str]:
     yield _row("model", f"{plan.parameters:,} parameters, {plan.flops_per_token / 1e6:,.0f} MFLOP for each token")
     yield _row("step", _cut(plan))
     yield _row("GPU counts", f"{', '.join(map(str, plan.legal_gpu_counts)) or 'none'} divide the step without filling")
-    yield _row(
-        "rates",
-        f"{plan.gpu} at {plan.rates.flops / 1e12:,.3g} TFLOP/s, {reached}; "
-        f"{plan.rates.link_bytes / 1e9:,.3g} GB/s from GPU to GPU",
-    )
+    yield _row("rates", f"{plan.gpu} at {plan.rates.flops / 1e12:,.3g} TFLOP/s, {reached}; {_links(plan.rates)}")
     yield ""
     yield from _aligned([list(HEADINGS), *(_cells(engine, plan) for engine in plan.engines)])
     yield ""
@@ -58,11 +55,18 @@ def _row(name: str, value: str) -> str:
 
 def _cut(plan: Outlook) -> str:
     launch = plan.launch
+    copies = f" with {launch.copies} copies of the state" if launch.engine == "hsdp" else ""
     filling = f", {plan.filler_sequences} of them filling" if plan.filler_sequences else ""
     return (
-        f"{plan.tokens_per_step:,} tokens, {plan.sequences_per_step:,} sequences: {launch.engine} x{launch.gpus}, "
+        f"{plan.tokens_per_step:,} tokens, {plan.sequences_per_step:,} sequences: "
+        f"{launch.engine} x{launch.gpus}{copies}, "
         f"{plan.accumulation} micro-batches of {launch.micro_batch_sequences}{filling}"
     )
+
+
+def _links(rates: Rates) -> str:
+    within = f", {rates.near_bytes / 1e9:,.3g} within a machine" if rates.near_bytes else ""
+    return f"{rates.link_bytes / 1e9:,.3g} GB/s from GPU to GPU{within}"
 
 
 def _cells(engine: EngineOutlook, plan: Outlook) -> list[str]:

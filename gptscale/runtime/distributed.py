@@ -26,7 +26,7 @@ def _check_precision(precision: Precision, kind: EngineKind) -> None:
     if precision == "bf16-sharded" and kind == "plain":
         raise ConfigError(
             "train.precision=bf16-sharded needs an engine that shards; use bf16, or launch with "
-            "launch/accelerate/zero*.yaml or fsdp2.yaml"
+            "launch/accelerate/zero*.yaml, fsdp2.yaml or hsdp.yaml"
         )
     if precision == "fp16" and not ranks.has_cuda():
         raise ConfigError("train.precision=fp16 needs a CUDA device, and there is none; use bf16 or fp32")

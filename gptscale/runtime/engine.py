@@ -59,6 +59,8 @@ class Engine:
         self.dtype = _DTYPES[settings.precision]
         self._loss_scale = LossScale(self.device) if settings.precision == "fp16" else None
         self.name = "ddp" if self.world > 1 else "none"
+        self.dp_shard_size = 1
+        """Ranks that hold one copy of the state between them."""
         self._check_world()
 
     def _start_accelerator(self) -> Accelerator:

@@ -1,4 +1,7 @@
-"""FSDP2, PyTorch's own: every rank owns its rows of every tensor. Accelerate's form of it does not run on CPUs."""
+"""FSDP2, PyTorch's own: every rank owns its rows of every tensor. Accelerate's form of it does not run on CPUs.
+
+A launch may ask for copies (HSDP): the ranks of a machine share one, and only gradients go between machines.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -6,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -16,7 +19,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
-from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name
+from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share
+from gptscale.runtime.launch import PARALLELISM_ASKED, launched_dp_shard_size
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.row_muon import RowMuon, first_element, local_rows
 from gptscale.runtime.unfilled import Unfilled
@@ -33,23 +37,21 @@ class Fsdp2Engine(Engine):
         if os.environ.get("FSDP_VERSION", "2") != "2":
             raise ConfigError(f"the launch asks for FSDP {os.environ['FSDP_VERSION']}; set fsdp_version: 2")
         super().__init__(settings)
-        self.name = "fsdp2"
+        self.dp_shard_size = launched_dp_shard_size()
+        self._copies = self.world // self.dp_shard_size
+        self.name = "fsdp2" if self._copies == 1 else "hsdp"
 
     def _start_accelerator(self) -> Accelerator:
-        asked = os.environ.pop("ACCELERATE_USE_FSDP", None)  # Accelerate is to know of the ranks only
-        try:
+        with _unsaid("ACCELERATE_USE_FSDP", PARALLELISM_ASKED):  # Accelerate is to know of the ranks only
             return Accelerator(
                 cpu=not ranks.has_cuda(),
                 mixed_precision="no",
                 gradient_accumulation_plugin=self._accumulation(),
             )
-        finally:
-            if asked is not None:
-                os.environ["ACCELERATE_USE_FSDP"] = asked
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`."""
-        mesh = init_device_mesh(self.device.type, (self.world,))
+        mesh = ranks.grid(self.device.type, self.dp_shard_size)
         names = {p: name for name, p in model.named_parameters()}
         policy = MixedPrecisionPolicy()
         if self.settings.precision == "bf16-sharded":
@@ -85,8 +87,10 @@ class Fsdp2Engine(Engine):
             self._loss_scale.unscale([p.grad.to_local() for p in parameters])
         norm = get_total_norm([p.grad for p in parameters])
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._copies > 1:  # they stay the same to the last bit, in whatever order each has added
+            dist.broadcast(whole, src=0)
         if clip_norm is not None:
-            clip_grads_with_norm_(parameters, clip_norm, norm)
+            clip_grads_with_norm_(parameters, clip_norm, whole)
         self.optimizer.found_inf = (~whole.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -96,16 +100,16 @@ class Fsdp2Engine(Engine):
 
     def owned_fragments(self) -> list[Fragment]:
         """This rank's share of the training state, for a checkpoint."""
-        return self._fragments(lambda p: self.optimizer.state[p])
+        return self._of_one_copy(self._state())
 
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_state(self.optimizer)
-        return self.owned_fragments()
+        return self._state()
 
     def weight_fragments(self) -> list[Fragment]:
         """The ranges of the weights alone, as far as this rank holds them, before the first step."""
-        return self.owned_fragments()
+        return self._state()
 
     def loaded(self) -> None:
         """Put what was written into the wanted fragments to use: they are what the engine computes with."""
@@ -123,11 +127,28 @@ class Fsdp2Engine(Engine):
 
     def _updated_fragments(self) -> list[Fragment]:
         """This rank's share of the weights that are being updated, and of their gradients."""
-        return self._fragments(lambda p: {"gradient": p.grad})
+        return self._of_one_copy(self._fragments(lambda p: {"gradient": p.grad}))
+
+    def _state(self) -> list[Fragment]:
+        return self._fragments(lambda p: self.optimizer.state[p])
+
+    def _of_one_copy(self, fragments: list[Fragment]) -> list[Fragment]:
+        """What this rank answers for where other copies hold the same."""
+        return list(share(fragments, self.rank // self.dp_shard_size, self._copies))
 
     def _fragments(self, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
         named = self.model.named_parameters()
         return [f for name, p in named if (f := _fragment(name, p, state_of(p))).numel]
+
+
+@contextmanager
+def _unsaid(*variables: str) -> Iterator[None]:
+    """Within it the environment has none of these variables."""
+    said = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(said)
 
 
 def _keeps_gathered() -> bool:

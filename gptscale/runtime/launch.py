@@ -14,6 +14,9 @@ COLLECTIVE_TIMEOUT_S = 600.0
 _AS_MIXED = {"fp32": "no", "bf16-sharded": "bf16"}
 """What Accelerate's mixed_precision calls a precision that it has another name for."""
 
+PARALLELISM_ASKED = "ACCELERATE_USE_PARALLELISM_CONFIG"
+"""Says yes where a launch file has a parallelism_config."""
+
 LONGEST_TIMEOUT_S = 1e6
 """Eleven days: longer than any save, and within what the backends can count."""
 
@@ -43,6 +46,11 @@ def check_launch_agrees(precision: Precision, accumulation: int, clip_norm: floa
 
     Accelerate's launcher says 1 and no where nobody said anything; other values are meant.
     """
+    if says_yes(PARALLELISM_ASKED) and launched_engine() != "fsdp2":
+        raise ConfigError(
+            "the launch has a parallelism_config, which FSDP2 alone follows (launch/accelerate/hsdp.yaml); "
+            f"leave it out of the launch file, or unset {PARALLELISM_ASKED}"
+        )
     for variable, silent, value, setting, shown in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), accumulation, "accumulation", accumulation),
         ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip_norm or 0.0, "optim.clip_norm", clip_norm),
@@ -100,6 +108,42 @@ def collective_timeout_s() -> float:
             f"unset it for {COLLECTIVE_TIMEOUT_S:g}"
         )
     return seconds
+
+
+def launched_dp_shard_size() -> int:
+    """Ranks that hold one copy of FSDP2's state between them: all, or as Accelerate's parallelism_config says (HSDP).
+
+    That says 1 where it says nothing. With neither size each machine has a copy. Raises ConfigError for what cannot be.
+    """
+    world = launched_world()
+    if not says_yes(PARALLELISM_ASKED):
+        return world
+    for name in ("tp", "cp", "sp"):
+        if (size := _parallel_size(name)) != 1:
+            raise ConfigError(
+                f"the launch asks for {name}_size={size}, but ranks divide samples and state only; "
+                "leave it out of parallelism_config"
+            )
+    shard, copies = _parallel_size("dp_shard"), _parallel_size("dp_replicate")
+    if shard == copies == 1:
+        shard = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    elif shard == 1:
+        shard = max(1, world // copies)
+    if world % shard or copies not in (1, world // shard):
+        number = f", {copies} of them" if copies > 1 else ""
+        raise ConfigError(
+            f"the launch asks for copies of the state on {shard} ranks each{number}, "
+            f"which do not make {world} ranks; set dp_shard_size or dp_replicate_size of parallelism_config"
+        )
+    return shard
+
+
+def _parallel_size(name: str) -> int:
+    variable = f"PARALLELISM_CONFIG_{name.upper()}_SIZE"
+    said = os.environ.get(variable, "1")
+    if not said.isdecimal() or int(said) < 1:
+        raise ConfigError(f"{variable}={said} in the environment is no number from 1 on; let the launch file set it")
+    return int(said)
 
 
 def says_yes(variable: str) -> bool:

@@ -28,9 +28,10 @@ class Exchange:
     A rank gets about as many elements as it holds, never the whole model.
     """
 
-    def __init__(self, held: list[list[Piece]], rank: int, device: torch.device) -> None:
-        """`held` is what each rank holds, in the same order everywhere."""
-        owners = _owners(held)
+    def __init__(self, held: list[list[Piece]], device: torch.device, among: dist.ProcessGroup | None = None) -> None:
+        """`held` is what each rank of the group holds, in the same order everywhere; the group is null for all."""
+        owners, rank = _owners(held), dist.get_rank(among)
+        self._among = among
         self._mine = [[p for p in held[rank] if owners[p.name] == other] for other in range(len(held))]
         self._theirs = [[p for p in pieces if owners[p.name] == rank] for pieces in held]
         self._device, self.dtype = device, muon_dtype(device)
@@ -66,7 +67,7 @@ class Exchange:
         to, of = ([sum(p.numel for p in pieces) for pieces in side] for side in (outgoing, incoming))
         nothing = torch.empty(0, dtype=self.dtype, device=self._device)
         received = nothing.new_empty(sum(of))
-        dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to)
+        dist.all_to_all_single(received, torch.cat([nothing, *(t.to(nothing) for t in sent)]), of, to, self._among)
         pieces = [piece for side in incoming for piece in side]
         return zip(pieces, torch.split(received, [p.numel for p in pieces]), strict=True)
 

@@ -21,8 +21,16 @@ ENGINE_VARIABLES: dict[str, dict[str, str]] = {
     "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "hsdp": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    },
 }
-"""What `accelerate launch` tells a run's processes from the launch file of the same name."""
+"""What `accelerate launch` tells a run's processes from the launch file of the same name; hsdp has two copies here."""
+
+ENGINE_PREFIXES = ("ACCELERATE_USE_D", "ACCELERATE_USE_F", "ACCELERATE_USE_P", "PARALLELISM_CONFIG_")
 
 # Kernels that add in an arbitrary order are left out, so that two runs of the same steps can be compared bit for bit.
 # With warn_only, attention's backward pass on CUDA would only warn and add so all the same.
@@ -46,6 +54,10 @@ class Place:
             raise ConfigError(f"engine {self.engine} is unknown; choose one of {', '.join(ENGINE_VARIABLES)}")
         if self.engine == "none" and self.ranks != 1:
             raise ConfigError(f"engine none is one process, not {self.ranks}; choose ddp for several ranks")
+        if self.engine == "hsdp" and self.ranks % 2:
+            raise ConfigError(
+                f"engine hsdp is two copies of the state here, not {self.ranks} ranks; choose an even number"
+            )
 
     def __str__(self) -> str:
         return f"{self.engine} x{self.ranks}"
@@ -108,9 +120,7 @@ class Processes:
 
 def _environment(place: Place, rank: int, port: int) -> dict[str, str]:
     threads = max(1, torch.get_num_threads() // place.ranks)
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE_USE_D", "ACCELERATE_USE_F"))
-    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(ENGINE_PREFIXES)}
     return {
         "OMP_NUM_THREADS": str(threads),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import distributed_c10d as c10d
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
 from gptscale import errors
@@ -50,6 +51,11 @@ _words: dist.ProcessGroup | None = None
 """What the ranks tell each other goes over the CPU, so that it waits for no GPU; None is the default group."""
 
 
+def patience() -> timedelta:
+    """How long a collective between the devices waits for a rank."""
+    return timedelta(seconds=collective_timeout_s()) + (NCCL_WAITS_ON if has_cuda() else timedelta())
+
+
 def has_cuda() -> bool:
     """Whether this run computes on CUDA devices; ACCELERATE_USE_CPU=true says no."""
     return torch.cuda.is_available() and not says_yes("ACCELERATE_USE_CPU")
@@ -76,10 +82,10 @@ def join() -> None:
         _store = next(iter(rendezvous("env://", timeout=timeout)))[0]
         _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
     _let_gloo_follow_nccl()
-    backend, patience = ("nccl", timeout + NCCL_WAITS_ON) if has_cuda() else ("gloo", timeout)
+    backend = "nccl" if has_cuda() else "gloo"
     with _stdout_on_stderr():
         dist.init_process_group(
-            backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=patience
+            backend, store=_store, rank=launched_rank(), world_size=launched_world(), timeout=patience()
         )
         _words = dist.new_group(backend="gloo", timeout=timeout) if has_cuda() else None
 
@@ -108,6 +114,25 @@ def _let_gloo_follow_nccl() -> None:
     told = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
     if told in {name for _, name in socket.if_nameindex()}:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", told)
+
+
+def grid(device_type: str, dp_shard_size: int) -> DeviceMesh:
+    """All ranks as copies of the state by the ranks that share a copy, in the order of their numbers.
+
+    With one copy there is the second axis only. All ranks call this together.
+    """
+    if dp_shard_size == launched_world():
+        assert dist.group.WORLD is not None
+        return DeviceMesh.from_group(dist.group.WORLD, device_type)
+    numbers = torch.arange(launched_world()).view(-1, dp_shard_size)
+    with _stdout_on_stderr():
+        groups = [_group_of_this_rank(axis.tolist()) for axis in (numbers.T, numbers)]
+    return DeviceMesh.from_group(groups, device_type, numbers, mesh_dim_names=("dp_replicate", "dp_shard"))
+
+
+def _group_of_this_rank(groups: list[list[int]]) -> dist.ProcessGroup:
+    mine, _ = dist.new_subgroups_by_enumeration(groups, timeout=patience())  # type: ignore[no-untyped-call]
+    return mine  # type: ignore[no-any-return]
 
 
 def leave() -> None:

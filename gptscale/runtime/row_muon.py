@@ -31,8 +31,10 @@ class RowMuon(torch.optim.Optimizer):
         super().__init__(groups, {})
         self._muon = [group for group in self.param_groups if is_muon(group)]
         self._adamw = torch.optim.AdamW([group for group in self.param_groups if not is_muon(group)])
+        among = _shard_group(self._muon)
         held = ranks.gather([rows_held(group["params"]) for group in self._muon])
-        self._exchanges = [Exchange(list(of_group), dist.get_rank(), device) for of_group in zip(*held, strict=True)]
+        held = [held[rank] for rank in dist.get_process_group_ranks(among)]
+        self._exchanges = [Exchange(list(of_group), device, among) for of_group in zip(*held, strict=True)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -58,6 +60,13 @@ class RowMuon(torch.optim.Optimizer):
             mine.mul_(1 - group["lr"] * group["weight_decay"])
         for piece, direction, rate in exchange.updates(torch.cat(moved), group):
             rows[piece.name].add_(direction, alpha=-rate)
+
+
+def _shard_group(groups: list[dict[str, Any]]) -> dist.ProcessGroup:
+    """The ranks that hold one copy of the parameters between them; others do the same work on theirs."""
+    sharded = groups[0]["params"][0]
+    assert isinstance(sharded, DTensor)
+    return sharded.device_mesh.get_group(sharded.device_mesh.ndim - 1)
 
 
 def rows_held(parameters: list[nn.Parameter]) -> list[Piece]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gptscale.runtime import ranks
@@ -34,7 +33,7 @@ class ZeroMuon(torch.optim.Optimizer):
         everywhere = ranks.gather(pieces)
         for number, flat in enumerate(flats):
             held = [[piece for piece in mine if piece.flat == number] for mine in everywhere]
-            self._exchanges[flat] = Exchange(held, dist.get_rank(), self._device)
+            self._exchanges[flat] = Exchange(held, self._device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -9,7 +9,7 @@ from gptscale.planning.launch import Launch
 from gptscale.planning.memory import largest_with, memory_of
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
-from gptscale.runtime.launch import launched_engine, launched_world
+from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_world
 from gptscale.tracking.starts import last_start
 
 SAFE_SHARE = 0.8
@@ -65,4 +65,7 @@ def launch_of_this_process() -> Launch:
         from gptscale.runtime.zero_config import launched_zero  # takes seconds
 
         return Launch(launched_zero(), world)
-    return Launch({"plain": "ddp" if world > 1 else "none", "fsdp2": "fsdp2"}[kind], world)
+    if kind == "plain":
+        return Launch("ddp" if world > 1 else "none", world)
+    shard = launched_dp_shard_size()
+    return Launch("fsdp2", world) if shard == world else Launch("hsdp", world, machine_gpus=shard)

@@ -249,6 +249,7 @@ def _begin(start: Start, state: TrainState, cause: Rollback | None) -> None:
         device=describe_device(start.engine.device),
         engine=start.engine.name,
         world=start.engine.world,
+        dp_shard_size=start.engine.dp_shard_size,
         data_fingerprint=start.corpora.fingerprint,
     )
 

@@ -76,6 +76,32 @@ def test_the_table_has_everything_and_ends_with_the_verdict(say: Say) -> None:
     assert text.splitlines()[-1].startswith("verdict      fits: ")
 
 
+def test_machines_with_a_copy_each_are_planned_beside_the_rest(say: Say) -> None:
+    text = say(GPT2, gpus=16, engine="fsdp2")
+    assert "400 GB/s from GPU to GPU, 450 within a machine" in text
+    assert re.search(r"^  hsdp .*\d+\.\d\d", text, re.MULTILINE)
+    text = say(GPT2, gpus=4, engine="hsdp", machine_gpus=2)
+    assert "sequences: hsdp x4 with 2 copies of the state, 8 micro-batches of 16" in text
+
+
+def test_a_measured_run_with_copies_was_cut_as_it_says(made_run: Callable[..., Path], say: Say) -> None:
+    folder = made_run(speed=12 * 150_000.0)
+    start = {"device": "NVIDIA H100 80GB HBM3", "engine": "hsdp", "world": 12, "dp_shard_size": 4}
+    (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
+    found = planned(say(GPT2, from_run=folder, gpus=8, engine="fsdp2", as_json=True))  # 12 are no machines of 8
+    assert found["rates"]["flops"] > 150_000 * 854e6
+
+
+def test_a_plan_that_is_fsdp2_by_another_name_gets_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    verdicts = []
+    for engine in ("fsdp2", "hsdp"):
+        with pytest.raises(plan.typer.Exit):
+            plan.run_plan(XL, ["train.micro_batch_sequences=16"], gpus=8, engine=engine, gpu="rtx4090")
+        verdicts.append(capsys.readouterr().out.splitlines()[-1])
+    assert verdicts[0].endswith("nearest that does: train.micro_batch_sequences=2")
+    assert verdicts[1] == verdicts[0]
+
+
 def test_what_does_not_fit_says_why_and_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(plan.typer.Exit) as end:
         plan.run_plan(XL, gpus=8, engine="ddp", gpu="rtx4090", tokens=1e9)
@@ -111,7 +137,12 @@ def test_what_is_named_as_nearest_fits(capsys: pytest.CaptureFixture[str], say: 
 def test_json_has_the_same_numbers(say: Say) -> None:
     found = planned(say(GPT2, gpus=8, engine="zero2", as_json=True))
     assert found["parameters"] == 124_439_808
-    assert found["launch"] == {"engine": "zero2", "gpus": 8, "micro_batch_sequences": 16}
+    assert found["launch"] == {
+        "engine": "zero2",
+        "gpus": 8,
+        "micro_batch_sequences": 16,
+        "machine_gpus": 8,
+    }
     assert found["fits"] is True
     assert [engine["engine"] for engine in found["engines"]] == [
         "zero2",

@@ -27,6 +27,12 @@ ENGINES: dict[str, dict[str, str]] = {
     "zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "zero3": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
     "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    "hsdp": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2",
+    },
 }
 """What `accelerate launch` tells its processes, for torchrun."""
 
@@ -114,6 +120,8 @@ def trace(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
             cfg = changed(plain_values, tmp_path_factory.mktemp(f"{engine}-{world}"))
             if engine == "none":
                 done = launch(cfg, forked(0), {})
+            elif engine == "hsdp":
+                done = launch(cfg, [*accelerate(engine, world), "--parallelism_config_dp_shard_size=2"], {})
             elif world == 2:
                 done = launch(cfg, accelerate(engine), {})
             else:

@@ -55,19 +55,19 @@ def costs(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return get
 
 
-def trained(values: dict[str, Any], folder: Path, engine: str, accumulation: int) -> Done:
-    """Three steps of 1.3 M parameters on two ranks that have a network for themselves, if the system grants one."""
+def trained(values: dict[str, Any], folder: Path, engine: str, accumulation: int, world: int = 2) -> Done:
+    """Three steps of 1.3 M parameters on ranks that have a network for themselves, if the system grants one."""
     cfg = changed(
         values,
         folder,
         model={"emb_dim": 160, "n_heads": 4, "n_layers": 4},
-        train={"steps": 3, "tokens_per_step": 2 * accumulation * 32, "micro_batch_sequences": 1},
+        train={"steps": 3, "tokens_per_step": world * accumulation * 32, "micro_batch_sequences": 1},
         optim={"warmup_steps": 1},
         eval={"sequences": 1, "train_sequences": None},
         sample={"prompts": []},
         checkpoint={"every_steps": None},
     )
-    return launch(cfg, [*own_network(), *torchrun(2)], ENGINES[engine], [WORKER])
+    return launch(cfg, [*own_network(), *torchrun(world)], ENGINES[engine], [WORKER])
 
 
 @cache

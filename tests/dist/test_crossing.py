@@ -19,7 +19,7 @@ CROSSER = str(Path(__file__).with_name("crossing_worker.py"))
 
 SAVED_AT = 4
 
-WORLDS = [("none", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 3), ("fsdp2", 2)]
+WORLDS = [("none", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 3), ("fsdp2", 2), ("hsdp", 4)]
 INTO = [*WORLDS, pytest.param("zero3", 2, marks=pytest.mark.long)]
 
 

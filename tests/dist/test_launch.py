@@ -47,7 +47,7 @@ def test_zero_on_cpus_compiles_nothing_that_a_killed_rank_could_leave_locked(
 
 def test_every_launch_file_leaves_the_run_to_its_config() -> None:
     files = list((ROOT / "launch" / "accelerate").glob("*.yaml"))
-    assert sorted(f.stem for f in files) == ["cpu", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3-offload"]
+    assert sorted(f.stem for f in files) == ["cpu", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3", "zero3-offload"]
     for file in files:
         said = yaml.safe_load(file.read_text())
         assert said["mixed_precision"] == "no"

@@ -48,14 +48,14 @@ def one_process(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize(
     "engine",
-    [*(pytest.param(engine, marks=pytest.mark.long) for engine in ("ddp", "zero1")), "zero2", "zero3", "fsdp2"],
+    [*(pytest.param(engine, marks=pytest.mark.long) for engine in ("ddp", "zero1")), "zero2", "zero3", "fsdp2", "hsdp"],
 )
 def test_muon_gives_the_run_of_one_process(
     plain_values: dict[str, Any], tmp_path: Path, one_process: list[float], engine: str
 ) -> None:
-    done = six_steps(plain_values, tmp_path, engine, **MUON)
+    done = six_steps(plain_values, tmp_path, engine, ranks=4 if engine == "hsdp" else 2, **MUON)
     assert losses(done) == pytest.approx(one_process, rel=CLOSE)
-    if engine == "fsdp2":
+    if engine in ("fsdp2", "hsdp"):
         assert done.watched["optimizer"] == "RowMuon"  # torch's own would have the same numbers, and many exchanges
 
 

@@ -11,12 +11,17 @@ pytestmark = pytest.mark.dist
 
 
 def six_steps(
-    values: dict[str, Any], folder: Path, engine: str, env: dict[str, str] | None = None, **sections: dict[str, Any]
+    values: dict[str, Any],
+    folder: Path,
+    engine: str,
+    env: dict[str, str] | None = None,
+    ranks: int = 2,
+    **sections: dict[str, Any],
 ) -> Done:
     train = {"steps": 6, **sections.pop("train", {})}
     few = {"sample": {"prompts": []}, "eval": {"sequences": 4, "train_sequences": None, **sections.pop("eval", {})}}
     cfg = changed(values, folder / engine, train=train, **few, **sections)
-    return launch(cfg, forked(0) if engine == "none" else forked(2), {**ENGINES.get(engine, {}), **(env or {})})
+    return launch(cfg, forked(0) if engine == "none" else forked(ranks), {**ENGINES.get(engine, {}), **(env or {})})
 
 
 def losses(done: Done) -> list[float]:
@@ -58,10 +63,12 @@ LONG = pytest.mark.long
         pytest.param("zero2", marks=LONG),
         pytest.param("zero3", marks=LONG),
         pytest.param("fsdp2", marks=LONG),
+        pytest.param("hsdp", marks=LONG),
     ],
 )
 def test_a_compiled_run_gives_the_same_numbers(plain_values: dict[str, Any], tmp_path: Path, engine: str) -> None:
     still = {"model": {"drop_rate": 0.0, "n_layers": 1}}  # compiled masks are drawn in another order
     plain = six_steps(plain_values, tmp_path, "none", **still)
-    compiled = six_steps(plain_values, tmp_path, engine, train={"compile": True}, **still)
+    ranks = 4 if engine == "hsdp" else 2
+    compiled = six_steps(plain_values, tmp_path, engine, ranks=ranks, train={"compile": True}, **still)
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)

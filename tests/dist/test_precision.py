@@ -44,12 +44,12 @@ def test_bf16_differs_no_more_than_by_another_order_of_accumulation(
 
 
 @pytest.mark.parametrize(
-    "engine", [*(pytest.param(engine, marks=LONG) for engine in ("zero1", "zero2", "fsdp2")), "zero3"]
+    "engine", [*(pytest.param(engine, marks=LONG) for engine in ("zero1", "zero2", "fsdp2", "hsdp")), "zero3"]
 )
 def test_bf16_sharded_starts_from_the_fp32_weights_and_stays_close(
     plain_values: dict[str, Any], tmp_path: Path, one_process: tuple[list[float], float], engine: str
 ) -> None:
-    done = in_bf16(plain_values, tmp_path, forked(2), engine, precision="bf16-sharded")
+    done = in_bf16(plain_values, tmp_path, forked(4 if engine == "hsdp" else 2), engine, precision="bf16-sharded")
     model = GPTModel(done.cfg.model, done.cfg.run.seed)
     weights = {f"weight/{name}": p.detach().flatten() for name, p in model.named_parameters()}
     assert done.watched["start"] == state_hash(weights)

@@ -54,20 +54,25 @@ def remove(name: str) -> None:
     subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def node(number: int) -> list[str]:
-    """torchrun on one of the machines, with one rank; the first hosts the rendezvous.
+def node(number: int, ranks: int) -> list[str]:
+    """torchrun on one of the machines; the first hosts the rendezvous.
 
     Its host would not know itself by the address, nor would the host's name lead the other machine to it.
     """
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv-id=two"),
-        *("--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29420", f"--local-addr={ADDRESSES[number]}"),
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc_per_node={ranks}"),
+        *(
+            "--rdzv-id=two",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={ADDRESSES[0]}:29420",
+            f"--local-addr={ADDRESSES[number]}",
+        ),
         f"--rdzv-conf=is_host={1 - number}",
     ]
 
 
-def train_across(machines: list[list[str]], cfg: Any, env: dict[str, str]) -> str:
-    """Train with a rank on each machine; what the machines printed."""
+def train_across(machines: list[list[str]], cfg: Any, env: dict[str, str], ranks: int = 1) -> str:
+    """Train with ranks on each machine; what the machines printed."""
     folder = cfg.run.dir.parent
     (folder / "config.yaml").write_text(dump_config(cfg))
     started = []
@@ -76,7 +81,7 @@ def train_across(machines: list[list[str]], cfg: Any, env: dict[str, str]) -> st
             settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
             settings["GLOO_SOCKET_IFNAME"] = LINKS[number]  # it would take the loopback interface
             output = stack.enter_context((folder / f"machine-{number}.txt").open("w"))
-            command = [*machine, *node(number), "-m", "gptscale", "train", str(folder / "config.yaml")]
+            command = [*machine, *node(number, ranks), "-m", "gptscale", "train", str(folder / "config.yaml")]
             process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT)
             stack.callback(process.wait)
             stack.callback(process.kill)
@@ -111,3 +116,25 @@ def test_two_machines_train_like_one_with_two_ranks(
     assert len(two.log("train/loss")) == 50
     # In each of 50 steps a rank sends all of some 36,000 gradients of 4 bytes to the other machine, or more
     assert min(sent) > 50 * 36_000 * 4
+
+
+EACH_ITS_COPY = {**ENGINES["fsdp2"], "ACCELERATE_USE_PARALLELISM_CONFIG": "true"}
+
+
+def test_under_hsdp_weights_stay_on_their_machine(
+    machines: list[list[str]], trace: Callable[[str, int], Done], plain_values: dict[str, Any], tmp_path: Path
+) -> None:
+    sent = {}
+    for engine, env in {"hsdp": EACH_ITS_COPY, "fsdp2": ENGINES["fsdp2"]}.items():
+        cfg = changed(plain_values, tmp_path / engine)
+        (tmp_path / engine).mkdir()
+        before = [sent_bytes(machine, number) for number, machine in enumerate(machines)]
+        output = train_across(machines, cfg, env, ranks=2)
+        assert f"4 x 1 micro-batches of 2 sequences, fp32, engine {engine}" in output
+        assert Done(cfg, 0, output).log("train/loss") == pytest.approx(trace("none", 1).log("train/loss"), rel=1e-5)
+        sent[engine] = [sent_bytes(machine, number) - before[number] for number, machine in enumerate(machines)]
+    # In each of 50 steps the two ranks of a machine send their halves of some 36,000 gradients to those of the other,
+    # and what all ranks agree on comes to a tenth of that.
+    assert min(sent["hsdp"]) > 50 * 36_000 * 4
+    assert max(sent["hsdp"]) < 1.3 * 50 * 36_000 * 4
+    assert min(sent["fsdp2"]) > 2 * max(sent["hsdp"])

@@ -26,6 +26,7 @@ TYPES = {
     "cpu": DistributedType.MULTI_GPU,
     "ddp": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
+    "hsdp": DistributedType.FSDP,
     "zero1": DistributedType.DEEPSPEED,
     "zero2": DistributedType.DEEPSPEED,
     "zero3": DistributedType.DEEPSPEED,

@@ -45,6 +45,43 @@ def test_an_unknown_engine_is_refused() -> None:
         Launch("zero4", 2)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "machine_gpus", "engines"),
+    [
+        (1, 8, ["none", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2"]),
+        (8, 8, ["ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2"]),  # all share one copy: that is fsdp2
+        (12, 8, ["ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2"]),
+        (16, 8, ["ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2", "hsdp"]),
+        (12, 4, ["ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp2", "hsdp"]),
+    ],
+)
+def test_gpus_have_the_engines_that_are_another_way_to_use_them(
+    gpus: int, machine_gpus: int, engines: list[str]
+) -> None:
+    launch = Launch("zero1", 2, machine_gpus=machine_gpus)
+    assert [engine for engine in ENGINES if launch.under(engine, gpus)] == engines
+
+
+def test_a_launch_stays_where_it_is_whatever_it_is_called() -> None:
+    for launch in (Launch("hsdp", 8), Launch("ddp", 1)):
+        assert launch.under(launch.engine, launch.gpus) == launch
+
+
+def test_a_copy_of_the_state_is_on_all_gpus_or_on_those_of_a_machine_or_on_each() -> None:
+    launches = {engine: Launch(engine, 32, machine_gpus=4) for engine in ENGINES if engine != "none"}
+    sharing = {engine: launch.sharing_gpus for engine, launch in launches.items()}
+    assert sharing == {"ddp": 1, "zero1": 32, "zero2": 32, "zero3": 32, "zero3-offload": 32, "fsdp2": 32, "hsdp": 4}
+    assert [launches[engine].copies for engine in ("ddp", "fsdp2", "hsdp")] == [32, 1, 8]
+
+
+def test_machines_that_do_not_divide_the_gpus_are_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match="on each machine, and 12 GPUs are no whole machines of 8; give other --gpus or --machine-gpus",
+    ):
+        Launch("hsdp", 12)
+
+
 def test_one_process_has_one_gpu() -> None:
     with pytest.raises(ConfigError, match="--engine=none is one process, not 4; choose ddp for several GPUs"):
         Launch("none", 4)

@@ -9,13 +9,14 @@ from gptscale.errors import ConfigError
 from gptscale.planning.launch import Launch
 from gptscale.planning.rates import Measured, calibrated_mfu, find_gpu, measured, plan_rates, processor
 from gptscale.planning.steptime import moved_bytes, step_time
+from gptscale.runtime.gpus import Gpu
 
 Make = Callable[..., Config]
 
 
 def read(cfg: Config, speeds: list[float], **extra: Any) -> Measured:
     records = [{"step": 1.0, "val/loss": 3.0}, *({"train/tokens_per_s": x, "train/mfu": x / 1000} for x in speeds)]
-    return measured(Path("runs/x"), cfg, "CPU, 2 threads", "none", 1, [*records, extra] if extra else records)
+    return measured(Path("runs/x"), cfg, "CPU, 2 threads", Launch("none", 1), [*records, extra] if extra else records)
 
 
 def test_the_warm_half_of_a_record_counts(config: Make) -> None:
@@ -51,14 +52,23 @@ def test_an_unknown_gpu_is_answered_with_the_known_ones() -> None:
 
 def test_links_are_the_networks_beyond_one_machine(gpt2: Make) -> None:
     h100, l40s = find_gpu("h100"), find_gpu("l40s")
-    assert [plan_rates(gpt2(), h100, n).link_bytes for n in (8, 9)] == [450e9, 50e9]
-    assert [plan_rates(gpt2(), l40s, n).link_bytes for n in (8, 9)] == [32e9, 32e9]  # its own link is slower
-    assert plan_rates(gpt2(), h100, 64, bandwidth=12e9).link_bytes == 12e9
+
+    def links(gpu: Gpu, gpus: int, machine_gpus: int, bandwidth: float | None = None) -> tuple[float | None, ...]:
+        rates = plan_rates(gpt2(), gpu, Launch("fsdp2", gpus, machine_gpus=machine_gpus), bandwidth=bandwidth)
+        return rates.link_bytes, rates.near_bytes, rates.between_bytes
+
+    assert links(h100, 8, 8) == (450e9, None, None)
+    assert links(h100, 8, 8, bandwidth=100e9) == (100e9, None, None)
+    assert links(h100, 16, 8) == (400e9, 450e9, 50e9)  # rings through the network of all 8
+    assert links(h100, 16, 4) == (200e9, 450e9, 50e9)
+    assert links(h100, 64, 8, bandwidth=12e9) == (12e9, 450e9, 1.5e9)  # which 8 at once share
+    assert links(l40s, 16, 8) == (32e9, 32e9, 32e9)  # its own link is slower
+    assert links(l40s, 16, 8, bandwidth=64e9) == (64e9, 64e9, 8e9)
 
 
 def test_a_given_share_of_the_peak_is_used(gpt2: Make) -> None:
-    assert plan_rates(gpt2(), find_gpu("a100-80"), 1, mfu=0.5).flops == 156e12
-    assert plan_rates(gpt2(precision="fp32"), find_gpu("a100-80"), 1, mfu=0.5).flops == 9.75e12
+    assert plan_rates(gpt2(), find_gpu("a100-80"), Launch("none", 1), mfu=0.5).flops == 156e12
+    assert plan_rates(gpt2(precision="fp32"), find_gpu("a100-80"), Launch("none", 1), mfu=0.5).flops == 9.75e12
 
 
 @pytest.mark.parametrize("engine", ["none", "ddp"])
@@ -68,7 +78,7 @@ def test_a_measured_run_is_predicted_as_it_was(gpt2: Make, engine: str) -> None:
     mfu = calibrated_mfu(run, find_gpu("h100"))
     # 854,438,400 FLOPs a token * 150,000 = 128 TFLOP/s, of 989; a little more where updating takes its share
     assert 0.1296 < mfu < 0.1310
-    again = step_time(cfg, run.launch, plan_rates(cfg, find_gpu("h100"), gpus, mfu=mfu))
+    again = step_time(cfg, run.launch, plan_rates(cfg, find_gpu("h100"), run.launch, mfu=mfu))
     assert again.total_s == pytest.approx(524_288 / (gpus * 150_000))
 
 
@@ -93,7 +103,7 @@ def test_a_run_on_a_processor_is_predicted_as_it_was(config: Make, tokens_per_s:
     cfg = config()  # one micro-batch is 4 sequences of 32 tokens
     run = Measured(cfg, Launch("none", 1, 4), "CPU, 2 threads", tokens_per_s, 0.25, None)
     cpu = processor(run, 8 * 2**30)
-    rates = plan_rates(cfg, cpu, 1, mfu=calibrated_mfu(run, cpu))
+    rates = plan_rates(cfg, cpu, run.launch, mfu=calibrated_mfu(run, cpu))
     assert step_time(cfg, run.launch, rates).total_s == pytest.approx(cfg.train.tokens_per_step / tokens_per_s)
     share = moved_bytes(cfg, 4) / rates.beside_bytes / (128 / tokens_per_s)
     assert share < 0.01 if tokens_per_s == 1e3 else share == pytest.approx(0.5)

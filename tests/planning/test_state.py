@@ -24,5 +24,16 @@ def test_the_buffers_of_gpt2_xl(gpt2: Callable[..., Config], engine: str, precis
     assert model_state(gpt2("1558M", precision=precision), Launch(engine, 8, 1)).buffers == bytes_
 
 
+@pytest.mark.parametrize(("accumulates", "gradients"), [(True, TOTAL), (False, TOTAL // 8)])
+def test_gpus_of_a_machine_share_what_all_share_under_fsdp2(
+    gpt2: Callable[..., Config], accumulates: bool, gradients: int
+) -> None:
+    cfg = gpt2("1558M")  # 512 sequences on 32 GPUs are 16 on each
+    found = model_state(cfg, Launch("hsdp", 32, 1 if accumulates else 16))
+    assert (found.weights, found.moments) == pytest.approx((4 * TOTAL / 8, 8 * TOTAL / 8))
+    assert found.gradients == pytest.approx(4 * gradients)
+    assert found.buffers == model_state(cfg, Launch("fsdp2", 32, 1)).buffers
+
+
 def test_one_micro_batch_has_its_gradients_in_the_buckets_at_once(gpt2: Callable[..., Config]) -> None:
     assert model_state(gpt2("1558M"), Launch("ddp", 512, 1)).buffers == 0

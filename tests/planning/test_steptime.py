@@ -28,7 +28,7 @@ def round_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steptime, "flops_per_token", lambda model: 1000)
     monkeypatch.setattr(steptime, "recomputed_flops_per_token", lambda model: 250)
     monkeypatch.setattr(steptime, "model_size", lambda model: Size)
-    monkeypatch.setattr(steptime, "updated_elements", lambda cfg, launch: 1000 // launch.gpus)
+    monkeypatch.setattr(steptime, "updated_elements", lambda cfg, launch: 1000 // launch.sharing_gpus)
 
 
 def test_computing_grows_with_the_tokens_of_one_gpu(config: Make) -> None:
@@ -82,6 +82,22 @@ def test_communication_counts_where_nothing_is_computed_beside_it(
     found = step_time(cfg, Launch(engine, 2, 1), RATES)
     assert found.communication_s == pytest.approx(sent)
     assert found.exposed_s == pytest.approx(sent - hidden)
+
+
+# 8 GPUs, so one micro-batch. In a machine of 2 half of 4,000 bytes moves at 2,000 bytes/s: 1 s for each of two gathers
+# and the gradients. Between 4 machines 2 * 3/4 of a half's 2,000 bytes move at 500 bytes/s: 6 s.
+@pytest.mark.parametrize(
+    ("engine", "machine_gpus", "sent"), [("hsdp", 2, 3 + 6), ("hsdp", 4, 3 * 1.5 + 2), ("fsdp2", 2, 3 * 3.5)]
+)
+def test_gradients_alone_go_between_machines_that_have_a_copy_each(
+    config: Make, engine: str, machine_gpus: int, sent: float
+) -> None:
+    cfg = config(train={"micro_batch_sequences": 1, "precision": "fp32"})
+    launch = Launch(engine, 8, 1, machine_gpus=machine_gpus)
+    found = step_time(cfg, launch, replace(RATES, near_bytes=2e3, between_bytes=500.0))
+    assert found.communication_s == pytest.approx(sent)
+    assert found.exposed_s == pytest.approx(sent - 1)
+    assert found.update_s == pytest.approx(1 / launch.sharing_gpus)
 
 
 def test_communication_that_is_shorter_than_computing_costs_nothing(config: Make) -> None:

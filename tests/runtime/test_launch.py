@@ -9,6 +9,7 @@ from gptscale.runtime.launch import (
     check_launch_variables,
     check_meeting_point,
     collective_timeout_s,
+    launched_dp_shard_size,
 )
 
 
@@ -68,6 +69,73 @@ def test_a_launch_that_contradicts_the_run_is_refused(
     with pytest.raises(ConfigError) as refused:
         check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("world", "said", "expected"),
+    [
+        (8, {}, 8),
+        (8, {"DP_SHARD": "4"}, 4),
+        (8, {"DP_REPLICATE": "4"}, 2),
+        (8, {"DP_SHARD": "4", "DP_REPLICATE": "2"}, 4),
+        (8, {"DP_SHARD": "8", "DP_REPLICATE": "1"}, 8),
+        (8, {"DP_REPLICATE": "8"}, 1),
+        (1, {}, 1),
+    ],
+)
+def test_ranks_share_a_copy_as_the_launch_says(
+    monkeypatch: pytest.MonkeyPatch, world: int, said: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    for name, size in said.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", size)
+    assert launched_dp_shard_size() == world  # what lies about in a shell says nothing by itself
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    assert launched_dp_shard_size() == expected
+
+
+@pytest.mark.parametrize(("local", "expected"), [(None, 8), ("4", 4), ("1", 1)])
+def test_each_machine_has_a_copy_where_nothing_more_is_said(
+    monkeypatch: pytest.MonkeyPatch, local: str | None, expected: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1")  # as the launcher says it
+    if local is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert launched_dp_shard_size() == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"DP_SHARD": "3"}, "asks for copies of the state on 3 ranks each, which do not make 8 ranks; set dp_shard_"),
+        ({"DP_SHARD": "4", "DP_REPLICATE": "4"}, "copies of the state on 4 ranks each, 4 of them, which do not make 8"),
+        ({"DP_SHARD": "16"}, "copies of the state on 16 ranks each, which do not make 8 ranks"),
+        ({"DP_REPLICATE": "16"}, "copies of the state on 1 ranks each, 16 of them, which do not make 8 ranks"),
+        ({"DP_REPLICATE": "3"}, "copies of the state on 2 ranks each, 3 of them, which do not make 8 ranks"),
+        ({"DP_SHARD": "2", "DP_REPLICATE": "2"}, "copies of the state on 2 ranks each, 2 of them, which do not make 8"),
+        ({"TP": "2"}, "the launch asks for tp_size=2, but ranks divide samples and state only; leave it out"),
+        ({"DP_SHARD": "0"}, "PARALLELISM_CONFIG_DP_SHARD_SIZE=0 in the environment is no number from 1 on"),
+        ({"CP": "None"}, "PARALLELISM_CONFIG_CP_SIZE=None in the environment is no number from 1 on"),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], message: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    for name, size in said.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", size)
+    with pytest.raises(ConfigError) as refused:
+        launched_dp_shard_size()
+    assert message in str(refused.value)
+
+
+def test_copies_are_those_of_fsdp2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(ConfigError, match="has a parallelism_config, which FSDP2 alone follows .*hsdp.yaml.; leave it"):
+        check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
 
 
 @pytest.mark.parametrize(

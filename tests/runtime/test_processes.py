@@ -22,6 +22,10 @@ def test_an_engine_is_what_its_launch_file_says(engine: str) -> None:
         expected["DEEPSPEED"] = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
     if said["distributed_type"] == "FSDP":
         expected["FSDP"] = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": str(said["fsdp_config"]["fsdp_version"])}
+    if "parallelism_config" in said:  # that file shards over a machine; ranks by hand are two copies
+        assert set(said["parallelism_config"]) == {"parallelism_config_dp_shard_size"}
+        two_copies = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2"}
+        expected["FSDP"] |= two_copies
     assert ENGINE_VARIABLES[engine] == expected[said["distributed_type"]]
 
 
@@ -33,6 +37,8 @@ def test_a_place_that_cannot_be_is_refused() -> None:
         Place("zero4", 2)
     with pytest.raises(ConfigError, match="engine none is one process, not 2; choose ddp for several ranks"):
         Place("none", 2)
+    with pytest.raises(ConfigError, match="engine hsdp is two copies of the state here, not 3 ranks; choose an even"):
+        Place("hsdp", 3)
 
 
 def show(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -40,16 +46,18 @@ def show(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 def test_every_rank_is_told_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # of a launcher around this one
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG", "PARALLELISM_CONFIG_DP_SHARD_SIZE"):
+        monkeypatch.setenv(name, "true")  # of a launcher around this one
     show(
         monkeypatch,
         "import os, sys\nprint(*(os.environ.get(k) for k in"
-        " ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'ACCELERATE_DEEPSPEED_ZERO_STAGE', 'ACCELERATE_USE_FSDP')), sys.argv[1:])",
+        " ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'ACCELERATE_DEEPSPEED_ZERO_STAGE', 'ACCELERATE_USE_FSDP',"
+        " 'ACCELERATE_USE_PARALLELISM_CONFIG', 'PARALLELISM_CONFIG_DP_SHARD_SIZE')), sys.argv[1:])",
     )
     with Processes(Place("zero2", 2), ["train", "x.yaml"], tmp_path / "out") as started:
         started.wait()
-    assert (tmp_path / "out.0").read_text() == "0 0 2 2 None ['train', 'x.yaml']\n"
-    assert (tmp_path / "out.1").read_text() == "1 1 2 2 None ['train', 'x.yaml']\n"
+    assert (tmp_path / "out.0").read_text() == "0 0 2 2 None None None ['train', 'x.yaml']\n"
+    assert (tmp_path / "out.1").read_text() == "1 1 2 2 None None None ['train', 'x.yaml']\n"
 
 
 def test_one_that_fails_ends_all_and_its_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

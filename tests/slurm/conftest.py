@@ -189,8 +189,10 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return values
 
 
-def submit(values: dict[str, Any], folder: Path, *options: str, steps: int = 60, step_s: float = 0.25) -> Job:
-    """Put a ZeRO-2 job into the queue, on two nodes unless the options say otherwise; its steps take a given time."""
+def submit(
+    values: dict[str, Any], folder: Path, *options: str, engine: str = "zero2", steps: int = 60, step_s: float = 0.25
+) -> Job:
+    """Put a job into the queue, on two nodes unless the options say otherwise; its steps take a given time."""
     folder.mkdir(parents=True, exist_ok=True)
     run, train = {**values["run"], "dir": str(folder / "run")}, {**values["train"], "steps": steps}
     cfg = parse_config({**values, "run": run, "train": train})
@@ -198,7 +200,7 @@ def submit(values: dict[str, Any], folder: Path, *options: str, steps: int = 60,
     interpreter = folder / "paced"
     interpreter.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "paced.py"} {step_s} "$@"\n')
     interpreter.chmod(0o755)
-    environment = settings(GLOO_SOCKET_IFNAME="eth0", ENGINE="zero2", PYTHON_EXEC=str(interpreter))
+    environment = settings(GLOO_SOCKET_IFNAME="eth0", ENGINE=engine, PYTHON_EXEC=str(interpreter))
     words = ["sbatch", "--parsable", "--nodes=2", "--time=20", f"--output={folder / 'job.txt'}", *options]
     number = command(*words, "launch/slurm/train.sbatch", str(folder / "config.yaml"), cwd=ROOT, env=environment)
     return Job(number.strip(), cfg)

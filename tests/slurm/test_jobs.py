@@ -130,6 +130,13 @@ def ranks_on(node: str) -> str:
     return command("on-node", node, "sh", "-c", "pgrep -f '[p]aced.py' || true")
 
 
+def test_under_hsdp_each_node_has_a_copy_of_the_state(undisturbed: Job, values: dict[str, Any], tmp_path: Path) -> None:
+    job = submit(values, tmp_path, engine="hsdp", steps=20)
+    job.await_done()
+    assert "fp32, engine hsdp" in job.log
+    assert job.losses() == pytest.approx(undisturbed.losses()[:20], rel=1e-5)
+
+
 def test_a_cancelled_run_goes_on_with_fewer_and_with_more_nodes(
     undisturbed: Job, values: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -83,6 +83,15 @@ ZERO = "ACCELERATE_DEEPSPEED_"
         ({}, Launch("none", 1)),
         ({"WORLD_SIZE": "8"}, Launch("ddp", 8)),
         ({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, Launch("fsdp2", 8)),
+        (
+            {
+                "WORLD_SIZE": "8",
+                "ACCELERATE_USE_FSDP": "true",
+                "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+                "PARALLELISM_CONFIG_DP_SHARD_SIZE": "4",
+            },
+            Launch("hsdp", 8, machine_gpus=4),
+        ),
         ({"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true", f"{ZERO}ZERO_STAGE": "1"}, Launch("zero1", 4)),
         (
             {
