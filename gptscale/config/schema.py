@@ -5,9 +5,10 @@ Where a run lives (devices, ranks, engine) is not part of it: that is said by th
 """
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -130,6 +131,8 @@ class TrainConfig(Section):
     """Steps between two records of loss, learning rate, gradient norm and speed."""
     histograms_every_steps: Count | None = None
     """Steps between two histograms of every parameter and its gradient; null makes none."""
+    profile_at_step: Annotated[int, Field(ge=2)] | None = None
+    """First of three steps whose operators and kernels on rank 0 are left in the run folder; null watches none."""
 
     @field_validator("micro_batch_sequences", mode="before")
     @classmethod

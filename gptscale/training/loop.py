@@ -18,6 +18,7 @@ from gptscale.training.histograms import HistogramTaker
 from gptscale.training.look import Look
 from gptscale.training.meter import Meter
 from gptscale.training.plan import Plan
+from gptscale.training.profile import StepProfile
 from gptscale.training.save_cost import SaveCost
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
@@ -42,6 +43,7 @@ class Run:
     deadline: Deadline
     fence: Fence
     histograms: HistogramTaker
+    profile: StepProfile
 
 
 def fit(run: Run, state: TrainState) -> bool:
@@ -62,6 +64,7 @@ def _fit(run: Run, state: TrainState) -> bool:
     due = False
     if state.step == 0:
         _look(run, state)
+    run.profile.at(state.step)
     while state.step < total_steps:
         batches, stopping = _next_batches(run, state)
         if stopping:
@@ -84,6 +87,7 @@ def _fit(run: Run, state: TrainState) -> bool:
         state.advance(run.plan.sequences_per_step)
         run.save_cost.add(span, writing=writing)
         run.meter.add(result)
+        run.profile.at(state.step)
         last = state.step == total_steps
 
         if found := run.histograms.take(result):

@@ -50,6 +50,7 @@ from gptscale.training.meter import Meter
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
 from gptscale.training.plan import Plan, make_plan
+from gptscale.training.profile import StepProfile
 from gptscale.training.provenance import package_versions
 from gptscale.training.resume import check_goes_on, resume
 from gptscale.training.save_cost import SaveCost
@@ -187,7 +188,9 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             deadline=start.deadline,
             fence=start.fence,
             histograms=HistogramTaker(engine, cfg.train.histograms_every_steps),
+            profile=StepProfile(cfg.run.dir, engine, cfg.train.profile_at_step),
         )
+        stack.callback(run.profile.close)
         if cause is not None:
             record_rollback(run, state, cause)
         gc.freeze()  # what is here stays to the end; the collector need not look at it again and again
