@@ -6,10 +6,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim._muon import _adjust_lr
 
 from gptscale.runtime.fragments import Piece
-from gptscale.runtime.muon import muon_dtype, orthogonalized
+from gptscale.runtime.muon import adjusted_lr, muon_dtype, orthogonalized
 
 
 def has_muon(optimizer: torch.optim.Optimizer) -> bool:
@@ -43,7 +42,7 @@ class Exchange:
         for name, matrix in matrices.items():
             matrices[name] = orthogonalized(matrix, group, self.dtype)
         for piece, direction in self._scatter(matrices):
-            yield piece, direction, _adjust_lr(group["lr"], group["adjust_lr_fn"], torch.Size(piece.shape))
+            yield piece, direction, adjusted_lr(group, piece.shape)
 
     def _gather(self, flat: Tensor) -> dict[str, Tensor]:
         """The whole matrices that this rank is to work on, out of every rank's flat tensor."""

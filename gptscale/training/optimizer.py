@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gptscale.config.schema import OptimizerConfig
-from gptscale.runtime.muon import Fp32Muon, muon_dtype
+from gptscale.runtime.muon import Muon
 
 FUSED_DEVICES = ("cpu", "cuda", "mps")
 
@@ -15,7 +15,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps")
 def build_optimizer(model: nn.Module, optim: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
     """AdamW, or Muon with AdamW, with decay on matrices only.
 
-    Biases and norm gains are left to find their own scale. Muon takes query, key and value as the one matrix they are.
+    Biases and norm gains are left to find their own scale.
     """
     named = list(model.named_parameters())
     for_muon = [p for name, p in named if optim.name == "muon" and p.dim() == 2 and name.startswith("blocks.")]
@@ -31,9 +31,8 @@ def build_optimizer(model: nn.Module, optim: OptimizerConfig, device: torch.devi
     )
     if optim.name == "adamw":
         return adamw
-    muon = torch.optim.Muon if muon_dtype(device) == torch.bfloat16 else Fp32Muon
     return MuonWithAdamW(
-        muon(
+        Muon(
             for_muon,
             lr=optim.lr_peak,
             weight_decay=optim.weight_decay,
@@ -46,9 +45,9 @@ def build_optimizer(model: nn.Module, optim: OptimizerConfig, device: torch.devi
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's Muon and AdamW as one optimizer: one list of groups, one state, one step."""
+    """Muon and torch's AdamW as one optimizer: one list of groups, one state, one step."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW) -> None:
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self._muon, self._adamw = muon, adamw
 
@@ -62,7 +61,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if found_inf is not None and bool(found_inf):
             return
         self._share()
-        self._muon.step()  # type: ignore[no-untyped-call]
+        self._muon.step()
         self._adamw.step()
 
     def _share(self) -> None:

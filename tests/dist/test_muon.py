@@ -19,7 +19,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime import muon
 from gptscale.runtime.fragments import Piece
-from gptscale.runtime.muon import Fp32Muon
+from gptscale.runtime.muon import Muon
 from gptscale.runtime.row_muon import RowMuon
 from gptscale.runtime.zero_muon import ZeroMuon
 from tests.dist.conftest import ENGINES, Done, changed, forked, launch
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_momentum(
 
 
 # Of 3 ranks: the ends of the ranges of a concatenation, so that one matrix is cut twice, some are whole, and
-# a rank holds only a part of one; and every matrix cut by itself, the last range shorter.
+# a rank holds only a part of one; and every matrix cut by itself, the last range shorter. (12, 4) is three matrices.
 SHAPES = [(6, 10), (12, 4), (8, 8), (5, 20), (16, 3)]
 ENDS = [20, 55, 320]
 
@@ -130,14 +130,15 @@ def test_pieces_are_updated_bit_for_bit_as_whole_matrices_are(cut: str, has_bf16
 
 
 def updates_as_torch(rank: int, cut: str, has_bf16: bool, port: int) -> None:
-    """Three steps on this rank's pieces, against torch's Muon, or ours in fp32, and AdamW on everything."""
+    """Three steps on this rank's pieces, against torch's Muon, or ours in fp32, and AdamW on everything in parts."""
     muon.computes_bf16 = lambda device: has_bf16
     os.environ |= {"WORLD_SIZE": "3", "RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     generator = torch.Generator().manual_seed(1)
     whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    reference = (torch.optim.Muon if has_bf16 else Fp32Muon)(whole, **settings)
+    parts = [alone(p) for p in whole]
+    reference = (torch.optim.Muon if has_bf16 else Muon)([part for of_one in parts for part in of_one], **settings)
     bias, rest = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     adamw = torch.optim.AdamW([bias], lr=0.1)
     pieces = list(of_concatenation(rank) if cut == "concatenation" else of_each(rank))
@@ -146,16 +147,18 @@ def updates_as_torch(rank: int, cut: str, has_bf16: bool, port: int) -> None:
     ours = ZeroMuon(groups, torch.device("cpu"))
     ours.place([flat], pieces)
     for _ in range(3):
-        for p in whole:
-            p.grad = torch.randn(p.shape, generator=generator)
-        flat.grad = taken([p.grad for p in whole], pieces)
+        gradients = [torch.randn(shape, generator=generator) for shape in SHAPES]
+        for of_one, gradient in zip(parts, gradients, strict=True):
+            for part, its in zip(of_one, gradient.chunk(len(of_one)), strict=True):
+                part.grad = its.clone()
+        flat.grad = taken(gradients, pieces)
         bias.grad, rest.grad = torch.full((5,), 0.1), torch.full((5,), 0.1)
         reference.step()
         adamw.step()
         ours.step()
     assert torch.equal(rest, bias)
     assert torch.equal(flat, taken(whole, pieces))
-    momenta = [reference.state[p]["momentum_buffer"] for p in whole]
+    momenta = [torch.cat([reference.state[part]["momentum_buffer"] for part in of_one]) for of_one in parts]
     assert torch.equal(ours.state[flat]["momentum_buffer"], taken(momenta, pieces))
     dist.destroy_process_group()
 
@@ -176,7 +179,7 @@ def rows_as_torch(rank: int, port: int) -> None:
     whole = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in [*SHAPES, (1, 5)]]
     model = torch.nn.ParameterList([torch.nn.Parameter(p.detach().clone()) for p in whole])
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    reference = Fp32Muon(whole, **settings)
+    reference = Muon(whole, **settings)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     bias = torch.nn.Parameter(torch.ones(5))
     adamw = torch.optim.AdamW([bias], lr=0.1)
@@ -193,6 +196,12 @@ def rows_as_torch(rank: int, port: int) -> None:
     for p, mine in zip(whole, model, strict=True):
         assert torch.equal(mine.full_tensor(), p)
     dist.destroy_process_group()
+
+
+def alone(p: torch.nn.Parameter) -> list[torch.nn.Parameter]:
+    """The matrices that lie over each other in one, each for itself in the same memory."""
+    rows, columns = p.shape
+    return [torch.nn.Parameter(part) for part in p.detach().chunk(3)] if rows == 3 * columns else [p]
 
 
 def of_concatenation(rank: int) -> Iterator[Piece]:

@@ -6,7 +6,7 @@ import torch
 from gptscale.config.schema import ModelConfig, OptimizerConfig
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import muon
-from gptscale.runtime.muon import Fp32Muon
+from gptscale.runtime.muon import Muon
 from gptscale.training.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
@@ -93,18 +93,23 @@ def test_muon_has_the_configs_momentum_and_decays_by_its_rate(
     assert torch.allclose(weight, before * 0.97)  # 1 - 0.1 * 0.3, and no direction
 
 
-@pytest.mark.parametrize("shape", [(96, 24), (24, 96), (24, 24)])
-def test_in_fp32_muon_bends_the_singular_values_by_its_polynomial(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("shape", "stacked"), [((96, 24), 1), ((24, 96), 1), ((24, 24), 1), ((72, 24), 3)])
+def test_in_fp32_muon_bends_the_singular_values_by_its_polynomial(
+    shape: tuple[int, int], stacked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: False)
     torch.manual_seed(5)
     weight = torch.nn.Parameter(torch.randn(shape))
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
-    optimizer = Fp32Muon([weight], **settings)
+    optimizer = Muon([weight], **settings)
+    largest = max(shape[0] // stacked, shape[1])
     wanted, momentum = weight.detach().double(), torch.zeros(shape, dtype=torch.float64)
     for _ in range(3):
         weight.grad = torch.randn(shape)
         grad = weight.grad.double()
         momentum = 0.9 * momentum + 0.1 * grad
-        wanted = wanted * (1 - 0.1 * 0.1) - 0.1 * 0.2 * max(shape) ** 0.5 * bent(0.9 * momentum + 0.1 * grad)
+        directions = [bent(part) for part in (0.9 * momentum + 0.1 * grad).chunk(stacked)]
+        wanted = wanted * (1 - 0.1 * 0.1) - 0.1 * 0.2 * largest**0.5 * torch.cat(directions)
         optimizer.step()
     assert torch.allclose(weight.detach().double(), wanted, atol=1e-5)
 
@@ -118,23 +123,47 @@ def bent(matrix: torch.Tensor) -> torch.Tensor:
     return u @ torch.diag(s) @ v
 
 
-def test_in_fp32_muon_goes_where_torchs_does() -> None:
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_muon_goes_where_torchs_does_bit_for_bit_where_the_device_has_bf16(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: has_bf16)
     torch.manual_seed(6)
     ours, theirs = (torch.nn.Parameter(torch.ones(48, 32)) for _ in range(2))
-    grad = torch.randn(48, 32)
-    for weight, kind in ((ours, Fp32Muon), (theirs, torch.optim.Muon)):
-        weight.grad = grad.clone()
-        kind([weight], lr=0.1).step()
+    optimizers = Muon([ours], lr=0.1), torch.optim.Muon([theirs], lr=0.1)
+    for _ in range(2):
+        ours.grad = theirs.grad = torch.randn(48, 32)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(ours, theirs) == has_bf16
     assert torch.allclose(ours, theirs, atol=0.02 * float((ours - 1).detach().abs().max()))  # bf16 has 8 bits
 
 
-@pytest.mark.parametrize(("has_bf16", "kind"), [(True, torch.optim.Muon), (False, Fp32Muon)])
-def test_muon_computes_in_what_the_device_has(
-    has_bf16: bool, kind: type, model: GPTModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_queries_keys_and_values_go_as_three_matrices_of_their_own(
+    model: GPTModel, has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(muon, "computes_bf16", lambda device: has_bf16)
-    optimizer = build_optimizer(model, OptimizerConfig(name="muon"), CPU)
-    assert type(optimizer._muon) is kind
+    optimizer = build_optimizer(model, OptimizerConfig(name="muon", lr_peak=0.01), CPU)
+    qkv = model.blocks[0].att.qkv.weight
+    alone = [torch.nn.Parameter(part.clone()) for part in qkv.detach().chunk(3)]
+    theirs = Muon(alone, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        for part, grad in zip(alone, qkv.grad.chunk(3), strict=True):
+            part.grad = grad.clone()
+        optimizer.step()
+        theirs.step()
+    assert torch.equal(qkv, torch.cat(alone))
+
+
+def test_no_other_matrix_of_a_block_is_taken_for_three() -> None:
+    for preset in ("124M", "350M", "774M", "1558M"):
+        with torch.device("meta"):
+            block = GPTModel(ModelConfig(preset=preset, n_layers=1), seed=None).blocks[0]
+        matrices = {name: p.shape for name, p in block.named_parameters() if p.dim() == 2}
+        assert {name for name, shape in matrices.items() if muon._stacked(shape) == 3} == {"att.qkv.weight"}
 
 
 def test_a_rate_set_from_outside_reaches_both_after_a_state_was_loaded(model: GPTModel) -> None:
