@@ -36,8 +36,12 @@ def run_plan(
         typer.Option(help="none, ddp, zero1, zero2, zero3, zero3-offload, fsdp2, hsdp; without it none or ddp."),
     ] = None,
     machine_gpus: Annotated[
-        int, typer.Option(min=1, help="GPUs of one machine, which hsdp keeps a copy of the state on.")
+        int, typer.Option(min=1, help="GPUs of one machine; what goes beyond it goes over the network.")
     ] = 8,
+    dp_shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs that share a copy of the state under hsdp; without it those of a machine."),
+    ] = None,
     gpu: Annotated[str | None, typer.Option(help="Which GPU; without it that of --from, else h100.")] = None,
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1, help="Share of the GPU's peak that computing reaches.")
@@ -69,10 +73,13 @@ def run_plan(
     cfg = load_config(config, overrides or ())
     run = None if from_run is None else _measured(from_run, machine_gpus)
     card = _card(gpu, run, gpus)
-    launch = Launch(engine or ("none" if gpus == 1 else "ddp"), gpus, machine_gpus=machine_gpus)
+    launch = Launch(
+        engine or ("none" if gpus == 1 else "ddp"), gpus, machine_gpus=machine_gpus, dp_shard_size=dp_shard_size
+    )
     micro_batch = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
     launch = replace(launch, micro_batch_sequences=micro_batch)
-    reached = mfu or (calibrated_mfu(run, card, _bytes(bandwidth)) if run else ASSUMED_MFU)
+    alike = run is not None and (run.launch.gpus > machine_gpus) == (gpus > machine_gpus)  # their links are
+    reached = mfu or (calibrated_mfu(run, card, _bytes(bandwidth) if alike else None) if run else ASSUMED_MFU)
     written = _bytes(disk) or (run.disk_bytes_per_s if run else None) or ASSUMED_DISK
     steps, length = _length(cfg, launch)
     plan = look_ahead(
@@ -129,8 +136,9 @@ def _measured(folder: Path, machine_gpus: int) -> "Measured":
     if not start or not (folder / "config.yaml").is_file():
         raise ConfigError(f"--from={folder} is no run; give a run folder that `gptscale train` has written to")
     cfg, records = load_config(folder / "config.yaml"), read_log(folder / LOG_FILE)
-    shared = start.get("dp_shard_size", machine_gpus) if start["engine"] == "hsdp" else machine_gpus
-    launch = Launch(start["engine"], start["world"], machine_gpus=shared)
+    launch = Launch(
+        start["engine"], start["world"], machine_gpus=machine_gpus, dp_shard_size=start.get("dp_shard_size")
+    )
     return measured(folder, cfg, start["device"], launch, records)
 
 

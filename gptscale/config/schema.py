@@ -132,7 +132,7 @@ class TrainConfig(Section):
     histograms_every_steps: Count | None = None
     """Steps between two histograms of every parameter and its gradient; null makes none."""
     profile_at_step: Annotated[int, Field(ge=2)] | None = None
-    """First of three steps whose operators and kernels on rank 0 are left in the run folder; null watches none."""
+    """First of three steps whose operators and kernels, and what lies between, rank 0 leaves in profile/; or null."""
 
     @field_validator("micro_batch_sequences", mode="before")
     @classmethod

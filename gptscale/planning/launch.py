@@ -20,28 +20,27 @@ class Launch:
     gpus: int
     micro_batch_sequences: int = 1
     machine_gpus: int = GPUS_PER_MACHINE
-    """GPUs of one machine; under hsdp, those that hold one copy of the state between them."""
+    dp_shard_size: int | None = None
+    """GPUs that hold one copy of the state between them under hsdp; null takes those of a machine."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"--engine={self.engine} is unknown; choose one of {', '.join(ENGINES)}")
         if self.engine == "none" and self.gpus != 1:
             raise ConfigError(f"--engine=none is one process, not {self.gpus}; choose ddp for several GPUs")
-        if self.engine == "hsdp" and self.gpus % self.machine_gpus:
+        if self.engine == "hsdp" and self.gpus % self.sharing_gpus:
             raise ConfigError(
-                f"--engine=hsdp has a copy of the state on each machine, and {self.gpus} GPUs are no whole machines of "
-                f"{self.machine_gpus}; give other --gpus or --machine-gpus"
+                f"--engine=hsdp has a copy of the state on {self.sharing_gpus} GPUs each, which do not divide "
+                f"{self.gpus}; give other --gpus, --machine-gpus or --dp-shard-size"
             )
 
     def under(self, engine: str, gpus: int) -> "Launch | None":
         """The same under another engine or on other GPUs, if that can be, and is not the same by another name."""
-        whole_machines = gpus % self.machine_gpus == 0 and gpus > self.machine_gpus
-        possible = {"none": gpus == 1, "ddp": gpus > 1, "hsdp": whole_machines}.get(engine, True)
-        return replace(self, engine=engine, gpus=gpus) if possible or self.at(engine, gpus) else None
-
-    def at(self, engine: str, gpus: int) -> bool:
-        """Whether this is where the launch is."""
-        return (engine, gpus) == (self.engine, self.gpus)
+        if (engine, gpus) == (self.engine, self.gpus):
+            return self
+        copies = divmod(gpus, self.dp_shard_size or self.machine_gpus)
+        possible = {"none": gpus == 1, "ddp": gpus > 1, "hsdp": copies[0] > 1 and not copies[1]}.get(engine, True)
+        return replace(self, engine=engine, gpus=gpus) if possible else None
 
     @property
     def is_fsdp2(self) -> bool:
@@ -53,7 +52,7 @@ class Launch:
         """How many GPUs hold one copy of what is sharded."""
         if not self.shards:
             return 1
-        return self.machine_gpus if self.engine == "hsdp" else self.gpus
+        return (self.dp_shard_size or self.machine_gpus) if self.engine == "hsdp" else self.gpus
 
     @property
     def copies(self) -> int:

@@ -89,7 +89,8 @@ def plan_rates(
     if launch.gpus <= machine:
         return rates
     between = bandwidth / machine if bandwidth else min(link, NETWORK_BYTES_PER_S)
-    ring = bandwidth or min(link, machine * NETWORK_BYTES_PER_S)
+    least = launch.gpus % machine or machine  # GPUs of the machine with the fewest
+    ring = bandwidth or min(link, least * NETWORK_BYTES_PER_S)
     return replace(rates, link_bytes=ring, near_bytes=max(ring, link), between_bytes=between)
 
 

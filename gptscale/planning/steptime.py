@@ -2,7 +2,7 @@
 
 On a ring of n ranks an all-reduce moves 2 (n-1)/n of its tensor through each rank, a reduce or gather (n-1)/n. Under
 hsdp the ranks of a machine are a ring, and those with the same shard on all machines another. What each engine sends is
-measured in tests/dist/test_cost.py.
+measured in tests/dist/test_cost.py and test_hsdp.py.
 """
 
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def _exchanges(cfg: Config, launch: Launch, rates: Rates, micro_batch_s: float) 
     if launch.gpus == 1:
         return
     ring = launch.sharing_gpus if launch.shards else launch.gpus
-    link = rates.near_bytes if launch.engine == "hsdp" and rates.near_bytes else rates.link_bytes
+    link = (rates.near_bytes if ring <= launch.machine_gpus else None) or rates.link_bytes
     size, passed_on = model_size(cfg.model), (ring - 1) / ring / link
     weights = WEIGHT_BYTES[cfg.train.precision] * size.total * passed_on
     gradients = 4 * size.total * passed_on

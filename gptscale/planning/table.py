@@ -65,8 +65,11 @@ def _cut(plan: Outlook) -> str:
 
 
 def _links(rates: Rates) -> str:
-    within = f", {rates.near_bytes / 1e9:,.3g} within a machine" if rates.near_bytes else ""
-    return f"{rates.link_bytes / 1e9:,.3g} GB/s from GPU to GPU{within}"
+    over_all = f"{rates.link_bytes / 1e9:,.3g} GB/s from GPU to GPU"
+    if rates.near_bytes is None or rates.between_bytes is None:
+        return over_all
+    near, between = rates.near_bytes / 1e9, rates.between_bytes / 1e9
+    return f"{over_all}, {near:,.3g} within a machine, {between:,.3g} for each to its like in another"
 
 
 def _cells(engine: EngineOutlook, plan: Outlook) -> list[str]:

@@ -37,7 +37,7 @@ class Fsdp2Engine(Engine):
         if os.environ.get("FSDP_VERSION", "2") != "2":
             raise ConfigError(f"the launch asks for FSDP {os.environ['FSDP_VERSION']}; set fsdp_version: 2")
         super().__init__(settings)
-        self.dp_shard_size = launched_dp_shard_size()
+        self.dp_shard_size = _agreed_dp_shard_size()
         self._copies = self.world // self.dp_shard_size
         self.name = "fsdp2" if self._copies == 1 else "hsdp"
 
@@ -139,6 +139,17 @@ class Fsdp2Engine(Engine):
     def _fragments(self, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
         named = self.model.named_parameters()
         return [f for name, p in named if (f := _fragment(name, p, state_of(p))).numel]
+
+
+def _agreed_dp_shard_size() -> int:
+    """What the launch says on every rank. Machines with unequal numbers of ranks have no copy of one size each."""
+    sizes = sorted(set(ranks.gather(ranks.agree(launched_dp_shard_size))))
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"machines have from {sizes[0]} to {sizes[-1]} ranks, and no copy of the state of one size each; "
+            "set dp_shard_size of parallelism_config"
+        )
+    return sizes[0]
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from gptscale.runtime.muon import adjusted_lr, muon_dtype, orthogonalized
 
 
 def has_muon(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a group of the optimizer is one of torch.optim.Muon."""
+    """Whether a group of the optimizer is one of Muon."""
     return any(map(is_muon, optimizer.param_groups))
 
 
 def is_muon(group: dict[str, Any]) -> bool:
-    """Whether a group is one of torch.optim.Muon."""
+    """Whether a group is one of Muon, ours or torch's."""
     return "ns_steps" in group
 
 

@@ -1,6 +1,6 @@
 """Muon under FSDP2, where a rank has some rows of every matrix.
 
-As under ZeRO, each matrix is put together on one rank and worked on there, with two exchanges for all of them;
+As under ZeRO, one rank of a copy puts a matrix together and works on it, with two exchanges for all of them;
 torch.optim.Muon on sharded matrices works on each of them everywhere, and exchanges several times for every one.
 """
 

@@ -59,6 +59,7 @@ class ZeroEngine(Engine):
         self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {}))
         super().__init__(settings)
         self.name = f"zero{self._stage}"
+        self.dp_shard_size = self.world
 
     def _use_own_folder(self, offload: dict[str, Any]) -> None:
         """On NVMe DeepSpeed names its files by rank only, so that two runs on one disk would mix them up."""

@@ -1,7 +1,7 @@
 """Muon under ZeRO, which cuts matrices into flat pieces: each is put together on one rank, and its update cut again.
 
 The momentum is elementwise and stays where the pieces are. An orthogonalization takes a whole matrix, and rounds it to
-bf16 first (where the device has it); so bf16 travels, and the numbers are those of torch.optim.Muon.
+bf16 first (where the device has it); so bf16 travels, and the numbers are those of `Muon`.
 """
 
 from collections.abc import Callable

@@ -64,7 +64,7 @@ def _fit(run: Run, state: TrainState) -> bool:
     due = False
     if state.step == 0:
         _look(run, state)
-    run.profile.at(state.step)
+    _profile(run, state.step)
     while state.step < total_steps:
         batches, stopping = _next_batches(run, state)
         if stopping:
@@ -87,7 +87,7 @@ def _fit(run: Run, state: TrainState) -> bool:
         state.advance(run.plan.sequences_per_step)
         run.save_cost.add(span, writing=writing)
         run.meter.add(result)
-        run.profile.at(state.step)
+        _profile(run, state.step)
         last = state.step == total_steps
 
         if found := run.histograms.take(result):
@@ -127,6 +127,16 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     if not writing:
         _settle_save(run, state)
     return batches, stopping
+
+
+def _profile(run: Run, step: int) -> None:
+    """Let a profile begin, go on or end; its beginning and its end are no training, and no time that a step takes."""
+    if not run.profile.turns_at(step):
+        run.profile.at(step)
+        return
+    with run.meter.paused():
+        run.profile.at(step)
+    run.deadline.pause()
 
 
 def _every(step: int, interval: int | None) -> bool:

@@ -68,4 +68,4 @@ def launch_of_this_process() -> Launch:
     if kind == "plain":
         return Launch("ddp" if world > 1 else "none", world)
     shard = launched_dp_shard_size()
-    return Launch("fsdp2", world) if shard == world else Launch("hsdp", world, machine_gpus=shard)
+    return Launch("fsdp2", world) if shard == world else Launch("hsdp", world, dp_shard_size=shard)

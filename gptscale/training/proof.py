@@ -131,7 +131,7 @@ def _shortened(cfg: Config, steps: int, checkpoint: int, run_dir: Path) -> Confi
     """The run of so many steps with every step on record, one checkpoint on the way and little else."""
     changes = {
         "run": {"dir": run_dir},
-        "train": {"steps": steps, "tokens": None, "epochs": None, "log_every_steps": 1},
+        "train": {"steps": steps, "tokens": None, "epochs": None, "log_every_steps": 1, "profile_at_step": None},
         "optim": {"warmup_steps": min(cfg.optim.warmup_steps, steps // 4)},
         "eval": {"every_steps": None, "sequences": EVALUATED_SEQUENCES, "train_sequences": None},
         "sample": {"prompts": ()},

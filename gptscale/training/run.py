@@ -173,6 +173,8 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
     with ExitStack() as stack:
         tracker = stack.enter_context(engine.agree(lambda: _open_tracker(start, plan, state)))
         loader = stack.enter_context(_open_loader(cfg, start.corpora, plan, engine, state))
+        watched = StepProfile(cfg.run.dir, engine, cfg.train.profile_at_step, state.step, plan.total_steps)
+        profile = stack.enter_context(watched)
         run = Run(
             cfg=cfg,
             plan=plan,
@@ -188,9 +190,8 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             deadline=start.deadline,
             fence=start.fence,
             histograms=HistogramTaker(engine, cfg.train.histograms_every_steps),
-            profile=StepProfile(cfg.run.dir, engine, cfg.train.profile_at_step),
+            profile=profile,
         )
-        stack.callback(run.profile.close)
         if cause is not None:
             record_rollback(run, state, cause)
         gc.freeze()  # what is here stays to the end; the collector need not look at it again and again

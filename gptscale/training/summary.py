@@ -22,9 +22,14 @@ def summary(cfg: Config, plan: Plan, engine: Engine, model: GPTModel, corpora: C
         f"run: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {tokens:,} tokens, "
         f"{plan.epoch_at(plan.total_steps):.2f} epochs, into {cfg.run.dir}",
         f"device: {describe_device(engine.device)}, {engine.world} x {plan.accumulation} micro-batches of "
-        f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}{_filling(plan)}",
+        f"{plan.micro_batch_sequences} sequences, {cfg.train.precision}, engine {engine.name}"
+        f"{_copies(engine)}{_filling(plan)}",
         *_advice(engine),
     ]
+
+
+def _copies(engine: Engine) -> str:
+    return f" with {engine.world // engine.dp_shard_size} copies of the state" if engine.name == "hsdp" else ""
 
 
 def _advice(engine: Engine) -> Iterator[str]:

@@ -78,7 +78,7 @@ def test_the_table_has_everything_and_ends_with_the_verdict(say: Say) -> None:
 
 def test_machines_with_a_copy_each_are_planned_beside_the_rest(say: Say) -> None:
     text = say(GPT2, gpus=16, engine="fsdp2")
-    assert "400 GB/s from GPU to GPU, 450 within a machine" in text
+    assert "400 GB/s from GPU to GPU, 450 within a machine, 50 for each to its like in another" in text
     assert re.search(r"^  hsdp .*\d+\.\d\d", text, re.MULTILINE)
     text = say(GPT2, gpus=4, engine="hsdp", machine_gpus=2)
     assert "sequences: hsdp x4 with 2 copies of the state, 8 micro-batches of 16" in text
@@ -90,6 +90,16 @@ def test_a_measured_run_with_copies_was_cut_as_it_says(made_run: Callable[..., P
     (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
     found = planned(say(GPT2, from_run=folder, gpus=8, engine="fsdp2", as_json=True))  # 12 are no machines of 8
     assert found["rates"]["flops"] > 150_000 * 854e6
+
+
+def test_a_bandwidth_between_machines_says_nothing_of_a_run_on_one(made_run: Callable[..., Path], say: Say) -> None:
+    folder = made_run(speed=8 * 400_000.0)
+    start = {"device": "NVIDIA H100 80GB HBM3", "engine": "zero2", "world": 8}
+    (folder / "provenance.json").write_text(json.dumps({"starts": [start]}))
+    plain = planned(say(GPT2, from_run=folder, gpus=16, engine="zero2", as_json=True))
+    slow = planned(say(GPT2, from_run=folder, gpus=16, engine="zero2", bandwidth=12, as_json=True))
+    assert slow["mfu"] == plain["mfu"]
+    assert slow["engines"][0]["step_s"] > plain["engines"][0]["step_s"]
 
 
 def test_a_plan_that_is_fsdp2_by_another_name_gets_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +152,7 @@ def test_json_has_the_same_numbers(say: Say) -> None:
         "gpus": 8,
         "micro_batch_sequences": 16,
         "machine_gpus": 8,
+        "dp_shard_size": None,
     }
     assert found["fits"] is True
     assert [engine["engine"] for engine in found["engines"]] == [

@@ -72,12 +72,13 @@ def test_a_copy_of_the_state_is_on_all_gpus_or_on_those_of_a_machine_or_on_each(
     sharing = {engine: launch.sharing_gpus for engine, launch in launches.items()}
     assert sharing == {"ddp": 1, "zero1": 32, "zero2": 32, "zero3": 32, "zero3-offload": 32, "fsdp2": 32, "hsdp": 4}
     assert [launches[engine].copies for engine in ("ddp", "fsdp2", "hsdp")] == [32, 1, 8]
+    assert Launch("hsdp", 32, machine_gpus=4, dp_shard_size=8).copies == 4
 
 
 def test_machines_that_do_not_divide_the_gpus_are_refused() -> None:
     with pytest.raises(
         ConfigError,
-        match="on each machine, and 12 GPUs are no whole machines of 8; give other --gpus or --machine-gpus",
+        match="has a copy of the state on 8 GPUs each, which do not divide 12; give other --gpus, --machine-gpus or",
     ):
         Launch("hsdp", 12)
 

@@ -61,6 +61,7 @@ def test_links_are_the_networks_beyond_one_machine(gpt2: Make) -> None:
     assert links(h100, 8, 8, bandwidth=100e9) == (100e9, None, None)
     assert links(h100, 16, 8) == (400e9, 450e9, 50e9)  # rings through the network of all 8
     assert links(h100, 16, 4) == (200e9, 450e9, 50e9)
+    assert links(h100, 12, 8) == (200e9, 450e9, 50e9)  # one of the two has four
     assert links(h100, 64, 8, bandwidth=12e9) == (12e9, 450e9, 1.5e9)  # which 8 at once share
     assert links(l40s, 16, 8) == (32e9, 32e9, 32e9)  # its own link is slower
     assert links(l40s, 16, 8, bandwidth=64e9) == (64e9, 64e9, 8e9)

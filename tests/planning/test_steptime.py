@@ -87,13 +87,19 @@ def test_communication_counts_where_nothing_is_computed_beside_it(
 # 8 GPUs, so one micro-batch. In a machine of 2 half of 4,000 bytes moves at 2,000 bytes/s: 1 s for each of two gathers
 # and the gradients. Between 4 machines 2 * 3/4 of a half's 2,000 bytes move at 500 bytes/s: 6 s.
 @pytest.mark.parametrize(
-    ("engine", "machine_gpus", "sent"), [("hsdp", 2, 3 + 6), ("hsdp", 4, 3 * 1.5 + 2), ("fsdp2", 2, 3 * 3.5)]
+    ("engine", "machine_gpus", "shard", "sent"),
+    [
+        ("hsdp", 2, None, 3 + 6),
+        ("hsdp", 4, None, 3 * 1.5 + 2),
+        ("hsdp", 2, 4, 3 * 3 + 2),  # a copy on two machines: its ring is as slow as the network's
+        ("fsdp2", 2, None, 3 * 3.5),
+    ],
 )
 def test_gradients_alone_go_between_machines_that_have_a_copy_each(
-    config: Make, engine: str, machine_gpus: int, sent: float
+    config: Make, engine: str, machine_gpus: int, shard: int | None, sent: float
 ) -> None:
     cfg = config(train={"micro_batch_sequences": 1, "precision": "fp32"})
-    launch = Launch(engine, 8, 1, machine_gpus=machine_gpus)
+    launch = Launch(engine, 8, 1, machine_gpus=machine_gpus, dp_shard_size=shard)
     found = step_time(cfg, launch, replace(RATES, near_bytes=2e3, between_bytes=500.0))
     assert found.communication_s == pytest.approx(sent)
     assert found.exposed_s == pytest.approx(sent - 1)

@@ -90,7 +90,7 @@ ZERO = "ACCELERATE_DEEPSPEED_"
                 "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
                 "PARALLELISM_CONFIG_DP_SHARD_SIZE": "4",
             },
-            Launch("hsdp", 8, machine_gpus=4),
+            Launch("hsdp", 8, dp_shard_size=4),
         ),
         ({"WORLD_SIZE": "4", "ACCELERATE_USE_DEEPSPEED": "true", f"{ZERO}ZERO_STAGE": "1"}, Launch("zero1", 4)),
         (
