@@ -120,8 +120,6 @@ def trace(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
             cfg = changed(plain_values, tmp_path_factory.mktemp(f"{engine}-{world}"))
             if engine == "none":
                 done = launch(cfg, forked(0), {})
-            elif engine == "hsdp":
-                done = launch(cfg, [*accelerate(engine, world), "--parallelism_config_dp_shard_size=2"], {})
             elif world == 2:
                 done = launch(cfg, accelerate(engine), {})
             else:

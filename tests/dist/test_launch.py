@@ -22,7 +22,12 @@ def short(values: dict[str, Any], folder: Path, **train: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("file", "engine"), [("cpu", "ddp"), pytest.param("zero3-offload", "zero3", marks=pytest.mark.long)]
+    ("file", "engine"),
+    [
+        ("cpu", "ddp"),
+        pytest.param("zero3-offload", "zero3", marks=pytest.mark.long),
+        pytest.param("hsdp", "fsdp2", marks=pytest.mark.long),  # one machine has one copy
+    ],
 )
 def test_a_launch_file_starts_two_processes(
     plain_values: dict[str, Any], tmp_path: Path, file: str, engine: str
