@@ -65,21 +65,16 @@ def run_plan(
     """
     from gptscale.config.load import load_config
     from gptscale.planning.launch import Launch
-    from gptscale.planning.memory import largest_micro_batch
     from gptscale.planning.outlook import look_ahead
-    from gptscale.planning.rates import ASSUMED_MFU, calibrated_mfu, plan_rates
+    from gptscale.planning.rates import plan_rates
     from gptscale.planning.table import lines
 
     cfg = load_config(config, overrides or ())
     run = None if from_run is None else _measured(from_run, machine_gpus)
     card = _card(gpu, run, gpus)
-    launch = Launch(
-        engine or ("none" if gpus == 1 else "ddp"), gpus, machine_gpus=machine_gpus, dp_shard_size=dp_shard_size
-    )
-    micro_batch = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
-    launch = replace(launch, micro_batch_sequences=micro_batch)
-    alike = run is not None and (run.launch.gpus > machine_gpus) == (gpus > machine_gpus)  # their links are
-    reached = mfu or (calibrated_mfu(run, card, _bytes(bandwidth) if alike else None) if run else ASSUMED_MFU)
+    engine = engine or ("none" if gpus == 1 else "ddp")
+    launch = _with_micro_batch(Launch(engine, gpus, 1, machine_gpus, dp_shard_size), cfg, card)
+    reached = mfu or _reached(run, card, launch, _bytes(bandwidth))
     written = _bytes(disk) or (run.disk_bytes_per_s if run else None) or ASSUMED_DISK
     steps, length = _length(cfg, launch)
     plan = look_ahead(
@@ -96,6 +91,24 @@ def run_plan(
     print(json.dumps({**asdict(plan), "mfu": reached}, indent=1) if as_json else said)
     if not plan.fits:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _with_micro_batch(launch: "Launch", cfg: "Config", card: "Gpu") -> "Launch":
+    """The launch with the config's micro-batch, or the largest that fits."""
+    from gptscale.planning.memory import largest_micro_batch
+
+    number = cfg.train.micro_batch_sequences or largest_micro_batch(cfg, launch, card) or 1
+    return replace(launch, micro_batch_sequences=number)
+
+
+def _reached(run: "Measured | None", card: "Gpu", launch: "Launch", bandwidth: float | None) -> float:
+    """The share of the GPU's peak that a run reached; a bandwidth is its too if both or none go over a network."""
+    from gptscale.planning.rates import ASSUMED_MFU, calibrated_mfu
+
+    if run is None:
+        return ASSUMED_MFU
+    alike = (run.launch.gpus > launch.machine_gpus) == (launch.gpus > launch.machine_gpus)
+    return calibrated_mfu(run, card, bandwidth if alike else None)
 
 
 def _bytes(gigabytes: float | None) -> float | None:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gptscale.checkpoint.layout import step_dir
-from gptscale.runtime import ranks
+from gptscale.config.schema import ModelConfig, OptimizerConfig
+from gptscale.errors import ConfigError
+from gptscale.model.gpt import GPTModel
+from gptscale.runtime import fsdp2, ranks
+from gptscale.runtime.distributed import start_engine
+from gptscale.training.optimizer import build_optimizer
 from tests.dist.conftest import ENGINES, changed, forked, launch
 from tests.dist.test_cost import PARAMETERS, elements, trained
 
@@ -49,16 +55,62 @@ def test_every_rank_saves_a_part_of_its_own(plain_values: dict[str, Any], tmp_pa
     assert max(sizes) < 1.2 * min(sizes)
 
 
-def test_a_rank_waits_for_its_own_groups_no_longer_than_for_all() -> None:
+def on_two_ranks(work: Callable[[int, int], None]) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(wait_for_one_that_sleeps, args=(port,), nprocs=2)
+    mp.spawn(work, args=(port,), nprocs=2)
+
+
+def meet(rank: int, port: int, **more: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank), **more}
+    ranks.join()
+
+
+def test_a_rank_waits_for_its_own_groups_no_longer_than_for_all() -> None:
+    on_two_ranks(wait_for_one_that_sleeps)
+
+
+def test_copies_stay_the_same_though_each_has_added_its_norm_in_another_order() -> None:
+    on_two_ranks(update_by_norms_of_their_own)
+
+
+def update_by_norms_of_their_own(rank: int, port: int) -> None:
+    meet(rank, port, **ENGINES["hsdp"])
+    total_norm = fsdp2.get_total_norm
+    fsdp2.get_total_norm = lambda tensors: total_norm(tensors) * (1 + rank / 100)
+    cfg = ModelConfig(vocab_size=16, context_length=4, emb_dim=8, n_heads=2, n_layers=1)
+    engine, model = start_engine("fp32", 1), GPTModel(cfg, seed=1)
+    assert engine.name == "hsdp"
+    engine.prepare(model, build_optimizer(model, OptimizerConfig(eps=1.0), engine.device), compile_model=False)
+    tokens = torch.arange(4)[None] + rank
+    norms = []
+    for _ in range(2):
+        engine.set_lr(0.1)
+        with engine.accumulate():
+            engine.backward(engine.model(tokens, tokens))
+        norms.append(float(engine.update(0.1)))
+    assert min(norms) > 0.1  # clipped
+    weights = torch.cat([f.tensors["weight"] for f in engine.weight_fragments()])
+    first, second = engine.gather(weights)
+    assert torch.equal(first, second)
+
+
+def test_machines_with_unequal_numbers_of_ranks_are_told_by_all() -> None:
+    on_two_ranks(start_on_unequal_machines)
+
+
+def start_on_unequal_machines(rank: int, port: int) -> None:
+    env = {**ENGINES["hsdp"], "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "1", "LOCAL_WORLD_SIZE": str(rank + 1)}
+    meet(rank, port, **env)
+    with pytest.raises(
+        ConfigError, match="machines have from 1 to 2 ranks, .*; set dp_shard_size of parallelism_config"
+    ):
+        start_engine("fp32", 1)
 
 
 def wait_for_one_that_sleeps(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
-    ranks.join()
+    meet(rank, port)
     os.environ["GPTSCALE_COLLECTIVE_TIMEOUT_S"] = "3"
     mesh = ranks.grid("cpu", 1)
     assert [mesh.get_group(axis).size() for axis in (0, 1)] == [2, 1]
