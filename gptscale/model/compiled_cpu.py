@@ -4,12 +4,13 @@ Axes: B sequences, T positions, H heads, D head width.
 """
 
 import math
-from collections.abc import Callable
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, library
+
+from gptscale.model.compiled_alone import compiled_alone
 
 BLOCKS = 4
 """Most blocks of positions: each pair of them is compiled for itself, which takes seconds."""
@@ -57,18 +58,12 @@ class _Attention(torch.autograd.Function):
 
 @library.custom_op("gptscale::causal_attention", mutates_args=())
 def _attention(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    return _compiled(_forward)(qkv)  # type: ignore[no-any-return]
+    return compiled_alone(_forward)(qkv)  # type: ignore[no-any-return]
 
 
 @library.custom_op("gptscale::causal_attention_backward", mutates_args=())
 def _attention_backward(grad: Tensor, qkv: Tensor, seen: Tensor, log_sums: Tensor) -> Tensor:
-    return _compiled(_backward)(grad, qkv, seen, log_sums)  # type: ignore[no-any-return]
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on its own, so that it is done once for all layers; not before it is needed, since it takes a second."""
-    return torch.compile(function, dynamic=False)
+    return compiled_alone(_backward)(grad, qkv, seen, log_sums)  # type: ignore[no-any-return]
 
 
 def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:

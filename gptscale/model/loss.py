@@ -1,15 +1,19 @@
 """The loss of the output head, without the logits of the whole batch. Axes: N tokens, C width, V padded vocabulary."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
+from gptscale.model.compiled_alone import compiled_alone
 from gptscale.model.size import rows_per_chunk
 
 IGNORE = -100
 """A target that does not count, as in torch's own cross-entropy."""
+
+_Slope = tuple[Tensor, Tensor, Tensor]
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -18,12 +22,9 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_
     hidden (N, C), weight (V, C), targets (N,). Rows of weight from vocab_size on are padding, and
     targets of -100 do not count. Equal to cross_entropy(reduction="sum") on float32 logits.
     """
-    if not torch.is_grad_enabled():  # which a Function cannot see: it would compute gradients for nobody
+    if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
         return cross_entropy_by_token(hidden, weight, targets, vocab_size).sum()
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    return _ChunkedLoss.apply(hidden, weight, targets, vocab_size)  # type: ignore[no-any-return, no-untyped-call]
+    return _ChunkedLoss.apply(_autocast(hidden), weight, targets, vocab_size)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()
@@ -32,16 +33,14 @@ def cross_entropy_by_token(hidden: Tensor, weight: Tensor, targets: Tensor, voca
 
     Shapes as in `summed_cross_entropy`; for evaluation only, without gradients.
     """
+    hidden = _autocast(hidden)
+    head = hidden, weight.to(hidden.dtype), targets, vocab_size, rows_per_chunk(len(hidden), len(weight))
+    return _compiled_losses(*head) if torch.compiler.is_compiling() else _losses(*head, _losses_of)
+
+
+def _autocast(hidden: Tensor) -> Tensor:
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        hidden = hidden.to(torch.get_autocast_dtype(device))
-    table = weight.to(hidden.dtype)
-    rows = rows_per_chunk(len(hidden), len(weight))
-    losses = [
-        F.cross_entropy(F.linear(x, table).float()[:, :vocab_size], wanted, ignore_index=IGNORE, reduction="none")
-        for x, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    ]
-    return torch.cat(losses)
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -53,26 +52,14 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-        table = weight.to(hidden.dtype)
-        learning = any(ctx.needs_input_grad)
-        grad_hidden = torch.empty_like(hidden) if learning else None
-        grad_weight: Tensor | None = None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        rows = rows_per_chunk(len(hidden), len(weight))
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            loss, slope = _loss_and_slope(F.linear(hidden[part], table), targets[part], vocab_size)
-            total = total + loss  # in place, torch.compile would give no gradient at all under torch 2.11
-            if grad_hidden is not None:
-                grad_hidden[part] = slope @ table
-                grad_weight = _plus(grad_weight, slope.T @ hidden[part])
-            del slope  # else it would stay beside the next chunk's logits
-        if grad_hidden is not None and grad_weight is not None:
-            if grad_weight.itemsize > weight.itemsize:
-                grad_weight = grad_weight.to(weight.dtype)
-            ctx.save_for_backward(grad_hidden, grad_weight)
-            ctx.weight_dtype = weight.dtype
-        return total
+        head = hidden, weight.to(hidden.dtype), targets, vocab_size, rows_per_chunk(len(hidden), len(weight))
+        compiling = torch.compiler.is_compiling()
+        loss, grad_hidden, grad_weight = _compiled_grads(*head) if compiling else _grads(*head, _slope_over_logits)
+        if grad_weight.itemsize > weight.itemsize:
+            grad_weight = grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -83,33 +70,90 @@ class _ChunkedLoss(torch.autograd.Function):
         return scaled, grad_weight.to(ctx.weight_dtype, copy=True).mul_(grads[0]), None, None
 
 
-def _plus(total: Tensor | None, share: Tensor) -> Tensor:
-    """The sum in float32, or the only share as it is. A function, so that no name keeps the share."""
-    return share if total is None else total.float().add_(share)
+def _losses(
+    hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int, of_chunk: Callable[..., Tensor]
+) -> Tensor:
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    return torch.cat([of_chunk(F.linear(x, table), wanted, vocab_size) for x, wanted in chunks])
 
 
-def _loss_and_slope(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The summed loss of some rows of logits (N, V), and its gradient by them, softmax - one-hot, in their dtype.
+def _losses_of(logits: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+    return F.cross_entropy(logits.float()[:, :vocab_size], targets, ignore_index=IGNORE, reduction="none")
+
+
+def _grads(
+    hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int, of_chunk: Callable[..., _Slope]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss in float32, and its gradients by hidden and table, which have one dtype.
+
+    That by the table is in float32 where it is a sum over chunks.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    grad_hidden = torch.empty_like(hidden)
+    grad_table: Tensor | None = None
+    parts = (torch.split(each, rows) for each in (hidden, targets, grad_hidden))
+    for x, wanted, grad_x in zip(*parts, strict=True):
+        slope = F.linear(x, table)  # logits, until the next line
+        loss, index, at_target = of_chunk(slope, wanted, vocab_size)
+        _set_targets_and_padding(slope, index, at_target, vocab_size)
+        total += loss
+        torch.mm(slope, table, out=grad_x)
+        share = slope.T @ x
+        del slope  # else it would stay beside the sum, and beside the next chunk's logits
+        grad_table = share if grad_table is None else grad_table.float().add_(share)
+        del share
+    assert grad_table is not None  # since there is a chunk also of no rows
+    return total, grad_hidden, grad_table
+
+
+def _slope_over_logits(logits: Tensor, targets: Tensor, vocab_size: int) -> _Slope:
+    """The summed loss of some rows of logits (N, V); over them goes its gradient by them, softmax - one-hot.
 
     Passes over the logits are what counts here. What torch.compile makes of this reads them three times and writes
-    the gradient over them, with nothing to compare in them: where it is not the softmax is set afterwards. Eager works
-    in place too.
+    the gradient over them, with nothing to compare in them: where it is not the softmax is given beside the loss, as
+    indices and values (N, 1).
     """
     log_sum = logits[:, :vocab_size].float().logsumexp(1, keepdim=True)
     counted = (targets != IGNORE).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
     log_p = logits.gather(1, index).float() - log_sum
-    slope = logits.float().sub_(log_sum).exp_().mul_(counted).to(logits.dtype)
-    _set_targets_and_padding(slope, index, ((log_p.exp() - 1) * counted).to(slope.dtype), vocab_size)
-    return -(log_p * counted).sum(), slope
+    logits.copy_(logits.float().sub_(log_sum).exp_().mul_(counted))
+    return -(log_p * counted).sum(), index, ((log_p.exp() - 1) * counted).to(logits.dtype)
 
 
-@library.custom_op("gptscale::set_targets_and_padding", mutates_args={"slope"})
 def _set_targets_and_padding(slope: Tensor, index: Tensor, values: Tensor, vocab_size: int) -> None:
-    """Set one element in each row of slope (N, V), at index (N, 1), and those of padding to 0, where exp may overflow.
-
-    An operator, because torch.compile would do it in a copy.
-    """
+    """Set one element in each row of slope (N, V), at index (N, 1), and padding to 0, where exp may overflow."""
     rows = torch.arange(len(slope), device=slope.device).unsqueeze(1)
     slope.index_put_((rows, index), values)  # scatter_ takes more than a hundred times as long on a CPU
     slope[:, vocab_size:] = 0
+
+
+# Operators, for in one graph torch.compile would compute the logits of many chunks before it is done with the first
+# (torch 2.14 on CUDA). Chunks are compiled one by one.
+@library.custom_op("gptscale::head_losses", mutates_args=())
+def _compiled_losses(hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int) -> Tensor:
+    return _losses(hidden, table, targets, vocab_size, rows, compiled_alone(_losses_of))
+
+
+@library.custom_op("gptscale::head_grads", mutates_args=())
+def _compiled_grads(
+    hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _grads(hidden, table, targets, vocab_size, rows, compiled_alone(_slope_over_logits))
+
+
+# Of an operator, torch's caches on disk know the name and the arguments alone: with other shapes or dtypes than these
+# it needs another name.
+@_compiled_losses.register_fake
+def _(hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int) -> Tensor:
+    return hidden.new_empty(len(hidden), dtype=torch.float32)
+
+
+@_compiled_grads.register_fake
+def _(hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    summed = torch.float32 if len(hidden) > rows else table.dtype
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        torch.empty_like(hidden),
+        table.new_empty(table.shape, dtype=summed),
+    )

@@ -17,7 +17,7 @@ together C (2 s + 14 c) + 16 + 4 H and the masks: 64 C in fp32, 36 C in bf16, 32
 keeps the last norm's input, the gradient of its output, which the loss computes in the forward pass (model/loss.py),
 the token's id, and the mask of the embeddings. Under autocast the linear layers also keep 16-bit copies of their
 weights, 2 bytes for each, however small the micro-batch is. A block that is computed again keeps its input only, s C.
-torch.compile keeps as much (seen on a CPU).
+torch.compile keeps as much (seen on a CPU); only a chunk of logits has nothing beside it then.
 
 Two moments are fuller than that. While the loss is computed there are also the last norm's output (twice under
 autocast), the chunks of logits, the gradient of the head's weight and, under autocast, that weight in 16 bits.
@@ -85,24 +85,23 @@ def _loss_bytes(cfg: Config, tokens: int) -> int:
     stream, compute = _element_bytes(cfg)
     copy = compute if stream != compute else 0  # that autocast makes
     vocab, width = padded_vocab_size(cfg.model.vocab_size), cfg.model.emb_dim
-    head = _head_bytes(tokens, vocab, cfg.model.vocab_size, width, compute)
-    return tokens * width * (stream + copy) + vocab * width * copy + head
+    beside = 0 if cfg.train.compile else (4 if compute == 4 else 8) * cfg.model.vocab_size
+    return tokens * width * (stream + copy) + vocab * width * copy + _head_bytes(tokens, vocab, width, compute, beside)
 
 
-def _head_bytes(tokens: int, vocab: int, words: int, width: int, compute: int) -> int:
+def _head_bytes(tokens: int, vocab: int, width: int, compute: int, beside: int) -> int:
     """The chunks of logits and the gradient of the head's weight at their fullest; from the third on all are alike.
 
-    vocab counts rows of padding, words does not. Beside a chunk there are the exponentials of its words in fp32, and
-    from 16 bits their logits too. The product with its slope is a chunk's part of the gradient; several are summed in
-    fp32.
+    beside is for each row of a chunk: unless it is compiled, the exponentials of its words in fp32, without padding,
+    and from 16 bits their logits too. The product with its slope is a chunk's part of the gradient; several are summed
+    in fp32.
     """
     rows = rows_per_chunk(tokens, vocab)
-    beside = (4 if compute == 4 else 8) * words
     most = summed = 0
     for start in range(0, min(tokens, 3 * rows), rows):
         chunk = min(rows, tokens - start)
         cast = vocab * width * 4 if start == rows and compute != 4 else 0
         logits, product = vocab * compute * chunk, vocab * compute * width
-        most = max(most, summed + logits + beside * chunk, summed + logits + product + cast)
+        most = max(most, summed + logits + beside * chunk, summed + logits + product, summed + product + cast)
         summed = vocab * width * 4 if start else product
     return most

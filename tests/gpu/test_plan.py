@@ -30,6 +30,8 @@ cfg = load_config(sys.argv[1])
 device = torch.device("cuda")
 model = GPTModel(cfg.model).to(device)
 model.recompute = cfg.train.activation_checkpointing
+if cfg.train.compile:
+    model.compile(dynamic=False)
 optimizer = build_optimizer(model, cfg.optim, device)
 tokens = torch.zeros(cfg.train.micro_batch_sequences, cfg.model.context_length, dtype=torch.int64, device=device)
 for number in range(3):
@@ -44,16 +46,18 @@ print(json.dumps(torch.cuda.max_memory_allocated()))
 """
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("layers", "width", "sequences"), [(12, 768, 8), (4, 1024, 16)])
 def test_the_peak_is_the_planned_one(
-    tmp_path: Path, precision: str, recompute: bool, layers: int, width: int, sequences: int
+    tmp_path: Path, precision: str, recompute: bool, compiled: bool, layers: int, width: int, sequences: int
 ) -> None:
     values = small_values(tmp_path)
     values["model"] = {"emb_dim": width, "n_heads": width // 64, "n_layers": layers}
     values["train"] |= {
         "precision": precision,
+        "compile": compiled,
         "activation_checkpointing": recompute,
         "tokens_per_step": 2 * sequences * 1024,
         "micro_batch_sequences": sequences,

@@ -70,12 +70,33 @@ def test_chunks_have_one_size_where_some_divide(
 
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 compiles a second copy of the logits")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
-def test_compiled_it_writes_the_gradient_over_the_logits() -> None:
-    tokens, padded = 512, 8_192
-    hidden = torch.randn(tokens, WIDTH).bfloat16().requires_grad_()
+@pytest.mark.parametrize("chunks", [1, 8])
+def test_compiled_it_takes_one_chunk_of_logits_and_writes_the_gradient_over_it(
+    monkeypatch: pytest.MonkeyPatch, chunks: int
+) -> None:
+    rows, padded = 512, 8_192
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", rows * padded)
+    hidden = torch.randn(chunks * rows, WIDTH).bfloat16().requires_grad_()
     weight = torch.randn(padded, WIDTH).mul_(0.1).bfloat16().requires_grad_()
-    targets = torch.randint(0, padded - 50, (tokens,))
+    targets = torch.randint(0, padded - 50, (len(hidden),))
     step = torch.compile(lambda: summed_cross_entropy(hidden, weight, targets, padded - 50), dynamic=False)
     step().backward()
-    logits_bytes = tokens * padded * 2
+    logits_bytes = rows * padded * 2
     assert logits_bytes <= peak_bytes(lambda: step().backward()) < 1.5 * logits_bytes
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16-weights"])
+def test_compiled_chunks_give_what_they_give_without(monkeypatch: pytest.MonkeyPatch, weights: torch.dtype) -> None:
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", 30 * PADDED)  # chunks of 24
+    hidden, weight, targets = inputs(weights)
+    compiled = torch.compile(summed_cross_entropy, dynamic=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=weights == torch.float32):
+        losses = [loss(hidden, weight, targets, VOCABULARY) for loss in (compiled, summed_cross_entropy)]
+        with torch.no_grad():
+            losses.append(compiled(hidden, weight, targets, VOCABULARY))
+    mine, plain = (torch.autograd.grad(loss, (hidden, weight)) for loss in losses[:2])
+    assert [loss.item() for loss in losses] == pytest.approx(3 * [losses[1].item()], rel=1e-6)
+    for ours, its in zip(mine, plain, strict=True):
+        assert ours.dtype == its.dtype
+        assert (ours.double() - its.double()).norm() < ROUNDING * its.double().norm()

@@ -86,15 +86,24 @@ def test_a_micro_batch_takes_no_more_and_no_less_than_planned(shape: str, precis
     assert planned.kept + max(planned.loss, planned.block) == pytest.approx(measured, rel=rel)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_chunks_of_logits_are_counted_where_two_of_them_meet(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # of torch's own compiler
+@pytest.mark.parametrize(("precision", "compiled"), [("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)])
+def test_chunks_of_logits_are_counted_where_two_of_them_meet(
+    monkeypatch: pytest.MonkeyPatch, precision: str, compiled: bool
+) -> None:
     cfg = config("wide words", precision, recompute=False)
+    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"compile": compiled})})
     monkeypatch.setattr(size, "LOGITS_PER_CHUNK", 200 * 2048)  # 512 tokens in four chunks of 128
     model = new_model(cfg)
+    if compiled:
+        model.out_head.compile(dynamic=False)
     loss_of(model, cfg, SEQUENCES).backward()
     measured = peak_bytes(lambda: loss_of(model, cfg, SEQUENCES).backward())
     planned = activations(cfg, SEQUENCES)
-    assert planned.kept + planned.loss == pytest.approx(measured, rel=0.02)
+    # a CPU adds a share of the gradient in bf16 to the sum by way of a copy in float32, which is the fullest moment here
+    # where a chunk has nothing beside it
+    copy = 2048 * 96 * 4 if compiled and precision == "bf16" else 0
+    assert planned.kept + planned.loss + copy == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize(
