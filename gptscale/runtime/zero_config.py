@@ -34,6 +34,9 @@ def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str
     # torch's fused AdamW also under offload: DeepSpeed's is not faster (benchmarks/optimizer.py) and needs a compiler
     config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     config["steps_per_print"] = float("inf")
+    # Nobody reads its throughput, for which it would wait for the device around every micro-batch; torch.compile fails
+    # at that wait.
+    config["timers"] = {"throughput": {"enabled": False}}
     return config
 
 

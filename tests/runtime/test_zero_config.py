@@ -42,6 +42,13 @@ def test_no_clipping_is_said_as_zero_because_nothing_would_mean_one() -> None:
     assert zero_config(EngineSettings("fp32", 1), 1, on_cuda=False)["gradient_clipping"] == 0.0
 
 
+def test_deepspeed_does_not_wait_for_the_device_around_each_micro_batch() -> None:
+    from deepspeed.utils.config import get_timers_config
+
+    assert get_timers_config({}).enabled
+    assert not get_timers_config(zero_config(SETTINGS, world=3, on_cuda=True)).enabled
+
+
 def test_bf16_is_autocast_and_bf16_sharded_reduces_in_fp32() -> None:
     cast = zero_config(EngineSettings("bf16", 1), 1, on_cuda=False)
     # without modules that are called safe, all gradients are sent in fp32
