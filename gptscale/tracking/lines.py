@@ -67,9 +67,11 @@ def sample_line(step: int, prompt: str, text: str) -> str:
 
 
 def compact(value: float) -> str:
-    """Write a count in three digits: 950, 12.3k, 524k, 1.5M, 10B."""
+    """Write a count in three digits: 950, 12.3k, 524k, 1.5M, 10B, 1.01e+304."""
     if not math.isfinite(value):
         return str(value)
+    if abs(value) >= 999.5e12:
+        return f"{value:.3g}"
     for least, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * least:  # what rounds to it
             return f"{_three_digits(value / least)}{unit}"

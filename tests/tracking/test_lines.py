@@ -55,6 +55,9 @@ def test_a_sample_cannot_steer_the_terminal() -> None:
         (1_500_000, "1.5M"),
         (1e10, "10B"),
         (3e12, "3T"),
+        (9.994e14, "999T"),
+        (9.996e14, "1e+15"),
+        (1.0142e304, "1.01e+304"),
         (math.inf, "inf"),
     ],
 )
