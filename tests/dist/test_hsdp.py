@@ -67,6 +67,7 @@ def meet(rank: int, port: int, **more: str) -> None:
     ranks.join()
 
 
+@pytest.mark.long
 def test_a_rank_waits_for_its_own_groups_no_longer_than_for_all() -> None:
     on_two_ranks(wait_for_one_that_sleeps)
 

@@ -97,7 +97,8 @@ def sent_bytes(machine: list[str], number: int) -> int:
     return int(subprocess.run([*machine, "cat", counter], capture_output=True, text=True, check=True).stdout)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.long), "zero2"])
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_two_machines_train_like_one_with_two_ranks(
     machines: list[list[str]],
     trace: Callable[[str, int], Done],

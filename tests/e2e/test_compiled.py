@@ -33,6 +33,7 @@ def compiled(values: dict[str, Any], run: Path) -> Config:
     return parse_config({**values, **{name: {**values[name], **change} for name, change in changes.items()}})
 
 
+@pytest.mark.long
 def test_what_a_run_compiles_lies_in_the_users_cache(tmp_path: Path, values: dict[str, Any]) -> None:
     torchs_own = str(tmp_path / f"torchinductor_{getpass.getuser()}")  # as a launcher may leave it in the environment
     started(
