@@ -89,8 +89,10 @@ def _grads(
     That by the table is in float32 where it is a sum over chunks.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    several = len(hidden) > rows
+    # Made before the logits, which would leave a hole below them.
     grad_hidden = torch.empty_like(hidden)
-    grad_table: Tensor | None = None
+    grad_table = torch.zeros_like(table, dtype=torch.float32) if several else torch.empty_like(table)
     parts = (torch.split(each, rows) for each in (hidden, targets, grad_hidden))
     for x, wanted, grad_x in zip(*parts, strict=True):
         slope = F.linear(x, table)  # logits, until the next line
@@ -98,11 +100,11 @@ def _grads(
         _set_targets_and_padding(slope, index, at_target, vocab_size)
         total += loss
         torch.mm(slope, table, out=grad_x)
-        share = slope.T @ x
-        del slope  # else it would stay beside the sum, and beside the next chunk's logits
-        grad_table = share if grad_table is None else grad_table.float().add_(share)
-        del share
-    assert grad_table is not None  # since there is a chunk also of no rows
+        if several:
+            grad_table += slope.T @ x
+        else:
+            torch.mm(slope.T, x, out=grad_table)
+        del slope  # else it would stay beside the next chunk's logits
     return total, grad_hidden, grad_table
 
 
@@ -152,8 +154,5 @@ def _(hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int
 @_compiled_grads.register_fake
 def _(hidden: Tensor, table: Tensor, targets: Tensor, vocab_size: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     summed = torch.float32 if len(hidden) > rows else table.dtype
-    return (
-        hidden.new_empty((), dtype=torch.float32),
-        torch.empty_like(hidden),
-        table.new_empty(table.shape, dtype=summed),
-    )
+    loss = hidden.new_empty((), dtype=torch.float32)
+    return loss, torch.empty_like(hidden), torch.empty_like(table, dtype=summed)

@@ -90,18 +90,14 @@ def _loss_bytes(cfg: Config, tokens: int) -> int:
 
 
 def _head_bytes(tokens: int, vocab: int, width: int, compute: int, beside: int) -> int:
-    """The chunks of logits and the gradient of the head's weight at their fullest; from the third on all are alike.
+    """A chunk of logits and the gradient of the head's weight at their fullest.
 
     beside is for each row of a chunk: unless it is compiled, the exponentials of its words in fp32, without padding,
-    and from 16 bits their logits too. The product with its slope is a chunk's part of the gradient; several are summed
-    in fp32.
+    and from 16 bits their logits too. Of several chunks each one's part of the gradient is added to a sum in fp32.
     """
     rows = rows_per_chunk(tokens, vocab)
-    most = summed = 0
-    for start in range(0, min(tokens, 3 * rows), rows):
-        chunk = min(rows, tokens - start)
-        cast = vocab * width * 4 if start == rows and compute != 4 else 0
-        logits, product = vocab * compute * chunk, vocab * compute * width
-        most = max(most, summed + logits + beside * chunk, summed + logits + product, summed + product + cast)
-        summed = vocab * width * 4 if start else product
-    return most
+    part = vocab * width * compute
+    logits = vocab * rows * compute
+    if rows >= tokens:
+        return logits + part + beside * rows
+    return logits + vocab * width * 4 + max(part, beside * rows)

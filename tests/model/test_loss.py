@@ -70,9 +70,9 @@ def test_chunks_have_one_size_where_some_divide(
 
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 compiles a second copy of the logits")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
-@pytest.mark.parametrize("chunks", [1, 8])
+@pytest.mark.parametrize(("chunks", "most"), [(1, 1.5), (8, 1.6)])  # the second has a sum of the weights' gradients too
 def test_compiled_it_takes_one_chunk_of_logits_and_writes_the_gradient_over_it(
-    monkeypatch: pytest.MonkeyPatch, chunks: int
+    monkeypatch: pytest.MonkeyPatch, chunks: int, most: float
 ) -> None:
     rows, padded = 512, 8_192
     monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", rows * padded)
@@ -82,7 +82,7 @@ def test_compiled_it_takes_one_chunk_of_logits_and_writes_the_gradient_over_it(
     step = torch.compile(lambda: summed_cross_entropy(hidden, weight, targets, padded - 50), dynamic=False)
     step().backward()
     logits_bytes = rows * padded * 2
-    assert logits_bytes <= peak_bytes(lambda: step().backward()) < 1.5 * logits_bytes
+    assert logits_bytes <= peak_bytes(lambda: step().backward()) < most * logits_bytes
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
