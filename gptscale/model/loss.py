@@ -13,7 +13,7 @@ from gptscale.model.size import rows_per_chunk
 IGNORE = -100
 """A target that does not count, as in torch's own cross-entropy."""
 
-_Slope = tuple[Tensor, Tensor, Tensor]
+_Slope = tuple[Tensor, Tensor]
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -96,7 +96,8 @@ def _grads(
     parts = (torch.split(each, rows) for each in (hidden, targets, grad_hidden))
     for x, wanted, grad_x in zip(*parts, strict=True):
         slope = F.linear(x, table)  # logits, until the next line
-        loss, index, at_target = of_chunk(slope, wanted, vocab_size)
+        index = wanted.clamp(min=0).unsqueeze(1)
+        loss, at_target = of_chunk(slope, slope.gather(1, index), wanted, vocab_size)
         _set_targets_and_padding(slope, index, at_target, vocab_size)
         total += loss
         torch.mm(slope, table, out=grad_x)
@@ -108,19 +109,18 @@ def _grads(
     return total, grad_hidden, grad_table
 
 
-def _slope_over_logits(logits: Tensor, targets: Tensor, vocab_size: int) -> _Slope:
+def _slope_over_logits(logits: Tensor, at_target: Tensor, targets: Tensor, vocab_size: int) -> _Slope:
     """The summed loss of some rows of logits (N, V); over them goes its gradient by them, softmax - one-hot.
 
     Passes over the logits are what counts here. What torch.compile makes of this reads them three times and writes
-    the gradient over them, with nothing to compare in them: where it is not the softmax is given beside the loss, as
-    indices and values (N, 1).
+    the gradient over them, with nothing to compare in them: where it is not the softmax is given with the loss, (N, 1).
+    The logits at_target (N, 1) are read before: torch 2.10 would compile a reading of them after the writing.
     """
     log_sum = logits[:, :vocab_size].float().logsumexp(1, keepdim=True)
     counted = (targets != IGNORE).unsqueeze(1)
-    index = targets.clamp(min=0).unsqueeze(1)
-    log_p = logits.gather(1, index).float() - log_sum
+    log_p = at_target.float() - log_sum
     logits.copy_(logits.float().sub_(log_sum).exp_().mul_(counted))
-    return -(log_p * counted).sum(), index, ((log_p.exp() - 1) * counted).to(logits.dtype)
+    return -(log_p * counted).sum(), ((log_p.exp() - 1) * counted).to(logits.dtype)
 
 
 def _set_targets_and_padding(slope: Tensor, index: Tensor, values: Tensor, vocab_size: int) -> None:
