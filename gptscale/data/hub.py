@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from gptscale.config.data import SourceConfig
 from gptscale.errors import DataError
@@ -47,3 +48,22 @@ def _ask(cfg: SourceConfig) -> str:
         ) from None
     assert found.sha is not None
     return found.sha
+
+
+def check_revision(table: Any, revision: str, cfg: SourceConfig) -> None:
+    """Refuse what an offline cache gave under another revision than was asked for."""
+    origins = [origin for origin in (table.info.download_checksums or {}) if origin.startswith("hf://")]
+    if origins and not any(f"@{revision}" in origin for origin in origins):
+        raise DataError(
+            f"data.source.path={cfg.path}: the cache holds {origins[0]}, not revision {revision[:12]}; unset "
+            "HF_HUB_OFFLINE to download it, or set data.source.revision to the cached one"
+        )
+
+
+def not_loaded(cfg: SourceConfig, revision: str, reason: str) -> DataError:
+    """The error for a dataset that `datasets` cannot load from the Hub or its cache."""
+    hint = "; HF_HUB_OFFLINE is set: unset it, or point HF_HOME at a cache that holds it" if is_offline() else ""
+    return DataError(
+        f"data.source.path={cfg.path}, name={cfg.name}, split={cfg.split}, revision={revision[:12]} "
+        f"cannot be loaded from the Hub: {reason}{hint}"
+    )

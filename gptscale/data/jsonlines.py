@@ -1,5 +1,6 @@
 """JSON Lines, read where they are: a row is a line, and an index of every thousandth line finds any range of them."""
 
+import codecs
 import gzip
 import io
 import json
@@ -19,12 +20,13 @@ import pyarrow.json as pj
 
 from gptscale.data.columns import Columns
 from gptscale.data.source_files import changed, rows_by_file, unreadable, unreadable_is_said
-from gptscale.data.texts import Texts, list_texts
+from gptscale.data.texts import Texts, decode, list_texts
 from gptscale.errors import DataError
 
 _INDEXED_LINES = 1024
 _READ_BYTES = 2**22
 _NEWLINE = 10
+_MARK = codecs.BOM_UTF8
 _TYPES = {str: "string", type(None): "null", list: "a structure", dict: "a structure"}
 
 
@@ -66,19 +68,24 @@ class JsonLines:
 def parse_lines(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
     """The texts of whole lines of a file; one that holds no text is an empty document."""
     table = _parse_fast(lines, columns.names)
-    return columns.texts(table if table is not None else _parse_slowly(lines, file, columns, path))
+    return _parse_slowly(lines, file, columns, path) if table is None else columns.texts(table)
 
 
-def _parse_slowly(lines: bytes, file: Path, columns: Columns, path: str) -> Any:
+def _parse_slowly(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
     """One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same."""
-    rows = [_object(line, file, path) for line in _split(lines)]
+    return texts_of_rows([_object(line, file, path) for line in _split(lines)], file, columns)
+
+
+def texts_of_rows(rows: Sequence[dict[str, Any]], file: Path, columns: Columns) -> Texts:
+    """The texts of a file's objects. Raises DataError for a column that holds something else."""
     values = {name: [row.get(name) for row in rows] for name in columns.names}
     for name, column in values.items():
         for value in column:
             if value is not None and not isinstance(value, str):
                 kind = type(value).__name__
                 raise DataError(f"{columns.setting}: {name} in {file} holds {kind} {value!r:.40}, not text")
-    return pa.table({name: list_texts(value or "" for value in column) for name, column in values.items()})
+    table = pa.table({name: list_texts(value or "" for value in column) for name, column in values.items()})
+    return columns.texts(table)
 
 
 def open_json_lines(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> JsonLines:
@@ -91,15 +98,22 @@ def open_json_lines(files: Sequence[Path], columns: Columns, path: str, descript
 
 
 def is_json_lines(file: Path) -> bool:
-    """Whether a file holds an object on its first line, rather than one list or a spread-out object."""
+    """Whether a file holds an object on its first line, rather than one list or a spread-out object, or only blanks."""
     with open_unpacked(file) as opened:
         lines = iter(partial(opened.readline, 2**16), b"")
         first = next((line.strip() for line in lines if line.strip()), b"")
-    return first.startswith(b"{") and (first.endswith(b"}") or len(first) > 2**15)
+    return not first or (first.startswith(b"{") and (first.endswith(b"}") or len(first) > 2**15))
 
 
 def open_unpacked(file: Path) -> BinaryIO:
-    """Open a file for reading; what its ending calls compressed is decompressed."""
+    """Open a file for reading behind its byte order mark; what its ending calls compressed is decompressed."""
+    opened = _open_whole(file)
+    if opened.peek(len(_MARK)).startswith(_MARK):  # type: ignore[attr-defined]  # all three kinds have it
+        opened.read(len(_MARK))
+    return opened
+
+
+def _open_whole(file: Path) -> BinaryIO:
     suffix = file.suffix.lower()
     if suffix == ".gz":
         return cast(BinaryIO, gzip.open(file))
@@ -128,8 +142,9 @@ def unpacking_errors() -> tuple[type[Exception], ...]:
 
 
 def _index(path: Path) -> JsonFile:
-    starts, lines, at, last = [np.zeros(1, np.int64)], 0, 0, b"\n"
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
+        at = file.tell()
+        starts, lines, last = [np.full(1, at, np.int64)], 0, b"\n"
         while content := file.read(_READ_BYTES):
             ends = np.flatnonzero(np.frombuffer(content, np.uint8) == _NEWLINE)
             following = ends[(-lines - 1) % _INDEXED_LINES :: _INDEXED_LINES] + 1 + at  # of lines 1024, 2048, ...
@@ -144,7 +159,12 @@ def check_first_line(file: Path, columns: Columns, path: str) -> None:
         first = next((line for line in iter(partial(opened.readline, _READ_BYTES), b"") if line.strip()), b"")
     if len(first) == _READ_BYTES:
         return  # such a line is parsed once, when its turn comes
-    row = _object(first, file, path)
+    if first:
+        check_row(_object(first, file, path), columns, file)
+
+
+def check_row(row: dict[str, Any], columns: Columns, file: Path) -> None:
+    """Raise DataError if an object of a file lacks a column."""
     columns.check({name: _TYPES.get(type(value), type(value).__name__) for name, value in row.items()}, file)
 
 
@@ -198,7 +218,7 @@ def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
     if not line.strip():
         return {}
     try:
-        row = json.loads(line.decode("utf-8", "surrogatepass"))
+        row = json.loads(decode(line))
     except (ValueError, RecursionError) as error:
         raise unreadable(path, "json", f"{_place(line, file)}: {error}") from None
     if not isinstance(row, dict):

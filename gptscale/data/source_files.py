@@ -77,6 +77,17 @@ def expand(path: str) -> Path:
         ) from None
 
 
+def check_read(cfg: SourceConfig, kind: str) -> None:
+    """Refuse settings that choose text elsewhere, and that files of this kind have no use for."""
+    unread = {"name", "revision", "split", "data_files", *(("text_column", "template") if kind == "text" else ())}
+    for name, field in SourceConfig.model_fields.items():
+        if name in unread and (value := getattr(cfg, name)) != field.default:
+            raise DataError(
+                f"data.source.{name}={value!r} is of no use: {cfg.path} is {kind} on this machine, all of which is "
+                f"read; leave it out, or name the very files by data.source.path"
+            )
+
+
 @contextmanager
 def unreadable_is_said(path: str) -> Iterator[None]:
     """Turn a refusal of the file system into a DataError that names data.source.path."""

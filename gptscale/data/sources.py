@@ -1,8 +1,9 @@
 """Documents to read by number, from local files, the Hub, or Python itself. The home of `datasets`.
 
-Parquet and JSON Lines are read where they are, compressed JSON Lines too if they are streamed. `datasets` turns the
-rest (text, Arrow, compressed files, downloads from the Hub) into Arrow in its cache, or streams it. It reads plain
-text with universal newlines: "\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are.
+Parquet and JSON Lines are read where they are. The rest (text, Arrow, compressed files, other JSON, downloads from the
+Hub) becomes Arrow in the cache of `datasets`, or is streamed. `datasets` reads plain text with universal newlines:
+"\\r\\n" and "\\r" become "\\n". JSON and Parquet stay as they are: `datasets` would make times and numbers of some
+text in JSON, so it gets what our own parser has read.
 """
 
 import logging
@@ -22,11 +23,12 @@ from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
-from gptscale.data.hub import find_revision, is_offline
+from gptscale.data.hub import check_revision, find_revision, not_loaded
 from gptscale.data.jsonlines import is_json_lines, open_json_lines, unpacking_errors
 from gptscale.data.manifest import hash_json
 from gptscale.data.parquet import open_parquet
 from gptscale.data.source_files import (
+    check_read,
     describe_files,
     expand,
     find_files,
@@ -35,8 +37,8 @@ from gptscale.data.source_files import (
     unreadable,
     unreadable_is_said,
 )
-from gptscale.data.streamed import Streamed, open_json_stream
-from gptscale.data.texts import Texts
+from gptscale.data.streamed import JsonStream, Streamed, open_json_stream
+from gptscale.data.texts import Texts, to_list
 from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
@@ -133,7 +135,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
     root = expand(cfg.path)
     with unreadable_is_said(cfg.path):
         kind, files = find_files(cfg)
-        _check_read(cfg, kind)
+        check_read(cfg, kind)
         described = describe_files(files, root if root.is_dir() else root.parent)
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
         columns = only_column("text") if kind == "text" else text_columns(cfg)
@@ -145,39 +147,55 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         check_whole(filled, cfg.path)
         if cfg.streaming:
             about["streaming"] = True
-            if kind == "json" and (lines := open_json_stream(filled, columns, cfg.path, about)):
-                return lines
+            if kind == "json":
+                return open_json_stream(filled, columns, cfg.path, about)
             options = {"data_files": _names(filled), "split": "train", **_builder_options(kind, cfg)}
             return _open_stream(kind, options, columns, cfg, about)
         if kind == "parquet":
             return open_parquet(filled, columns, cfg.path, about)
         if kind == "json" and all(not is_compressed(path) and is_json_lines(path) for path in filled):
             return open_json_lines(filled, columns, cfg.path, about)
+        if kind == "json":
+            table = _convert(open_json_stream(filled, columns, cfg.path, about), filled, cfg, hash_json(described))
+            return Table(table, only_column("text"), about)
     return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
 
 
-def _check_read(cfg: SourceConfig, kind: str) -> None:
-    """Refuse settings that choose text elsewhere, and that files of this kind have no use for."""
-    unread = {"name", "revision", "split", "data_files", *(("text_column", "template") if kind == "text" else ())}
-    for name, field in SourceConfig.model_fields.items():
-        if name in unread and (value := getattr(cfg, name)) != field.default:
-            raise DataError(
-                f"data.source.{name}={value!r} is of no use: {cfg.path} is {kind} on this machine, all of which is "
-                f"read; leave it out, or name the very files by data.source.path"
-            )
-
-
 def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
-    """Load files through a cache of their own; datasets' would know them by path and time of change alone."""
+    datasets, options = _quiet_datasets(), _builder_options(kind, cfg)
+    with _cache_for(kind, files, cfg, identity) as cache:
+        return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=cache, **options)
+
+
+def _convert(stream: JsonStream, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
+    """Make a table of the one column text from JSON that cannot be read where it is."""
+    datasets = _quiet_datasets()
+    features = datasets.Features({"text": datasets.Value("large_string")})
+    with _cache_for("json", files, cfg, identity) as cache:
+        return datasets.Dataset.from_generator(
+            _rows, features=features, gen_kwargs={"stream": stream}, cache_dir=cache, writer_batch_size=_BATCH_ROWS
+        )
+
+
+def _rows(stream: JsonStream) -> Iterator[dict[str, str]]:
+    for number in range(stream.files):
+        for texts in stream.read_file(number):
+            yield from ({"text": text} for text in to_list(texts))
+
+
+@contextmanager
+def _cache_for(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Iterator[str]:
+    """A cache of the files' own; datasets' would know them by path and time of change alone. Failing is a DataError."""
     datasets = _quiet_datasets()
     cache = Path(datasets.config.HF_DATASETS_CACHE, f"gptscale-{identity[:32]}")
     check_cache_room(files, cache, cfg)
-    options = _builder_options(kind, cfg)
     try:
-        return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=str(cache), **options)
+        yield str(cache)
     except _failures(datasets) as error:
         if is_full(error):
             raise no_room(cfg, cache.parent) from None
+        if isinstance(cause := _innermost(error), DataError):
+            raise cause from None
         raise unreadable(cfg.path, kind, _reason(error)) from None
 
 
@@ -213,27 +231,9 @@ def _open_hub(cfg: SourceConfig) -> Source | Streamed:
     try:
         table = datasets.load_dataset(cfg.path, **options)
     except _failures(datasets) as error:
-        raise DataError(_not_loaded(cfg, revision, error)) from None
-    _check_revision(table, revision, cfg)
+        raise not_loaded(cfg, revision, _reason(error)) from None
+    check_revision(table, revision, cfg)
     return _checked(table, columns, cfg, about)
-
-
-def _check_revision(table: Any, revision: str, cfg: SourceConfig) -> None:
-    """Refuse what an offline cache gave under another revision than was asked for."""
-    origins = [origin for origin in (table.info.download_checksums or {}) if origin.startswith("hf://")]
-    if origins and not any(f"@{revision}" in origin for origin in origins):
-        raise DataError(
-            f"data.source.path={cfg.path}: the cache holds {origins[0]}, not revision {revision[:12]}; unset "
-            "HF_HUB_OFFLINE to download it, or set data.source.revision to the cached one"
-        )
-
-
-def _not_loaded(cfg: SourceConfig, revision: str, error: BaseException) -> str:
-    hint = "; HF_HUB_OFFLINE is set: unset it, or point HF_HOME at a cache that holds it" if is_offline() else ""
-    return (
-        f"data.source.path={cfg.path}, name={cfg.name}, split={cfg.split}, revision={revision[:12]} "
-        f"cannot be loaded from the Hub: {_reason(error)}{hint}"
-    )
 
 
 def _open_stream(
@@ -290,6 +290,11 @@ def _failures(datasets: Any) -> tuple[type[Exception], ...]:
 
 def _reason(error: BaseException) -> str:
     """The innermost error in one line; it says what `datasets` only wraps."""
+    error = _innermost(error)
+    return shorten(str(error), _REASON_CHARACTERS) or type(error).__name__
+
+
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return shorten(str(error), _REASON_CHARACTERS) or type(error).__name__
+    return error

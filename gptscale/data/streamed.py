@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptscale.data.columns import Columns
 from gptscale.data.jsonlines import check_first_line, is_json_lines, open_unpacked, parse_lines, unpacking_is_said
+from gptscale.data.jsonvalues import parse_values
 from gptscale.data.texts import Texts
 
 _READ_BYTES = 2**22
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -29,28 +31,32 @@ class Streamed(ABC):
 
 @dataclass(frozen=True)
 class JsonStream(Streamed):
-    """JSON Lines, compressed or not; a line that holds no text is an empty document."""
+    """JSON, compressed or not; a line of JSON Lines that holds no text is an empty document."""
 
     paths: tuple[Path, ...]
 
     def read_file(self, number: int) -> Iterator[Texts]:
         """The texts of one file, in batches."""
         file = self.paths[number]
-        with unpacking_is_said(file, self.path), open_unpacked(file) as opened:
-            while lines := opened.readlines(_READ_BYTES):
-                yield parse_lines(b"".join(lines), file, self.columns, self.path)
+        with unpacking_is_said(file, self.path):
+            lines = is_json_lines(file)
+            with open_unpacked(file) as opened:
+                yield from (self._lines if lines else self._values)(opened, file)
+
+    def _lines(self, opened: BinaryIO, file: Path) -> Iterator[Texts]:
+        while lines := opened.readlines(_READ_BYTES):
+            yield parse_lines(b"".join(lines), file, self.columns, self.path)
+
+    def _values(self, opened: BinaryIO, file: Path) -> Iterator[Texts]:
+        texts = parse_values(opened.read(), file, self.columns, self.path)
+        for start in range(0, len(texts), _BATCH_ROWS):
+            yield texts.slice(start, _BATCH_ROWS)
 
 
-def open_json_stream(
-    files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]
-) -> JsonStream | None:
-    """Look at the first line of every file; None unless all hold JSON Lines.
-
-    Raises DataError for a first line that lacks a column.
-    """
+def open_json_stream(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> JsonStream:
+    """Open JSON. Raises DataError for JSON Lines whose first line lacks a column; others are not looked into yet."""
     for file in files:
         with unpacking_is_said(file, path):
-            if not is_json_lines(file):
-                return None
-            check_first_line(file, columns, path)
+            if is_json_lines(file):
+                check_first_line(file, columns, path)
     return JsonStream(len(files), columns, path, description, tuple(files))

@@ -34,7 +34,7 @@ def as_texts(column: Any) -> Texts:
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid:
-        return list_texts(_decode(bytes(piece)) for piece in pieces(strings))
+        return list_texts(decode(bytes(piece)) for piece in pieces(strings))
     return strings
 
 
@@ -106,8 +106,11 @@ def _from_flat(content: Bytes, offsets: Offsets) -> Texts:
     return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(content))
 
 
-def _decode(content: bytes) -> str:
-    """Bytes that may hold encoded surrogates, as JavaScript's and Java's writers leave them, or be no UTF-8."""
+def decode(content: bytes) -> str:
+    """The text of bytes that may hold encoded surrogates, as JavaScript's and Java's writers leave them.
+
+    In what is no UTF-8 even so, each wrong sequence becomes U+FFFD.
+    """
     try:
         return content.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

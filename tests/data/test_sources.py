@@ -1,5 +1,6 @@
 """Every kind of source gives its documents by number; every mistake is one line with its setting."""
 
+import codecs
 import errno
 import gzip
 import json
@@ -23,7 +24,7 @@ from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
 from gptscale.data.columns import text_columns
 from gptscale.data.sources import Source, Table, open_source
-from gptscale.data.streamed import Streamed
+from gptscale.data.streamed import JsonStream, Streamed
 from gptscale.data.texts import to_list
 from gptscale.errors import DataError
 
@@ -296,6 +297,85 @@ def test_a_file_that_changed_under_its_old_time_is_read_again(tmp_path: Path, na
         (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
         os.utime(tmp_path / name, ns=(10**18, 10**18))
         assert documents(tmp_path / name) == [text]
+
+
+DATES = b'{"date": "2020-01-01", "text": "two"}\n{"date": "2021-05-06 00:00:00", "text": "three"}\n'
+"""Text that a reader of JSON without a schema takes for times."""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.jsonl", DATES),
+        ("b.jsonl.gz", gzip.compress(DATES)),
+        ("b.jsonl.zst", zstandard.ZstdCompressor().compress(DATES)),
+        ("b.json", b"[" + DATES.strip().replace(b"\n", b",\n") + b"]"),
+        ("b.json.gz", gzip.compress(DATES.replace(b", ", b",\n"))),
+        ("b.jsonl", codecs.BOM_UTF8 + DATES),
+        ("b.jsonl.gz", gzip.compress(codecs.BOM_UTF8 + DATES)),
+        ("b.json", codecs.BOM_UTF8 + DATES.replace(b", ", b",\n")),
+    ],
+    ids=["lines", "gz", "zst", "list", "spread out", "mark", "mark in gz", "mark before spread out"],
+)
+def test_dates_in_json_stay_text(tmp_path: Path, name: str, content: bytes, streaming: bool) -> None:
+    (tmp_path / "a.jsonl").write_text('{"date": "unknown", "text": "one"}\n')
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "c.jsonl").write_text("\n")
+    options: dict[str, Any] = {"template": "{date}: {text}", "streaming": streaming}
+    expected = ["unknown: one", "2020-01-01: two", "2021-05-06 00:00:00: three", ""]
+    assert documents_of_any(open_source(SourceConfig(path=str(tmp_path), **options))) == expected
+    for file, part in [("a.jsonl", expected[:1]), (name, expected[1:3]), ("c.jsonl", expected[3:])]:
+        assert documents_of_any(open_source(SourceConfig(path=str(tmp_path / file), **options))) == part
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json"])
+def test_a_file_of_json_that_is_converted_is_converted_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'{"text":\n"x"}' if name == "a.json" else gzip.compress(b'{"text": "x"}\n')
+    (tmp_path / name).write_bytes(content)
+    real, read_files = JsonStream.read_file, list[int]()
+    monkeypatch.setattr(JsonStream, "read_file", lambda self, n: read_files.append(n) or real(self, n))
+    assert documents(tmp_path / name) == documents(tmp_path / name) == ["x"]
+    assert read_files == [0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"text": "x"}, "y"]', "cannot be read as json: a.json holds 'y', which is no object; mend"),
+        ('[{"text": "x"}', r"cannot be read as json: a.json: Expecting ',' delimiter"),
+        ("[" * 10**5, "cannot be read as json: a.json: maximum recursion depth"),
+        ('[{"body": "x"}]', "text is no column of .*a.json; it has body$"),
+        ('[{"text": 1}]', "column text of .*a.json holds int, not text$"),
+        ('[{"text": "x"}, {"text": 1.5}]', "text in .*a.json holds float 1.5, not text$"),
+        ("[]\n", r"cannot be read as json: [^\n]* no data[^\n]*$"),
+    ],
+)
+def test_json_that_holds_no_texts_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match=said):
+        source(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"text": "caf\xe9", "n": "\xff"}\n{"text": "x"}\n',
+        b'{"text": "caf\xe9"}\n\n{"text": "x"}',
+        b'{"text": "caf\xe9"}\n{"text": "x", "n": "half \\ud83d"}\n',
+        b'{"text":\n"caf\xe9"}\n{"text": "x"}\n',
+    ],
+    ids=["first line", "blank line", "half a pair", "spread out"],
+)
+def test_bytes_that_are_no_utf8_are_mended_whatever_stands_beside_them(
+    tmp_path: Path, content: bytes, streaming: bool
+) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    found = documents_of_any(open_source(SourceConfig(path=str(tmp_path / "a.json"), streaming=streaming)))
+    assert [text for text in found if text] == ["caf\ufffd", "x"]
 
 
 def test_line_ends_of_text_become_newlines_and_those_in_json_stay(tmp_path: Path) -> None:
