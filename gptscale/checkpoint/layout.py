@@ -103,6 +103,11 @@ def tensor_key(kind: str, name: str, start: int) -> str:
     return f"{kind}/{name}@{start}"
 
 
+def is_step_folder(folder: Path) -> bool:
+    """Whether a folder has the name of a checkpoint."""
+    return _STEP_FOLDER.fullmatch(folder.name) is not None
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoint folders, newest first. Raises CheckpointError if nobody can say which there are."""
     folder = checkpoints_dir(run_dir)

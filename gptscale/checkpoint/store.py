@@ -164,7 +164,10 @@ class Store:
         def work() -> None:
             self._fence.check(fresh=True)
             manifest = read_manifest(folder)
-            write_manifest(folder, replace(manifest, ledger={**manifest.ledger, **changes}))
+            try:
+                write_manifest(folder, replace(manifest, ledger={**manifest.ledger, **changes}))
+            except OSError as error:
+                raise _in_words(error, folder) from error
 
         self._ranks.agree(lambda: self._on_first(work))
 
@@ -270,7 +273,7 @@ def _discard(final: Path, inode: int) -> None:
 
 def _in_words(error: OSError, final: Path) -> CheckpointError:
     if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(final.parent).free
+        free = shutil.disk_usage(final.parent.parent).free  # the first checkpoint's parent may be what has no room
         return CheckpointError(
             f"no room for checkpoint {final}: {free / 1e6:,.0f} MB are free; free some space, lower "
             "checkpoint.keep, or move run.dir to a larger disk; older checkpoints are whole"

@@ -11,6 +11,7 @@ from pathlib import Path
 from gptscale.checkpoint.layout import (
     MANIFEST,
     CheckpointManifest,
+    is_step_folder,
     list_checkpoints,
     read_manifest,
     tensor_key,
@@ -35,7 +36,7 @@ class Verdict:
 
 def checkpoints_at(path: Path) -> list[Path]:
     """The checkpoint that a path is, or those of the run that it is, newest first; none for anything else."""
-    if path.name.startswith("step-") or any(path.glob("part-*.safetensors")):
+    if is_step_folder(path) or any(path.glob("part-*.safetensors")):
         return [path]
     return list_checkpoints(path)
 
@@ -127,4 +128,6 @@ def _content_problems(path: Path, reader: TensorReader, expected: dict[str, int]
         for key, numel in expected.items()
         if found.get(key, (numel,)) != (numel,)
     ]
+    types = {key: reader.dtype(key) for key in found}
+    wrong += [f"{path}: {key} is of type {types[key]}, not F32" for key in expected if types.get(key, "F32") != "F32"]
     return sorted(lacking + unknown + wrong)

@@ -56,7 +56,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    first = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()[0]
+    said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
+    first = next(iter(said), type(error).__name__)
     return (
         f"{path} cannot be read as tensors and plain values, and is not read as anything else, since a pickle can run "
         f"code ({first}); save it again without that, or the weights alone as safetensors"

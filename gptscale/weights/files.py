@@ -32,12 +32,11 @@ class TensorReader(Protocol):
         """The names in the file."""
         ...
 
-    def read(self, key: str, start: int, stop: int) -> Tensor:
-        """Elements start to stop of a 1-D tensor; only these are read from disk."""
-        ...
-
     def read_into(self, place: Tensor, key: str, start: int) -> None:
-        """Fill a 1-D tensor with the float32 elements from start on, a few megabytes at a time."""
+        """Fill a 1-D tensor with the float32 elements from start on, a few megabytes at a time.
+
+        Raises OSError for elements of another type, and for a file that ends too soon.
+        """
         ...
 
     def whole(self, key: str) -> Tensor:
@@ -48,8 +47,12 @@ class TensorReader(Protocol):
         """A tensor's shape, from the file's header."""
         ...
 
+    def dtype(self, key: str) -> str:
+        """A tensor's type as safetensors calls it, such as F32, from the file's header."""
+        ...
+
     def pieces(self, key: str) -> Iterator[Tensor]:
-        """A 1-D tensor piece by piece, for what needs to see all of it but not at once."""
+        """A 1-D tensor in float32 piece by piece, for what needs to see all of it but not at once."""
         ...
 
 
@@ -136,10 +139,9 @@ class _Reader:
     def keys(self) -> list[str]:
         return list(self._file.keys())  # type: ignore[no-untyped-call]
 
-    def read(self, key: str, start: int, stop: int) -> Tensor:
-        return self._file.get_slice(key)[start:stop]  # type: ignore[no-any-return, no-untyped-call]
-
     def read_into(self, place: Tensor, key: str, start: int) -> None:
+        if (dtype := self.dtype(key)) != "F32":
+            raise OSError(f"{self._path}: {key} is of type {dtype}, not F32")
         with self._path.open("rb") as raw:  # the library reads all of a tensor for every slice of it
             raw.seek(self._begins[key] + 4 * start)
             for piece in torch.split(place, CHUNK_ELEMENTS):
@@ -164,7 +166,12 @@ class _Reader:
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]
 
+    def dtype(self, key: str) -> str:
+        return str(self._file.get_slice(key).get_dtype())  # type: ignore[no-untyped-call]
+
     def pieces(self, key: str) -> Iterator[Tensor]:
         (numel,) = self.shape(key)
         for start in range(0, numel, CHUNK_ELEMENTS):
-            yield self.read(key, start, min(start + CHUNK_ELEMENTS, numel))
+            piece = torch.empty(min(CHUNK_ELEMENTS, numel - start))
+            self.read_into(piece, key, start)
+            yield piece

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gptscale.errors import WeightsError
 from gptscale.weights import files, pickles
 from gptscale.weights.others import parameters
@@ -36,12 +38,25 @@ def open_folder(folder: Path, origin: str | None = None) -> Source:
     origin = origin or str(folder)
     config = _config(folder)
     fields = _fields(origin, config)
-    tensors = parameters(without_prefixes(_tensors(folder), "transformer."))
+    tensors: Tensors = parameters(without_prefixes(_tensors(folder), "transformer."))
+    notes: tuple[str, ...] = ()
     if fields["tie_embeddings"]:
-        tensors.pop("lm_head.weight", None)
-    return Source(
-        origin, "transformers", fields, tensors, folder=folder, tokenizer=said_tokenizer(config.get(OUR_TOKENIZER))
-    )
+        fields["tie_embeddings"], tensors = _tied(tensors)
+        if not fields["tie_embeddings"]:
+            notes = (f"{origin} holds a head of its own, so model.tie_embeddings=false, which {CONFIG} does not say",)
+    tokenizer = said_tokenizer(config.get(OUR_TOKENIZER))
+    return Source(origin, "transformers", fields, tensors, folder=folder, notes=notes, tokenizer=tokenizer)
+
+
+def _tied(tensors: Tensors) -> tuple[bool, Tensors]:
+    """Whether the head is the embedding, and then the tensors without it. The tensors decide, as in transformers 5."""
+    head, embedding = (tensors.get(name) for name in ("lm_head.weight", "wte.weight"))
+    if head is None:
+        return True, tensors
+    if embedding is not None and not torch.equal(head.read(), embedding.read()):
+        return False, tensors
+    others = {name: stored for name, stored in tensors.items() if name != "lm_head.weight"}
+    return True, {**others, "wte.weight": embedding or head}  # safetensors' save_model writes one of the two
 
 
 def _config(folder: Path) -> dict[str, Any]:

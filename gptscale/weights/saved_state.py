@@ -1,6 +1,7 @@
 """Folders that Accelerate or DeepSpeed saved a training in, as the state of our model."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def read_saved_state(path: Path, model_config: ModelConfig) -> SavedState:
 def _read_save_state(folder: Path, model: GPTModel) -> SavedState:
     optimizer = read_torch_file(folder / "optimizer.bin")
     state: dict[int, dict[str, Any]] = optimizer.get("state", {})
-    names = _optimizer_order(folder, state, model)
+    groups = [len(group["params"]) for group in optimizer.get("param_groups", ())]
+    names = _optimizer_order(folder, state, groups, model)
     moments = {kind: {name: state[i][kind].float() for i, name in enumerate(names)} for kind in MOMENTS}
     return SavedState({"weight": dict(_weights(folder)), **moments}, int(state[0]["step"]))
 
@@ -55,23 +57,25 @@ def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield key, tensor.float()
 
 
-def _optimizer_order(folder: Path, state: dict[int, dict[str, Any]], model: GPTModel) -> list[str]:
-    """Which parameter each number of the optimizer's state is.
+def _optimizer_order(folder: Path, state: dict[int, dict[str, Any]], groups: list[int], model: GPTModel) -> list[str]:
+    """Which parameter each number of the optimizer's state is; groups holds how many each group has.
 
     Optimizers number parameters in the order of their groups: all in one group, or matrices and the rest apart.
-    The shapes of the moments say which, since these orders have different shapes wherever they differ.
+    The shapes of the moments say which, since these orders have different shapes wherever they differ. Other groups,
+    such as one for each block, may have the shapes of one of these orders, and other parameters.
     """
     named = list(model.named_parameters())
     matrices = [(name, p) for name, p in named if p.dim() >= 2]
     others = [(name, p) for name, p in named if p.dim() < 2]
     found = [[getattr(held.get(kind), "shape", None) for kind in MOMENTS] for _, held in sorted(state.items())]
-    for order in (named, matrices + others, others + matrices):
-        if found == [[p.shape] * len(MOMENTS) for _, p in order]:
+    for parts in ([named], [matrices, others], [others, matrices]):
+        order = [*chain(*parts)]
+        if groups == [len(part) for part in parts] and found == [[p.shape] * len(MOMENTS) for _, p in order]:
             return [name for name, _ in order]
     raise CheckpointError(
-        f"{folder / 'optimizer.bin'} holds no AdamW state of this model: {len(state)} states, the model has "
-        f"{len(named)} parameters; give the model section it was trained with, and parameters in the model's own "
-        "order, in one group or in two (matrices, and the rest)"
+        f"{folder / 'optimizer.bin'} holds no AdamW state of this model: {len(state)} states in {len(groups)} groups, "
+        f"the model has {len(named)} parameters; give the model section it was trained with, and parameters in the "
+        "model's own order, in one group or in two (matrices, and the rest)"
     )
 
 

@@ -32,20 +32,3 @@ def test_only_settings_that_differ_from_the_defaults_are_shown(
     assert settings["optim.lr_peak"] == 1e-2
     assert settings["data.source.path"] == values["data"]["source"]["path"]
     assert not {"optim.beta1", "model.qkv_bias", "wandb.mode"} & settings.keys()
-
-
-def test_no_more_than_a_piece_is_read_at_once(tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptscale.weights import files
-
-    sizes = []
-    read = files._Reader.read
-
-    def watched(self: Any, key: str, start: int, stop: int) -> Any:
-        sizes.append(stop - start)
-        return read(self, key, start, stop)
-
-    monkeypatch.setattr(files, "CHUNK_ELEMENTS", 3)
-    monkeypatch.setattr(files._Reader, "read", watched)
-    inspect_checkpoint(write_checkpoint(tmp_path / "step-00000005", config=cfg.model_dump(mode="json")))
-    assert sum(sizes) == 16  # 8 weights and 8 moments, each once
-    assert max(sizes) == 3

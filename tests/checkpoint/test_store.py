@@ -310,6 +310,32 @@ def test_a_full_disk_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch
     assert newest(store)[0].name == "step-00000001"
 
 
+def test_a_full_disk_is_said_before_there_is_a_folder_of_checkpoints(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(CheckpointError, match=r"no room for checkpoint .*step-00000001: [\d,]+ MB are free"):
+        save(store, 1)
+    assert not (store.run_dir / "checkpoints").exists()
+
+
+def test_a_ledger_that_a_full_disk_does_not_take_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1)
+    folder = store.run_dir / "checkpoints" / "step-00000001"
+    before = read_manifest(folder)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gptscale.checkpoint.layout.write_whole", full)
+    with pytest.raises(CheckpointError, match=r"no room for checkpoint .*step-00000001: [\d,]+ MB are free"):
+        store.amend(folder, rollbacks=1)
+    assert read_manifest(folder) == before
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
     small = tmp_path / "small"

@@ -144,3 +144,13 @@ def test_a_folder_is_a_checkpoint_by_its_name_or_by_its_parts(tmp_path: Path) ->
     copy = write_checkpoint(tmp_path / "copy")
     assert checkpoints_at(copy) == [copy]
     assert checkpoints_at(tmp_path) == []
+    run = tmp_path / "step-lr"
+    assert checkpoints_at(run) == []
+    folder = write_checkpoint(run / "checkpoints" / "step-00000005")
+    assert checkpoints_at(run) == [folder]
+
+
+def test_a_part_of_another_type_is_named(tmp_path: Path) -> None:
+    held = {**TENSORS[FILES[1]], "exp_avg/b@0": torch.ones(2, dtype=torch.bfloat16)}
+    write_checkpoint(tmp_path, {**TENSORS, FILES[1]: held})
+    assert problems(tmp_path) == [f"{tmp_path / FILES[1]}: exp_avg/b@0 is of type BF16, not F32"]

@@ -1,12 +1,15 @@
 """In and out: what transformers computes before and after is the same, bit for bit."""
 
 import json
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptscale.checkpoint.imported import write_imported
@@ -42,6 +45,38 @@ def test_an_import_exports_to_the_same_logits(saved: Any, tmp_path: Path, size: 
     assert again.lm_head.weight.shape == (257, SHAPES[size]["n_embd"])  # no row of padding
     assert f"| none | weights of {folder} |" in (tmp_path / "exported" / "README.md").read_text()
     assert (again.lm_head.weight is again.transformer.wte.weight) == tied
+
+
+def test_a_head_of_its_own_that_the_config_does_not_say_is_kept(
+    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, folder = saved(tie_word_embeddings=False)
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    if transformers.__version__ < "5":  # which ties the two all the same
+        monkeypatch.setitem(sys.modules, "transformers", None)
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    assert "holds a head of its own, so model.tie_embeddings=false, which config.json" in capsys.readouterr().out
+    assert_same(logits_of(load_model(tmp_path / "ours")[0]), logits_of(theirs))
+
+
+def test_an_embedding_that_is_there_by_the_heads_name_alone_is_read(saved: Any, tmp_path: Path) -> None:
+    theirs, folder = saved()
+    save_model(theirs, folder / "model.safetensors")  # writes one of two that are the same tensor
+    assert "transformer.wte.weight" not in load_file(folder / "model.safetensors")
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    assert_same(logits_of(load_model(tmp_path / "ours")[0]), logits_of(theirs))
+
+
+def test_a_head_that_is_the_embedding_is_read_once(saved: Any, tmp_path: Path) -> None:
+    theirs, folder = saved()
+    state = {name: p.contiguous().clone() for name, p in theirs.state_dict().items()}
+    assert torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
+    save_file(state, folder / "model.safetensors")
+    import_weights(str(folder), tmp_path / "ours", BYTES)
+    assert load_model(tmp_path / "ours")[1].model.tie_embeddings
+    assert_same(logits_of(load_model(tmp_path / "ours")[0]), logits_of(theirs))
 
 
 @pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])

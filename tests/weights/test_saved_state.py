@@ -1,6 +1,7 @@
 """What others saved becomes our state, bit for bit; what cannot is refused in one line and never run."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,19 @@ def test_a_model_in_several_files_is_put_together(tmp_path: Path) -> None:
     assert len(read_saved_state(tmp_path, SMALL).tensors["weight"]) == len(weights)
 
 
+def last_block_first(model: GPTModel) -> list[Any]:
+    """A group for each block, as rates that differ by layer need; the blocks have the same shapes."""
+    parts = [[p for name, p in model.named_parameters() if name.startswith(start)] for start in ("tok", "pos", "final")]
+    return [{"params": part} for part in (*parts[:2], *(list(b.parameters()) for b in model.blocks[::-1]), parts[2])]
+
+
+def test_groups_whose_order_shapes_do_not_tell_are_refused(tmp_path: Path) -> None:
+    cfg = SMALL.model_copy(update={"n_layers": 2})
+    save_state(tmp_path, *trained(last_block_first, cfg=cfg))
+    with pytest.raises(CheckpointError, match=r"28 states in 5 groups, .* in one group or in two \(matrices, and the"):
+        read_saved_state(tmp_path, cfg)
+
+
 class Harmful:
     """Unpickled as pickle likes it, makes a folder."""
 
@@ -112,12 +126,23 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, file: str) ->
     assert (tmp_path / "harm").exists()  # it would have been harmful
 
 
+def test_a_broken_pickle_in_a_whole_archive_is_one_line(tmp_path: Path) -> None:
+    save_state(tmp_path, *trained())
+    with zipfile.ZipFile(tmp_path / "optimizer.bin") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "optimizer.bin", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, b"" if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError, match=r"optimizer.bin cannot be read as tensors and plain values, .* \(EOFErr"):
+        read_saved_state(tmp_path, SMALL)
+
+
 def test_other_models_and_optimizers_are_refused(tmp_path: Path) -> None:
     model, optimizer = trained()
     save_state(tmp_path, model, optimizer)
     wider = SMALL.model_copy(update={"emb_dim": 16})
     with pytest.raises(
-        CheckpointError, match=r"optimizer.bin holds no AdamW state of this model: 16 states, the model has 16"
+        CheckpointError, match=r"holds no AdamW state of this model: 16 states in 2 groups, the model has 16 parameters"
     ):
         read_saved_state(tmp_path, wider)
     save_state(tmp_path, *trained(optimizer=torch.optim.Adagrad))
