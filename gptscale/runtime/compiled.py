@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gptscale.errors import TrainingError
+from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_local_rank
 
 WHOLE_ELF_BYTES = 64
@@ -20,6 +21,16 @@ WHOLE_ELF_BYTES = 64
 WHERE = "TORCHINDUCTOR_CACHE_DIR"
 ALLOWED = "autograd_cache_allow_custom_autograd_functions"
 OWN_GENERATORS = "graphsafe_rng_functionalization"
+
+
+def find_compiled(engine: Engine) -> None:
+    """Use what earlier starts have compiled, without what a compiler could not finish. All ranks call this together."""
+    keep_in_users_cache()
+    keep_traced_graphs()
+    seed_what_is_computed_again()
+    engine.agree(lambda: check_compiler(engine.device))
+    for path in engine.agree(remove_halves):
+        engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 
 
 def keep_in_users_cache() -> None:

@@ -50,7 +50,7 @@ class Engine:
     """No wrapper or DDP: every rank holds all weights. Made by `start_engine`."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        check_launch_agrees(settings.precision, settings.accumulation, settings.clip_norm)
+        ranks.agree(lambda: check_launch_agrees(settings.precision, settings.accumulation, settings.clip_norm))
         self.settings = settings
         self._accelerator = self._start_accelerator()
         self.device: torch.device = self._accelerator.device

@@ -46,7 +46,15 @@ TOLD = "gptscale/told"
 HEARD = "gptscale/heard"
 """Where the others count themselves as they have seen that, and what follows when all have."""
 
+_meeting: c10d.Store | None = None
+"""Where the ranks found each other; it outlives their groups."""
+
+_joins = 0
+"""How often this process has joined the others."""
+
 _store: c10d.Store | None = None
+"""The part of it that belongs to this group."""
+
 _words: dist.ProcessGroup | None = None
 """What the ranks tell each other goes over the CPU, so that it waits for no GPU; None is the default group."""
 
@@ -64,10 +72,10 @@ def has_cuda() -> bool:
 def join() -> None:
     """Meet the other ranks. Does nothing for a single process without ZeRO or FSDP2, or if it was done.
 
-    An agent that restarts its workers keeps its store, and with it the addresses of the dead ones;
-    so each life of the workers has its own part of it.
+    An agent that restarts its workers keeps its store, and with it the addresses of the dead ones, as a process that
+    trains twice keeps those of its first group; so each life of the workers and each group has its own part of it.
     """
-    global _store, _words  # noqa: PLW0603
+    global _meeting, _joins, _store, _words  # noqa: PLW0603
     alone = launched_world() == 1
     if dist.is_initialized() or (alone and launched_engine() == "plain"):
         return
@@ -78,9 +86,11 @@ def join() -> None:
     if alone:
         _store = HashStore()
     else:
-        check_meeting_point()
-        _store = next(iter(rendezvous("env://", timeout=timeout)))[0]
-        _store = _store if life() is None else c10d.PrefixStore(f"life-{life()}", _store)
+        if _meeting is None:
+            check_meeting_point()
+            _meeting = next(iter(rendezvous("env://", timeout=timeout)))[0]
+        _joins += 1
+        _store = c10d.PrefixStore(f"life-{life() or 0}-group-{_joins}", _meeting)
     _let_gloo_follow_nccl()
     backend = "nccl" if has_cuda() else "gloo"
     with _stdout_on_stderr():

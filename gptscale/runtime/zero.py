@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -21,6 +21,7 @@ from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.muon_exchange import has_muon
+from gptscale.runtime.scratch import Scratch
 from gptscale.runtime.unfilled import Unfilled, is_unfilled
 from gptscale.runtime.zero_config import zero_config
 from gptscale.runtime.zero_fragments import (
@@ -54,19 +55,19 @@ class ZeroEngine(Engine):
                 "DeepSpeed takes the GPUs that it sees, whatever ACCELERATE_USE_CPU says; hide them with "
                 "CUDA_VISIBLE_DEVICES="
             )
-        self._config = zero_config(settings, launched_world(), ranks.has_cuda())
+        self._config = ranks.agree(lambda: zero_config(settings, launched_world(), ranks.has_cuda()))
         self._stage: int = self._config["zero_optimization"]["stage"]
-        self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {}))
+        ranks.agree(lambda: self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {})))
         super().__init__(settings)
         self.name = f"zero{self._stage}"
         self.dp_shard_size = self.world
 
     def _use_own_folder(self, offload: dict[str, Any]) -> None:
         """On NVMe DeepSpeed names its files by rank only, so that two runs on one disk would mix them up."""
-        self._swap_folder = None
+        self._scratch = None
         if offload.get("device") == "nvme":
-            self._swap_folder = TemporaryDirectory(prefix="gptscale-", dir=offload["nvme_path"])
-            offload["nvme_path"] = self._swap_folder.name
+            self._scratch = Scratch(Path(offload["nvme_path"]))
+            offload["nvme_path"] = str(self._scratch.path)
 
     def _start_accelerator(self) -> Accelerator:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -208,8 +209,8 @@ class ZeroEngine(Engine):
     def close(self, *, together: bool = True) -> None:
         """Forget Accelerate's process-wide state, and remove what is on NVMe."""
         super().close(together=together)
-        if self._swap_folder is not None:
-            self._swap_folder.cleanup()
+        if self._scratch is not None:
+            self._scratch.close()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.settings.precision == "bf16"

@@ -16,6 +16,10 @@ DOUBT = 1.5
 """How much longer than the longest so far a step and a checkpoint may take."""
 
 
+STOPPED_ELSEWHERE = "a rank was asked to stop"
+"""Why a run stops whose first rank neither was asked to nor has to."""
+
+
 class Deadline:
     """Says on one rank whether there is time for another step; the ranks agree on it with everything else.
 
@@ -26,7 +30,7 @@ class Deadline:
     def __init__(
         self,
         end: float | None = None,
-        reason: str = "a rank was asked to stop",
+        reason: str = STOPPED_ELSEWHERE,
         guessed_save_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -45,8 +49,12 @@ class Deadline:
         """The time up to the next question is that of no step."""
         self._asked = None
 
-    def near(self, save_s: float | None) -> bool:
-        """Whether to stop now; save_s is the longest that a checkpoint took, null if none was timed. Ask every step."""
+    def near(self, save_s: float | None, *, writing: bool = False) -> bool:
+        """Whether to stop now; ask every step.
+
+        save_s is the longest that a checkpoint took, null if none was timed. One that is being written counts besides,
+        since the last one waits for it.
+        """
         now, before = self._clock(), self._asked
         self._asked = now
         self._questions += 1
@@ -54,7 +62,7 @@ class Deadline:
             self._longest_s = max(self._longest_s, now - before)
         if self.end is None:
             return False
-        saving_s = self._guessed_save_s if save_s is None else save_s
+        saving_s = (self._guessed_save_s if save_s is None else save_s) * (2 if writing else 1)
         self.over = now + DOUBT * (self._longest_s + saving_s) > self.end
         return self.over
 

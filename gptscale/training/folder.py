@@ -48,12 +48,17 @@ def open_folder(cfg: Config, fence: Fence, step: int, *, again: bool = False, **
     cut_back(cfg.run.dir, step or None)
 
 
+def is_done(run_dir: Path) -> bool:
+    """Whether the run was marked as finished."""
+    return (run_dir / DONE).is_file()
+
+
 def mark_done(run_dir: Path, fence: Fence, step: int) -> None:
     """Say that the run has reached its last step, once everything of it is on disk."""
     fence.check(fresh=True)
     text = f"{step}\n".encode()
     try:
-        if not (run_dir / DONE).is_file() or (run_dir / DONE).read_bytes() != text:
+        if not is_done(run_dir) or (run_dir / DONE).read_bytes() != text:
             write_whole(run_dir / DONE, text)
     except OSError as error:
         raise _not_writable(run_dir, error) from error

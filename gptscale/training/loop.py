@@ -118,7 +118,7 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
-        run.stop.received is not None or run.deadline.near(run.save_cost.longest_s),
+        run.stop.received is not None or run.deadline.near(run.save_cost.longest_s, writing=run.store.writing),
         failure is not None,
         run.store.writing,
     )

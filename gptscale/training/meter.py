@@ -97,9 +97,9 @@ class Meter:
         self._since = time.perf_counter()
 
     def interval(self) -> dict[str, list[float]]:
-        """The unfinished interval, for the checkpoint's ledger. All ranks call this."""
+        """The unfinished interval as it is now, for a ledger that is written later. All ranks call this."""
         self.fetch()
-        return {"losses": self._losses, "norms": self._norms}
+        return {"losses": list(self._losses), "norms": list(self._norms)}
 
     def restore(self, interval: dict[str, list[float]], total_s: float) -> None:
         """Go on with an unfinished interval, so that a resumed run's record has the same means."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from gptscale.checkpoint.layout import list_checkpoints
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
@@ -9,7 +10,7 @@ from gptscale.planning.launch import Launch
 from gptscale.planning.memory import largest_with, memory_of
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
-from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_world
+from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_rank, launched_world
 from gptscale.tracking.starts import last_start
 
 SAFE_SHARE = 0.8
@@ -19,12 +20,13 @@ SAFE_SHARE = 0.8
 def with_micro_batch(cfg: Config) -> Config:
     """The config with a number for micro_batch_sequences. All ranks call this together.
 
-    It is the largest power of two that fits on every rank. A run keeps it, in its folder's config.yaml: dropout masks
-    depend on it. Without dropout another number of ranks has its own, since a rank's share of a step is another.
+    It is the largest power of two that fits on every rank. A run with checkpoints keeps it, in its folder's
+    config.yaml: dropout masks depend on it. Without dropout another number of ranks has its own, since a rank's share
+    of a step is another, and so has a step of fewer sequences.
     """
     if cfg.train.micro_batch_sequences is not None:
         return cfg
-    remembered = ranks.gather(_remembered(cfg))[0]
+    remembered = ranks.gather(ranks.agree(lambda: _remembered(cfg) if launched_rank() == 0 else None))[0]
     number = remembered or min(ranks.gather(ranks.agree(lambda: _largest(cfg))))
     return cfg.model_copy(update={"train": cfg.train.model_copy(update={"micro_batch_sequences": number})})
 
@@ -32,9 +34,12 @@ def with_micro_batch(cfg: Config) -> Config:
 def _remembered(cfg: Config) -> int | None:
     """What the last start took, if this one has to take the same."""
     path = cfg.run.dir / "config.yaml"
-    if not path.exists() or (not cfg.model.drop_rate and last_start(cfg.run.dir).get("world") != launched_world()):
+    if not path.exists() or not list_checkpoints(cfg.run.dir):
         return None
-    return load_config(path).train.micro_batch_sequences
+    if not cfg.model.drop_rate and last_start(cfg.run.dir).get("world") != launched_world():
+        return None
+    number = load_config(path).train.micro_batch_sequences
+    return number if number is not None and number <= cfg.sequences_per_step else None
 
 
 def _largest(cfg: Config) -> int:

@@ -15,7 +15,6 @@ from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.saved_state import SavedState
 from gptscale.training.folder import take_alone
-from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.plan import make_plan
 from gptscale.training.provenance import package_versions
 from gptscale.training.schedule import lr_at
@@ -66,8 +65,9 @@ def import_state(cfg: Config, folder: Path) -> Path:
 
 
 def _ledger(cfg: Config, samples: int, step: int) -> dict[str, object]:
-    """As a run of ours would have it after so many steps."""
-    plan = make_plan(with_micro_batch(cfg), samples, world=1)
+    """As a run of ours would have it after so many steps, which no micro-batch decides."""
+    train = cfg.train.model_copy(update={"micro_batch_sequences": 1})
+    plan = make_plan(cfg.model_copy(update={"train": train}), samples, world=1)
     reached = TrainState(step=step, samples=plan.samples_at(step), segments=[plan.segment])
     lr = lr_at(step - 1, cfg.optim, plan.total_steps)
     return reached.ledger(lr=lr, total_steps=plan.total_steps, loss_scaler={}, interval=reached.interval)

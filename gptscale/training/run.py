@@ -22,26 +22,21 @@ from gptscale.errors import GptscaleError
 from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
-from gptscale.runtime.compiled import (
-    check_compiler,
-    keep_in_users_cache,
-    keep_traced_graphs,
-    remove_halves,
-    seed_what_is_computed_again,
-)
+from gptscale.runtime.compiled import find_compiled
 from gptscale.runtime.device import describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_world
 from gptscale.runtime.preempt import StopRequest
+from gptscale.tracking.beside import Beside
 from gptscale.tracking.console import Console
 from gptscale.tracking.fenced import Fenced
 from gptscale.tracking.jsonl import JsonlSink
 from gptscale.tracking.tensorboard import TensorboardSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import wandb_beside
-from gptscale.training.deadline import Deadline, open_deadline
-from gptscale.training.folder import mark_done, open_folder, take_over
+from gptscale.training.deadline import STOPPED_ELSEWHERE, Deadline, open_deadline
+from gptscale.training.folder import is_done, mark_done, open_folder, take_over
 from gptscale.training.health import Health, Rollback
 from gptscale.training.histograms import HistogramTaker
 from gptscale.training.look import Look
@@ -118,6 +113,7 @@ class Start:
     deadline: Deadline
     fence: Fence
     store: Store
+    save_cost: SaveCost
 
 
 def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
@@ -125,7 +121,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     tokenizer = engine.agree(lambda: load_tokenizer(cfg.data.tokenizer))
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     if cfg.train.compile:
-        _find_compiled(engine)
+        find_compiled(engine)
     with torch.device("meta"):  # each rank fills what it holds of it: from a checkpoint, a seed or other weights
         model = GPTModel(cfg.model, seed=None)
     model.recompute = cfg.train.activation_checkpointing
@@ -135,7 +131,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     fence = take_over(cfg.run.dir, engine)
     with closing(_open_store(cfg, engine, corpora, fence)) as store:
         deadline = open_deadline(cfg, model.num_parameters(), started) if engine.is_first else Deadline()
-        start = Start(cfg, corpora, engine, model, tokenizer, stop, deadline, fence, store)
+        start = Start(cfg, corpora, engine, model, tokenizer, stop, deadline, fence, store, SaveCost())
         cause: Rollback | None = None
         while True:
             try:
@@ -150,6 +146,7 @@ def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
     state, plan = resume(cfg, start.corpora.fingerprint, engine, plan)
     if state.step >= plan.total_steps:
         engine.say(f"{cfg.run.dir} is finished: step {state.step} of {plan.total_steps}; a longer train.* goes on")
+        engine.agree(lambda: _tell_the_rest(start, plan, state) if engine.is_first else None)
         finished = True
     else:
         finished = _live(start, plan, state, cause)
@@ -157,7 +154,7 @@ def _go_on(start: Start, plan: Plan, cause: Rollback | None) -> bool:
         engine.agree(lambda: mark_done(cfg.run.dir, start.fence, state.step) if engine.is_first else None)
     else:
         kept = " with a checkpoint" if start.store.has_checkpoint() else ""
-        why = "" if start.stop.received else f"{start.deadline.reason}: "
+        why = "" if start.stop.received else f"{start.deadline.reason if start.deadline.over else STOPPED_ELSEWHERE}: "
         engine.say(f"{why}stopped at step {state.step}{kept}; the same command goes on from there")
     return finished
 
@@ -184,7 +181,7 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             health=Health(cfg.health, state),
             meter=meter,
             store=start.store,
-            save_cost=SaveCost(),
+            save_cost=start.save_cost,
             tracker=tracker,
             stop=start.stop,
             deadline=start.deadline,
@@ -201,16 +198,6 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
         except Rollback as spike:
             rollback = spike  # no failure: what watches the run closes as at a good end
     raise rollback
-
-
-def _find_compiled(engine: Engine) -> None:
-    """Use what earlier starts have compiled, without what a compiler could not finish."""
-    keep_in_users_cache()
-    keep_traced_graphs()
-    seed_what_is_computed_again()
-    engine.agree(lambda: check_compiler(engine.device))
-    for path in engine.agree(remove_halves):
-        engine.say(f"removed {path}: a compiler was killed while it wrote it; it is compiled again")
 
 
 def _leave_out(store: Store, engine: Engine, cause: Rollback) -> Rollback:
@@ -258,19 +245,28 @@ def _begin(start: Start, state: TrainState, cause: Rollback | None) -> None:
     )
 
 
-def _open_tracker(start: Start, plan: Plan, state: TrainState) -> Tracker:
-    cfg = start.cfg
-    if not start.engine.is_first:
-        return Tracker()
+def _tell_the_rest(start: Start, plan: Plan, state: TrainState) -> None:
+    """Let W&B have what a start that ended between its last checkpoint and the mark of a finished run had not told."""
+    if not is_done(start.cfg.run.dir) and (view := _open_wandb(start, plan, state)):
+        view.close(failed=False)
 
+
+def _open_wandb(start: Start, plan: Plan, state: TrainState) -> Beside | None:
     def is_urgent() -> bool:
         """Whether a scheduler is about to end the processes, not the user at the keyboard."""
         return start.deadline.over or start.stop.received not in (None, signal.SIGINT)
 
     facts = {"parameters": start.model.num_parameters(), "tokens": plan.tokens_at(plan.total_steps)}
+    return wandb_beside(start.cfg, start.cfg.run.dir, state.step, is_urgent, **facts)
+
+
+def _open_tracker(start: Start, plan: Plan, state: TrainState) -> Tracker:
+    cfg = start.cfg
+    if not start.engine.is_first:
+        return Tracker()
     kept = (
         JsonlSink(cfg.run.dir),
-        wandb_beside(cfg, cfg.run.dir, state.step, is_urgent, **facts),
+        _open_wandb(start, plan, state),
         TensorboardSink(cfg.run.dir, state.step) if cfg.tensorboard else None,
     )
     fenced = [Fenced(sink, start.fence.holds) for sink in kept if sink is not None]

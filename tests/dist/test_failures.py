@@ -35,6 +35,14 @@ def test_a_fault_of_one_rank_is_told_once_and_ends_the_job(
     assert done.output.count("gptscale: ") == 1, done.output
 
 
+def test_a_launch_that_one_machine_lacks_a_file_of_is_told_once(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    env = {**ENGINES["zero1"], "FAULT": "launch:1", "GPTSCALE_COLLECTIVE_TIMEOUT_S": "5"}
+    done = launch(changed(plain_values, tmp_path), forked(2), env)
+    assert done.returncode != 0
+    assert "gptscale: the launch's deepspeed_config_file=/nowhere.json cannot be read" in done.output, done.output
+    assert done.output.count("gptscale: ") == 1, done.output
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 4 MB."""

@@ -14,6 +14,18 @@ from gptscale.config.load import dump_config
 from tests.dist.conftest import ENGINES, ROOT, accelerate, changed, forked, launch, torchrun
 
 pytestmark = pytest.mark.dist
+
+TWICE = str(Path(__file__).with_name("twice_worker.py"))
+
+
+@pytest.mark.parametrize("launcher", [torchrun(2), forked(2)], ids=["torchrun", "no agent"])
+def test_a_process_trains_several_times(plain_values: dict[str, Any], tmp_path: Path, launcher: list[str]) -> None:
+    quiet: dict[str, Any] = {"sample": {"prompts": []}, "eval": {"sequences": 1, "train_sequences": None}}
+    done = launch(changed(plain_values, tmp_path, **quiet), launcher, {}, [TWICE])
+    assert done.returncode == 0, done.output
+    assert done.log("step")[-1] == 40
+
+
 MODULE = ["-m", "gptscale"]
 
 

@@ -120,6 +120,8 @@ def fail(kind: str) -> None:
         StepLoader.next_step = wrapped(_fill_disk)  # type: ignore[method-assign]
     elif kind == "writer":
         portable.write_tensors = _broken_writer
+    elif kind == "launch":
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = "/nowhere.json"
     elif kind == "hang":
         StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
     else:

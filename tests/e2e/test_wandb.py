@@ -1,6 +1,7 @@
 """What W&B has on disk of a run that was killed and resumed twice."""
 
 import json
+import shutil
 import signal
 import struct
 from collections.abc import Iterator
@@ -94,3 +95,19 @@ def test_a_run_killed_and_resumed_twice_has_one_wandb_history_equal_to_the_log(
         assert {key.removesuffix("/values") for key in row if key.endswith("/values")} == set(found)
         assert all(row[f"{name}/values"] == histogram.counts for name, histogram in found.items())
         assert all(row[f"{name}/bins"] == histogram.edges for name, histogram in found.items())
+
+
+def test_what_a_start_had_not_told_at_its_very_end_the_next_one_tells(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["wandb"] = {"mode": "offline", "project": "p"}
+    cfg = in_folder(values, tmp_path / "run", steps=4)
+    assert train_until(cfg, 1000, signal.SIGKILL).returncode == 0
+    for path in (cfg.run.dir / "wandb").glob("offline-run-*"):  # as if it had lagged behind to the end
+        shutil.rmtree(path)
+    (cfg.run.dir / "done").unlink()  # and the node had gone before the run was marked
+    assert train_until(cfg, 1000, signal.SIGKILL).returncode == 0
+    assert (cfg.run.dir / "done").read_text() == "4\n"
+    (path,) = (cfg.run.dir / "wandb").rglob("*.wandb")
+    assert [row["_step"] for row in read_back(path)[1]] == list(range(5))
+    before = path.stat().st_mtime_ns
+    assert train_until(cfg, 1000, signal.SIGKILL).returncode == 0
+    assert [found.stat().st_mtime_ns for found in (cfg.run.dir / "wandb").rglob("*.wandb")] == [before]

@@ -69,6 +69,7 @@ def test_one_process_without_cuda_may_use_mps_but_ranks_need_gloo(
 
     monkeypatch.setattr("gptscale.runtime.engine.Accelerator", Noted)
     monkeypatch.setattr("gptscale.runtime.ranks.has_cuda", lambda: False)
+    monkeypatch.setattr("gptscale.runtime.ranks.agree", lambda work: work())
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("ACCELERATE_USE_CPU", refused)
     Engine(EngineSettings("fp32", 1))

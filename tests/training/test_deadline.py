@@ -3,6 +3,7 @@
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,30 @@ def test_a_measured_checkpoint_replaces_the_guess() -> None:
     for save_s, near in ((None, True), (59.0, False), (67.0, True)):
         clock.now = 0.0
         assert Deadline(100.0, "", guessed_save_s=67.0, clock=clock).near(save_s) is near
+
+
+def test_a_checkpoint_that_is_being_written_counts_besides() -> None:
+    for save_s, near in ((33.0, False), (34.0, True)):  # 1.5 times two of them are 99 and 102 s
+        deadline = Deadline(100.0, "", clock=Clock())
+        assert not deadline.near(save_s)
+        assert deadline.near(save_s, writing=True) is near
+
+
+def test_a_stop_that_another_rank_was_asked_for_is_not_laid_to_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    start: Any = SimpleNamespace(
+        cfg=None,
+        engine=SimpleNamespace(say=said.append),
+        corpora=SimpleNamespace(fingerprint=""),
+        store=SimpleNamespace(has_checkpoint=lambda: True),
+        stop=SimpleNamespace(received=None),
+        deadline=Deadline(time.monotonic() + 86_400, "run.stop_after=1d is nearly over"),
+    )
+    plan = SimpleNamespace(total_steps=100)
+    monkeypatch.setattr(run, "resume", lambda *args: (SimpleNamespace(step=5), plan))
+    monkeypatch.setattr(run, "_live", lambda *args: False)
+    assert not run._go_on(start, plan, None)  # type: ignore[arg-type]
+    assert said[0].startswith("a rank was asked to stop: stopped at step 5 with a checkpoint")
 
 
 def test_without_an_end_it_is_never_near() -> None:

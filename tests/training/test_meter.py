@@ -156,3 +156,12 @@ def test_an_interval_that_a_stop_cut_in_two_has_the_means_of_the_whole(clock: Cl
     assert (record["train/loss"], record["train/grad_norm_mean"]) == (3, 4)
     assert record["train/tokens_per_s"] == 64  # of this start's step alone
     assert after.total_s == 5 + 10
+
+
+def test_what_a_checkpoint_took_does_not_go_on_with_the_interval(clock: Clock) -> None:
+    meter = made()
+    step(meter, clock, 3.0, 1.0)
+    taken = meter.interval()
+    step(meter, clock, 5.0, 2.0)
+    meter.fetch()  # while the checkpoint is still on its way to the disk
+    assert taken == {"losses": [2.0], "norms": [3.0]}

@@ -1,5 +1,6 @@
 """micro_batch_sequences: auto."""
 
+import shutil
 from typing import Any
 
 import pytest
@@ -68,6 +69,32 @@ def test_a_run_keeps_the_number_of_its_first_start(
     provenance = cfg.run.dir / "provenance.json"  # as if that had been two ranks, with half of a step each
     provenance.write_text(provenance.read_text().replace('"world": 1', '"world": 2'))
     assert with_micro_batch(cfg).train.micro_batch_sequences == elsewhere
+
+
+@pytest.mark.usefixtures("costs")
+def test_a_step_of_fewer_sequences_finds_its_own_number(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 9999)
+    assert train(auto(values, steps=2))  # 8 sequences a step
+    values["resume"] = {"allow": ["tokens_per_step"]}
+    cfg = auto(values, steps=3, tokens_per_step=4 * 32)
+    assert with_micro_batch(cfg).train.micro_batch_sequences == 4
+    assert train(cfg)
+    assert load_config(cfg.run.dir / "config.yaml").train.micro_batch_sequences == 4
+    assert train(auto(values, steps=4, tokens_per_step=4 * 32))
+
+
+@pytest.mark.usefixtures("costs")
+def test_a_start_without_a_checkpoint_binds_no_later_one(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 9999)
+    cfg = auto(values, steps=2)
+    assert train(cfg)
+    shutil.rmtree(cfg.run.dir / "checkpoints")
+    with_memory(monkeypatch, 1299)
+    assert with_micro_batch(cfg).train.micro_batch_sequences == 2
 
 
 def test_a_given_number_is_left_alone(values: dict[str, Any]) -> None:

@@ -25,3 +25,14 @@ def test_an_imported_run_goes_on_with_the_samples_and_the_rate_of_its_step(
     assert (manifest.ledger["step"], manifest.ledger["samples"]) == (2, 16)
     assert manifest.ledger["lr"] == pytest.approx(4e-3)
     assert manifest.ledger["segments"] == [{"step": 0, "samples": 0, "tokens_per_step": 256}]
+
+
+def test_a_machine_that_could_not_train_the_model_imports_it(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptscale.training.micro_batch.free_bytes", lambda device: 0)
+    values["model"] |= {"emb_dim": 8, "n_layers": 1}
+    values["train"]["micro_batch_sequences"] = "auto"
+    cfg = parse_config(values)
+    (tmp_path / "theirs").mkdir()
+    assert import_state(cfg, save_state(tmp_path / "theirs", *trained(cfg=cfg.model))).name == "step-00000002"

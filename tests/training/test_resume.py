@@ -158,7 +158,7 @@ def test_a_stop_before_the_first_update_leaves_no_checkpoint_and_the_run_can_go_
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", not_finite)
-        patch.setattr(Deadline, "near", lambda deadline, save_s: len(asked.append(None) or asked) > 3)
+        patch.setattr(Deadline, "near", lambda deadline, save_s, writing: len(asked.append(None) or asked) > 3)
         asked: list[None] = []
         assert not train(cfg)
     assert list_checkpoints(cfg.run.dir) == []

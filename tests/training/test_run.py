@@ -13,6 +13,7 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime import compiled
 from gptscale.tracking.tracker import Tracker
 from gptscale.training import look, run, summary
 from gptscale.training.folder import take_alone
@@ -103,11 +104,11 @@ def test_samples_are_drawn_as_the_config_says_and_are_those_of_the_first_rank(
 def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     half = Path("cache/chalf.so")
-    monkeypatch.setattr(run, "keep_in_users_cache", lambda: done.append("kept"))
-    monkeypatch.setattr(run, "keep_traced_graphs", lambda: done.append("traced"))
-    monkeypatch.setattr(run, "remove_halves", lambda: [half])
-    monkeypatch.setattr(run, "check_compiler", lambda device: done.append(f"a compiler for {device}"))
-    run._find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append, device="cpu"))  # type: ignore[arg-type]
+    monkeypatch.setattr(compiled, "keep_in_users_cache", lambda: done.append("kept"))
+    monkeypatch.setattr(compiled, "keep_traced_graphs", lambda: done.append("traced"))
+    monkeypatch.setattr(compiled, "remove_halves", lambda: [half])
+    monkeypatch.setattr(compiled, "check_compiler", lambda device: done.append(f"a compiler for {device}"))
+    compiled.find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append, device="cpu"))  # type: ignore[arg-type]
     mended = f"removed {half}: a compiler was killed while it wrote it; it is compiled again"
     assert done == ["kept", "traced", "a compiler for cpu", mended]
 

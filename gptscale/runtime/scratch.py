@@ -1,0 +1,52 @@
+"""A folder of this process alone on a disk of its machine, and those that killed processes have left there."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp
+
+_PREFIX = "gptscale-"
+
+
+class Scratch:
+    """A new folder, which is gone after `close`, or when another process makes one on the disk after this one's end."""
+
+    def __init__(self, disk: Path) -> None:
+        """Raises OSError for a disk that nothing can be made on."""
+        with _alone(disk):  # nobody looks between a folder's making and its lock
+            _remove_left(disk)
+            self.path = Path(mkdtemp(prefix=_PREFIX, dir=disk))
+            self._lock = os.open(self.path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+@contextmanager
+def _alone(disk: Path) -> Iterator[None]:
+    """Hold off the others on this disk; a lock that nobody can have (some networks' disks) holds off nobody."""
+    folder = os.open(disk, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _remove_left(disk: Path) -> None:
+    """Remove folders whose processes are gone; those of other users stay."""
+    for folder in disk.glob(f"{_PREFIX}*/"):
+        with suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
