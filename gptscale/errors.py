@@ -29,6 +29,10 @@ class TrainingError(GptscaleError):
     """A run cannot start or go on."""
 
 
+class TakenOverError(TrainingError):
+    """A later start has taken the run over."""
+
+
 class RankError(GptscaleError):
     """This rank failed alone; the others end as PeerError."""
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from gptscale.checkpoint.layout import checkpoints_dir
-from gptscale.errors import TrainingError
+from gptscale.errors import TakenOverError, TrainingError
 from gptscale.runtime.slurm import job_name
 
 _UNFINISHED = re.compile(r"\.unfinished-step-\d{8,}-(\d{6,})")
@@ -68,7 +68,7 @@ class Fence:
         return _newest(self.run_dir, fresh=fresh) == self.number
 
     def check(self, *, fresh: bool = False) -> None:
-        """Raise TrainingError if somebody has taken a number since, or the folder is gone."""
+        """Raise TakenOverError if somebody has taken a number since, and TrainingError if the folder is gone."""
         newest = _newest(self.run_dir, fresh=fresh)
         if newest < self.number:
             raise TrainingError(
@@ -76,7 +76,7 @@ class Fence:
                 "the same command again to go on from its last checkpoint. Without it, that begins anew"
             )
         if newest > self.number:
-            raise TrainingError(
+            raise TakenOverError(
                 f"run.dir={self.run_dir} was taken over by a later start ({_holder(self.run_dir)}); this one has "
                 "written nothing since and ends. If it was started twice by mistake, the later one goes on alone"
             )

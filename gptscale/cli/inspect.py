@@ -1,9 +1,10 @@
 """gptscale inspect: what is in a checkpoint."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +27,16 @@ def run_inspect(
     from gptscale.checkpoint.inspection import inspect_checkpoint
 
     found = inspect_checkpoint(checkpoint)
-    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(_lines(found)))
+    print(json.dumps(_plain(asdict(found)), indent=1, allow_nan=False) if as_json else "\n".join(_lines(found)))
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: null for what is no finite number."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(found: "Inspection") -> Iterator[str]:

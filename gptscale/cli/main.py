@@ -25,7 +25,7 @@ from gptscale.cli import (
     train,
     verify,
 )
-from gptscale.errors import GptscaleError, PeerError, RankError
+from gptscale.errors import GptscaleError, PeerError, RankError, TakenOverError
 from gptscale.runtime.launch import check_launch_variables, launched_rank, launched_world
 
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
@@ -88,11 +88,11 @@ def main() -> None:
         _end(OUR_MISTAKE)
     except GptscaleError as error:
         _tell_once(f"gptscale: {error}")
-        _end(USERS_MISTAKE)
+        _end(USERS_MISTAKE, at_once=isinstance(error, TakenOverError))
     except KeyboardInterrupt:
         if launched_rank() == 0:
             print(f"gptscale: interrupted{GOES_ON.get(sys.argv[1], '')}", file=sys.stderr)
-        _end(INTERRUPTED)
+        _end(INTERRUPTED, at_once=any(thread.name.startswith(WRITER) for thread in threading.enumerate()))
     except Exception as error:
         if refusal := _refusal(error):
             print(f"gptscale: {refusal}", file=sys.stderr)
@@ -124,12 +124,14 @@ def _tell_once(line: str) -> None:
     tell_once(lambda: print(line, file=sys.stderr, flush=True))
 
 
-def _end(code: int) -> NoReturn:
-    """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads, and so
-    does one that was interrupted while a thread writes a checkpoint, for which it would wait."""
+def _end(code: int, *, at_once: bool = False) -> NoReturn:
+    """Leave the process. One of several skips the interpreter's clean-up, which can abort in Gloo's threads.
+
+    So does one that was interrupted while a thread writes a checkpoint, for which it would wait, and one whose run
+    goes on elsewhere, which W&B would mark as ended.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    writing = any(thread.name.startswith(WRITER) for thread in threading.enumerate())
-    if launched_world() > 1 or (code == INTERRUPTED and writing):
+    if at_once or launched_world() > 1:
         os._exit(code)
     sys.exit(code)

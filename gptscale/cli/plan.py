@@ -66,7 +66,7 @@ def run_plan(
     from gptscale.config.load import load_config
     from gptscale.planning.launch import Launch
     from gptscale.planning.outlook import look_ahead
-    from gptscale.planning.rates import plan_rates
+    from gptscale.planning.rates import plan_rates, shared
     from gptscale.planning.table import lines
 
     cfg = load_config(config, overrides or ())
@@ -75,6 +75,7 @@ def run_plan(
     engine = engine or ("none" if gpus == 1 else "ddp")
     launch = _with_micro_batch(Launch(engine, gpus, 1, machine_gpus, dp_shard_size), cfg, card)
     reached = mfu or _reached(run, card, launch, _bytes(bandwidth))
+    card = shared(card, run, gpus) if run else card
     written = _bytes(disk) or (run.disk_bytes_per_s if run else None) or ASSUMED_DISK
     steps, length = _length(cfg, launch)
     plan = look_ahead(

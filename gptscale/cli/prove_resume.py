@@ -43,7 +43,7 @@ def run_prove_resume(
     before = Place(engine_before, ranks_before or (1 if engine_before == "none" else 2))
     engine = engine_after or engine_before
     after = Place(engine, ranks_after or (1 if engine == "none" else before.ranks))
-    folder = _empty_folder(scratch or cfg.run.dir.with_name(f"{cfg.run.dir.name}.prove-resume"))
+    folder = _empty_folder(scratch or Path(f"{cfg.run.dir.resolve()}.prove-resume"))
     print(f"three runs of up to {steps} steps in {folder}: {before}, {before} until it is killed, {after}", flush=True)
     proof = prove_resume(cfg, steps, before, after, folder)
     _print_traces(proof)

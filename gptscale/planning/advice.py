@@ -5,7 +5,7 @@ from itertools import product
 
 from gptscale.config.schema import Config
 from gptscale.planning.launch import ENGINES, Launch, legal_gpu_counts
-from gptscale.planning.memory import CPU, largest_micro_batch
+from gptscale.planning.memory import CPU, fits, fitting_micro_batches
 from gptscale.runtime.gpus import GPUS, Gpu
 
 
@@ -15,10 +15,11 @@ def nearest_that_fits(cfg: Config, launch: Launch, gpu: Gpu) -> str | None:
     A smaller micro-batch comes first, then computing activations again, another engine, more GPUs, larger GPUs.
     """
     for words, changed, place, card in _candidates(cfg, launch, gpu):
-        fitting = min(launch.micro_batch_sequences, largest_micro_batch(changed, place, card))
-        if fitting:
-            smaller = [f"train.micro_batch_sequences={fitting}"] if fitting < launch.micro_batch_sequences else []
-            return " ".join([*words, *smaller])
+        if fits(changed, place, card):
+            return " ".join(words)
+        if fitting := fitting_micro_batches(changed, place, card):
+            smaller = [n for n in fitting if n < place.micro_batch_sequences]
+            return " ".join([*words, f"train.micro_batch_sequences={max(smaller) if smaller else min(fitting)}"])
     return None
 
 

@@ -16,6 +16,8 @@ class Checkpoints:
     """How many are there at the end, at most."""
     disk_bytes: int
     """The most that is on disk: a new one is whole before an old one goes."""
+    at_least: bool
+    """Whether more may stay, by how long the run is, which is not known."""
     save_s: float
     """Until one is safe on disk; training goes on beside it, if checkpoint.background says so."""
 
@@ -23,7 +25,8 @@ class Checkpoints:
 def plan_checkpoints(cfg: Config, total_steps: int | None, disk_bytes_per_s: float) -> Checkpoints:
     """Work out a run's checkpoints; total_steps is null where its length is not known."""
     size, kept = checkpoint_bytes(cfg), kept_checkpoints(cfg.checkpoint, total_steps)
-    return Checkpoints(size, kept, (kept + 1) * size, size / disk_bytes_per_s)
+    grows = cfg.checkpoint.keep is None or cfg.checkpoint.keep_every_steps is not None
+    return Checkpoints(size, kept, (kept + 1) * size, total_steps is None and grows, size / disk_bytes_per_s)
 
 
 def checkpoint_bytes(cfg: Config) -> int:

@@ -13,6 +13,9 @@ from gptscale.runtime.gpus import Gpu
 USABLE_SHARE = 0.9
 """Of a GPU's memory; the rest is for CUDA's context, NCCL, error correction and the allocator's gaps."""
 
+SAFE_SHARE = 0.8
+"""What micro_batch_sequences: auto goes by, since nobody looks at a plan before."""
+
 GIB = 2**30
 
 CPU = "cpu"
@@ -71,23 +74,32 @@ def memory_of(cfg: Config, launch: Launch) -> Memory:
     )
 
 
-def usable_bytes(gpu: Gpu) -> int:
+def usable_bytes(cfg: Config, gpu: Gpu) -> int:
     """What a run may take of a GPU's memory."""
-    return int(USABLE_SHARE * gpu.memory_gib * GIB)
+    share = SAFE_SHARE if cfg.train.micro_batch_sequences is None else USABLE_SHARE
+    return int(share * gpu.memory_gib * GIB)
 
 
 def fits(cfg: Config, launch: Launch, gpu: Gpu) -> bool:
     """Whether a GPU has the memory for its share of a run."""
-    return memory_of(cfg, launch).needed(gpu) <= usable_bytes(gpu)
+    return memory_of(cfg, launch).needed(gpu) <= usable_bytes(cfg, gpu)
 
 
 def largest_micro_batch(cfg: Config, launch: Launch, gpu: Gpu) -> int:
-    """The largest power of two of sequences that fits and that a step can use; 0 where not even one fits."""
-    return largest_with(cfg, launch, lambda launch: fits(cfg, launch, gpu))
+    """The largest power of two of sequences that fits and that a step can use; 0 where none fits."""
+    return max(fitting_micro_batches(cfg, launch, gpu), default=0)
 
 
-def largest_with(cfg: Config, launch: Launch, fits: Callable[[Launch], bool]) -> int:
-    """The largest power of two of sequences that a step can use and with which a launch fits; 0 if none does."""
+def fitting_micro_batches(cfg: Config, launch: Launch, gpu: Gpu) -> list[int]:
+    """The powers of two of sequences that fit and that a step can use, ascending."""
+    return powers_with(cfg, launch, lambda place: fits(cfg, place, gpu))
+
+
+def powers_with(cfg: Config, launch: Launch, fits: Callable[[Launch], bool]) -> list[int]:
+    """The powers of two of sequences that a step can use and with which a launch fits.
+
+    Where larger ones fit, smaller ones need not: with a single micro-batch a step needs less beside it.
+    """
     usable = -(-cfg.sequences_per_step // launch.gpus)
     powers = [1 << n for n in range(usable.bit_length())]
-    return max((n for n in powers if fits(replace(launch, micro_batch_sequences=n))), default=0)
+    return [n for n in powers if fits(replace(launch, micro_batch_sequences=n))]

@@ -92,7 +92,7 @@ def look_ahead(
     lengths = {"Chinchilla": CHINCHILLA_TOKENS * size.parameters, **(budgets or {})}
     if total_steps is not None:
         lengths = {"this run": total_steps * cfg.train.tokens_per_step, **lengths}
-    fitting = here.memory.needed(gpu) <= usable_bytes(gpu)
+    fitting = here.memory.needed(gpu) <= usable_bytes(cfg, gpu)
     return Outlook(
         parameters=size.parameters,
         flops_per_token=flops_per_token(cfg.model),
@@ -103,7 +103,7 @@ def look_ahead(
         filler_sequences=launch.filler_sequences(cfg),
         gpu=gpu.name,
         gpu_bytes=int(gpu.memory_gib * GIB),
-        usable_bytes=usable_bytes(gpu),
+        usable_bytes=usable_bytes(cfg, gpu),
         legal_gpu_counts=legal,
         engines=engines,
         rates=rates,
@@ -135,7 +135,7 @@ def _budget(name: str, tokens: int, cfg: Config, launch: Launch, step: StepTime)
 
 
 def _verdict(cfg: Config, launch: Launch, gpu: Gpu, memory: Memory, fitting: bool) -> str:
-    usable, needed, most = usable_bytes(gpu), memory.needed(gpu), memory.largest(gpu)
+    usable, needed, most = usable_bytes(cfg, gpu), memory.needed(gpu), memory.largest(gpu)
     if fitting:
         return f"fits: {needed / GIB:.1f} of {usable / GIB:.1f} GiB{_filling(cfg, launch)}"
     nearest = nearest_that_fits(cfg, launch, gpu)

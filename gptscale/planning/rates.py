@@ -80,6 +80,22 @@ def processor(run: Measured, memory_bytes: int) -> Gpu:
     return Gpu(CPU, (), peak, peak, peak, gib, beside, LOOPBACK_BYTES_PER_S, beside_bytes_per_s=beside)
 
 
+def shared(gpu: Gpu, run: Measured, ranks: int) -> Gpu:
+    """What is left for each of more ranks of a CPU that a run was measured on, all of whose cores it had."""
+    if gpu.name != CPU or gpu.beside_bytes_per_s is None:
+        return gpu
+    share = min(1.0, run.launch.gpus / ranks)
+    peak, beside = share * gpu.peak_flops(run.cfg.train), share * gpu.beside_bytes_per_s
+    return replace(
+        gpu,
+        half_flops=peak,
+        tf32_flops=peak,
+        fp32_flops=peak,
+        memory_bytes_per_s=beside,
+        beside_bytes_per_s=beside,
+    )
+
+
 def plan_rates(
     cfg: Config, gpu: Gpu, launch: Launch, *, mfu: float = ASSUMED_MFU, bandwidth: float | None = None
 ) -> Rates:

@@ -41,9 +41,10 @@ def lines(plan: Outlook, reached: str, length: str) -> Iterator[str]:
     for budget in plan.budgets:
         took = f"{budget.hours:,.3g} hours, {budget.gpu_hours:,.3g} GPU hours"
         yield _row(budget.name, f"{budget.tokens:,} tokens, {budget.steps:,} steps: {took}")
+    stay = f"{saved.kept} or more stay, so at least" if saved.at_least else f"{saved.kept} stay, so up to"
     yield _row(
         "checkpoints",
-        f"{saved.bytes_each / 1e9:,.3g} GB each, safe after {_seconds(saved.save_s)}; {saved.kept} stay, so up to "
+        f"{saved.bytes_each / 1e9:,.3g} GB each, safe after {_seconds(saved.save_s)}; {stay} "
         f"{saved.disk_bytes / 1e9:,.3g} GB of disk",
     )
     yield _row("verdict", plan.verdict)

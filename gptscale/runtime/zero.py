@@ -23,7 +23,7 @@ from gptscale.runtime.launch import launched_world
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.scratch import Scratch
 from gptscale.runtime.unfilled import Unfilled, is_unfilled
-from gptscale.runtime.zero_config import zero_config
+from gptscale.runtime.zero_config import launched_zero, zero_config
 from gptscale.runtime.zero_fragments import (
     check_deepspeed,
     check_links,
@@ -59,7 +59,7 @@ class ZeroEngine(Engine):
         self._stage: int = self._config["zero_optimization"]["stage"]
         ranks.agree(lambda: self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {})))
         super().__init__(settings)
-        self.name = f"zero{self._stage}"
+        self.name = launched_zero()
         self.dp_shard_size = self.world
 
     def _use_own_folder(self, offload: dict[str, Any]) -> None:

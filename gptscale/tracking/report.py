@@ -108,7 +108,7 @@ def _figure(chart: Chart, records: Sequence[Record], title: str) -> "Figure":
     rows = math.ceil(len(chart.against) / columns)
     figure = Figure(figsize=(2.6 + 4.4 * columns, 4.4 * rows), layout="constrained")
     drawable = title.encode(errors="backslashreplace").decode()  # a folder's name need not be UTF-8
-    figure.suptitle(drawable, fontsize=13, fontweight="bold")
+    figure.suptitle(drawable, fontsize=13, fontweight="bold", parse_math=False)  # nor are its $ formulas
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, progress in zip(panels.flat, chart.against, strict=True):
         _draw(axes, chart, records, progress)

@@ -25,7 +25,7 @@ class TensorboardSink:
             raise TrainingError(
                 "tensorboard=true needs the tensorboard package: run pip install tensorboard, or set tensorboard=false"
             ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def log(self, record: Record) -> None:
         """Add a point to every curve of the record."""

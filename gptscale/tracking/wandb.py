@@ -89,6 +89,8 @@ class WandbSink:
         self._reached = 0.0
         """The last step told from the run folder, which may be ahead of what was given."""
         self._failed = False
+        self._first_row = step + 1 if step else 0
+        """Online, W&B takes nothing at the step that it is rewound to, such as what sent a run back there."""
         self._checkpoints: SimpleQueue[int | None] = SimpleQueue()
         self._errand = Thread(target=self._tell_checkpoints, daemon=True)
         (run_dir / "wandb").mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere if it is not there
@@ -119,7 +121,8 @@ class WandbSink:
         self._tell(math.inf, self._tell_samples)
         self._checkpoints.put(None)
         self._errand.join(PATIENCE_S)
-        self._run.finish(exit_code=int(failed))
+        if not self._tell(math.inf, lambda: self._run.finish(exit_code=int(failed))):
+            self._run.finish(exit_code=int(failed))
 
     def _begin_online(self, step: int) -> bool:
         """Begin or continue the folder's W&B run; says whether that went well."""
@@ -134,6 +137,7 @@ class WandbSink:
 
     def _begin_offline(self) -> None:
         """Write the whole history anew."""
+        self._first_row = 0
         older = set((self._run_dir / "wandb").glob("offline-run-*"))
         self._run = self._wandb.init(mode="offline", **self._options)
         self._define_axes()
@@ -146,10 +150,10 @@ class WandbSink:
             self._run.define_metric(progress)
         self._run.define_metric("*", step_metric=self._cfg.wandb.x_axis)
 
-    def _tell(self, step: float, act: Callable[[], None]) -> None:
-        """Act, unless that was told from the run folder; where W&B fails, go on offline, once."""
+    def _tell(self, step: float, act: Callable[[], None]) -> bool:
+        """Act, unless that was told from the run folder; says whether it did. Where W&B fails, go on offline, once."""
         if step < self._reached:
-            return
+            return False
         try:
             act()
         except Exception as error:
@@ -159,10 +163,12 @@ class WandbSink:
             LOG.warning("W&B records offline from here, for wandb sync, since it failed: %s", _line(error))
             _tear_down(self._wandb)
             self._begin_offline()
+            return False
+        return True
 
     def _log(self, record: Record) -> None:
         self._tell_samples()
-        self._run.log(dict(record), step=int(record["step"]))
+        self._run.log(dict(record), step=max(int(record["step"]), self._first_row))
         if "checkpoint/step" in record and self._cfg.wandb.checkpoints != "none":
             self._checkpoints.put(int(record["checkpoint/step"]))
 

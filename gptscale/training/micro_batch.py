@@ -7,14 +7,11 @@ from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError
 from gptscale.planning.launch import Launch
-from gptscale.planning.memory import largest_with, memory_of
+from gptscale.planning.memory import SAFE_SHARE, memory_of, powers_with
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_rank, launched_world
 from gptscale.tracking.starts import last_start
-
-SAFE_SHARE = 0.8
-"""Of the free memory; the rest is for what allocators and libraries take beside our tensors."""
 
 
 def with_micro_batch(cfg: Config) -> Config:
@@ -52,7 +49,7 @@ def _largest(cfg: Config) -> int:
         memory = memory_of(cfg, launch)
         return memory.total + (0 if device.type == "cuda" else memory.host)
 
-    largest = largest_with(cfg, launch, lambda launch: needed(launch) <= free)
+    largest = max(powers_with(cfg, launch, lambda launch: needed(launch) <= free), default=0)
     if not largest:
         least = needed(replace(launch, micro_batch_sequences=1)) / 1e9
         raise TrainingError(

@@ -57,7 +57,7 @@ class TrainState:
     def ledger(
         self, *, lr: float, total_steps: int, loss_scaler: dict[str, Any], interval: dict[str, list[float]]
     ) -> dict[str, Any]:
-        """As the checkpoint keeps it.
+        """As the checkpoint keeps it, in JSON, which has no word for what is not finite.
 
         lr is that of the last update and total_steps the run's length, to tell a changed schedule from the
         old one; loss_scaler is fp16's; interval is the unfinished log interval.
@@ -73,9 +73,9 @@ class TrainState:
             "skips_in_a_row": self.skips_in_a_row,
             "time_s": self.time_s,
             "loss_scaler": loss_scaler,
-            "interval": interval,
+            "interval": {kind: [_finite_or_none(value) for value in values] for kind, values in interval.items()},
             "segments": [asdict(segment) for segment in self.segments],
-            "val_loss": self.val_loss,
+            "val_loss": None if self.val_loss is None else _finite_or_none(self.val_loss),
             "best": self.best and asdict(self.best),
         }
 
@@ -90,8 +90,15 @@ class TrainState:
             recent_losses=list(ledger.get("recent_losses", ())),
             skips_in_a_row=ledger.get("skips_in_a_row", 0),
             time_s=ledger.get("time_s", 0.0),
-            interval=ledger["interval"],
+            interval={
+                kind: [math.nan if value is None else value for value in values]
+                for kind, values in ledger["interval"].items()
+            },
             segments=[Segment(**segment) for segment in ledger["segments"]],
             best=Best(**ledger["best"]) if ledger["best"] else None,
             val_loss=ledger["val_loss"],
         )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -2,12 +2,15 @@
 
 import errno
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 
-from gptscale.cli.main import INTERRUPTED, _end, _refusal
+from gptscale.cli import main
+from gptscale.cli.main import INTERRUPTED, USERS_MISTAKE, _refusal
+from gptscale.errors import TakenOverError, TrainingError
 
 
 @pytest.mark.parametrize(
@@ -26,16 +29,47 @@ def test_other_errors_keep_their_traceback() -> None:
         assert _refusal(error) is None
 
 
-@pytest.mark.parametrize(("code", "at_once"), [(INTERRUPTED, True), (2, False)])
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes of exits that skip the interpreter's clean-up; others follow."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "argv", ["gptscale", "train"])
+    return codes
+
+
+def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let the command end with an error."""
+
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit):
+        main.main()
+
+
+@pytest.mark.parametrize(
+    ("error", "at_once"), [(KeyboardInterrupt(), [INTERRUPTED]), (TrainingError("the disk is gone"), [])]
+)
 def test_an_interrupted_command_does_not_wait_for_a_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, code: int, at_once: bool
+    monkeypatch: pytest.MonkeyPatch, left: list[int], error: BaseException, at_once: list[int]
 ) -> None:
-    left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
     written = Event()
     with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as disk:
         disk.submit(written.wait)
-        with pytest.raises(SystemExit):
-            _end(code)
+        ends_with(monkeypatch, error)
         written.set()
-    assert left == [code] * at_once
+    assert left == at_once
+
+
+def test_an_interrupted_command_that_writes_nothing_cleans_up(monkeypatch: pytest.MonkeyPatch, left: list[int]) -> None:
+    ends_with(monkeypatch, KeyboardInterrupt())
+    assert left == []
+
+
+def test_a_start_whose_run_goes_on_elsewhere_leaves_before_anything_marks_it_as_ended(
+    monkeypatch: pytest.MonkeyPatch, left: list[int]
+) -> None:
+    ends_with(monkeypatch, TakenOverError("by a later start"))
+    assert left == [USERS_MISTAKE]

@@ -37,7 +37,7 @@ def short(values: dict[str, Any], folder: Path, **train: Any) -> Any:
     ("file", "engine"),
     [
         ("cpu", "ddp"),
-        pytest.param("zero3-offload", "zero3", marks=pytest.mark.long),
+        pytest.param("zero3-offload", "zero3-offload", marks=pytest.mark.long),
         pytest.param("hsdp", "fsdp2", marks=pytest.mark.long),  # one machine has one copy
     ],
 )

@@ -362,6 +362,16 @@ def test_inspect_shows_what_is_in_a_checkpoint(command: Any, config: Path, tmp_p
     assert (found["ledger"]["step"], found["world"], len(found["files"])) == (20, 1, 1)
 
 
+def test_what_is_in_a_checkpoint_that_diverged_is_json(command: Any, config: Path, tmp_path: Path) -> None:
+    wild = ("optim.lr_peak=1e30", "optim.lr_floor=1e29", "optim.clip_norm=null", "train.log_every_steps=100")
+    command("train", config, *wild)
+    said = command("inspect", tmp_path / "run", "--json")[1]
+    found = json.loads(said, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert found["ledger"]["val_loss"] is None
+    (manifest,) = (tmp_path / "run").rglob("step-00000020/manifest.json")
+    json.loads(manifest.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
 def test_trace_shows_the_text_that_a_step_read(command: Any, config: Path, tmp_path: Path) -> None:
     run, text = tmp_path / "run", (tmp_path / "text.txt").read_text()
     assert command("train", config, "train.steps=2")[0] == 0

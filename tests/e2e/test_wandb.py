@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from gptscale.checkpoint.layout import list_checkpoints
+from gptscale.config.load import dump_config
 from gptscale.tracking.jsonl import read_histograms, read_log
 from tests.e2e.test_resume import in_folder, train_until
 
@@ -111,3 +114,41 @@ def test_what_a_start_had_not_told_at_its_very_end_the_next_one_tells(tmp_path: 
     before = path.stat().st_mtime_ns
     assert train_until(cfg, 1000, signal.SIGKILL).returncode == 0
     assert [found.stat().st_mtime_ns for found in (cfg.run.dir / "wandb").rglob("*.wandb")] == [before]
+
+
+TAKEN_OVER = """
+import sys
+import time
+from pathlib import Path
+from gptscale.checkpoint.fence import Fence
+from gptscale.cli.main import main
+from gptscale.training import loop
+
+step, calls, run_dir = loop.train_step, 0, Path(sys.argv.pop())
+
+def overtaken(*args, **options):
+    global calls
+    calls += 1
+    if calls == 3:
+        while not any(run_dir.rglob("*.wandb")):
+            time.sleep(0.1)
+        Fence.take(run_dir)
+    return step(*args, **options)
+
+loop.train_step = overtaken
+main()
+"""
+"""Trains until another start takes the run over."""
+
+
+def test_a_start_that_was_taken_over_does_not_end_the_run_in_wandb(tmp_path: Path, values: dict[str, Any]) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    values["wandb"] = {"mode": "offline", "project": "p"}
+    cfg = in_folder(values, tmp_path / "run", steps=4000)
+    (tmp_path / "config.yaml").write_text(dump_config(cfg))
+    command = [sys.executable, "-c", TAKEN_OVER, "train", str(tmp_path / "config.yaml"), str(cfg.run.dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, "was taken over by a later start" in done.stderr) == (2, True), done.stderr
+    (path,) = (cfg.run.dir / "wandb").rglob("*.wandb")
+    assert not any(Record.FromString(message).HasField("exit") for message in messages(path))

@@ -66,9 +66,30 @@ def test_what_a_cpu_keeps_for_itself_counts_too() -> None:
     assert (found.needed(card(1, memory.CPU)), found.largest(card(1, memory.CPU))) == (121, "host")
 
 
-def test_nothing_is_named_where_nothing_would_do(config: Make) -> None:
-    b200 = find_gpu("b200")
-    cfg = config(train={"tokens_per_step": 32, "micro_batch_sequences": 1})
-    tiny = Gpu("tiny", (), 1e12, 1e12, 1e12, b200.memory_gib, 1e12, 1e9)
-    assert usable_bytes(tiny) > 0
-    assert nearest_that_fits(cfg, Launch("none", 1, 1), tiny) == ""
+def test_nothing_is_named_where_nothing_would_do(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = memory.Memory(int(find_gpu("b200").memory_gib * GIB), 0, 0, 0, 0, 0, host=0)
+    monkeypatch.setattr(memory, "memory_of", lambda cfg, launch: state)
+    assert nearest_that_fits(config(), Launch("none", 1, 1), card(20)) is None
+
+
+def test_a_larger_micro_batch_is_named_where_only_that_fits(config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one micro-batch a step of 8 sequences has no sum of gradients to keep."""
+
+    def memory_of(cfg: Config, launch: Launch) -> memory.Memory:
+        summed = 9 * GIB if launch.accumulation(cfg) > 1 else 0
+        return memory.Memory(0, summed, 0, GIB * launch.micro_batch_sequences, 0, 0, host=0)
+
+    monkeypatch.setattr(memory, "memory_of", memory_of)
+    assert nearest_that_fits(config(), Launch("none", 1, 6), card(8.5)) == "train.micro_batch_sequences=8"
+    assert nearest_that_fits(config(), Launch("none", 1, 6), card(13.5)) == "train.micro_batch_sequences=4"
+    again = nearest_that_fits(config(), Launch("none", 1, 8), card(7.5, memory.CPU))
+    assert again is None
+
+
+def test_auto_leaves_more_room_than_a_number_that_somebody_chose(config: Make) -> None:
+    sections = {"train": {"micro_batch_sequences": None}}
+    # of 30 / 0.9 GiB that is 26.7 for auto: 8 and 2 for each sequence
+    assert largest_micro_batch(config(), Launch("none", 1), card(30)) == 8
+    assert usable_bytes(config(**sections), card(30)) == int(0.8 * 30 / 0.9 * GIB)
+    assert largest_micro_batch(config(**sections), Launch("none", 1), card(26)) == 4
+    assert largest_micro_batch(config(), Launch("none", 1), card(26)) == 8

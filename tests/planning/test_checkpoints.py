@@ -46,6 +46,21 @@ def test_the_best_is_one_more_if_there_are_as_many() -> None:
     assert kept_checkpoints(CheckpointConfig(every_steps=10, keep=3), None) == 4
 
 
+@pytest.mark.parametrize(
+    ("rules", "steps", "at_least"),
+    [
+        ({"keep": 3}, None, False),
+        ({"keep": None}, None, True),
+        ({"keep": 3, "keep_every_steps": 100}, None, True),
+        ({"keep": None, "keep_every_steps": 100}, 1000, False),
+    ],
+)
+def test_of_a_run_of_unknown_length_more_may_stay(
+    config: Make, rules: dict[str, Any], steps: int | None, at_least: bool
+) -> None:
+    assert plan_checkpoints(config(checkpoint=rules), steps, 1e9).at_least is at_least
+
+
 def test_disk_has_room_for_the_kept_ones_and_the_next(config: Make) -> None:
     cfg = config(checkpoint={"every_steps": 5, "keep": 2, "keep_best": False})
     plan = plan_checkpoints(cfg, 20, disk_bytes_per_s=1e6)

@@ -7,7 +7,7 @@ import pytest
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
 from gptscale.planning.launch import Launch
-from gptscale.planning.rates import Measured, calibrated_mfu, find_gpu, measured, plan_rates, processor
+from gptscale.planning.rates import Measured, calibrated_mfu, find_gpu, measured, plan_rates, processor, shared
 from gptscale.planning.steptime import moved_bytes, step_time
 from gptscale.runtime.gpus import Gpu
 
@@ -108,3 +108,16 @@ def test_a_run_on_a_processor_is_predicted_as_it_was(config: Make, tokens_per_s:
     assert step_time(cfg, run.launch, rates).total_s == pytest.approx(cfg.train.tokens_per_step / tokens_per_s)
     share = moved_bytes(cfg, 4) / rates.beside_bytes / (128 / tokens_per_s)
     assert share < 0.01 if tokens_per_s == 1e3 else share == pytest.approx(0.5)
+
+
+def test_more_ranks_share_the_cores_that_a_run_on_a_processor_had(config: Make) -> None:
+    cfg = config()
+    run = Measured(cfg, Launch("ddp", 2, 4), "CPU, 1 threads", 1000.0, 0.25, None)
+    cpu = processor(run, 8 * 2**30)
+    half = shared(cpu, run, 4)
+    assert half.peak_flops(cfg.train) == cpu.peak_flops(cfg.train) / 2
+    assert half.beside_bytes_per_s == (cpu.beside_bytes_per_s or 0) / 2
+    assert half.memory_gib == cpu.memory_gib  # which was divided before
+    for ranks in (1, 2):
+        assert shared(cpu, run, ranks) == cpu
+    assert shared(find_gpu("h100"), run, 4) == find_gpu("h100")

@@ -113,3 +113,9 @@ def test_perplexity_is_drawn_in_decades_when_it_falls_by_more_than_ten(last: flo
     ]
     figure = _figure(CHARTS[1], records, "tiny")
     assert {axes.get_yscale() for axes in figure.axes} == {scale}
+
+
+def test_a_folders_name_is_no_formula(tmp_path: Path) -> None:
+    run = tmp_path / "cost$1_of_$2\\q"
+    write_log(run, [training(step, 3.0) for step in (1, 2)])
+    assert write_report(run)

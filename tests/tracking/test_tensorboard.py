@@ -24,6 +24,18 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_start_from_nothing_in_a_used_folder_has_a_step_0_of_its_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for loss in (5.0, 6.0):
+        sink = TensorboardSink(tmp_path)
+        sink.log({"step": 0, "tokens": 0, "time_s": 0.0, "val/loss": loss})
+        sink.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("val/loss")] == [(0, 6.0)]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_histogram_has_its_bins(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

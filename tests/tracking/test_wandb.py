@@ -311,6 +311,40 @@ def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
         wandb_beside(config("offline", tmp_path), tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_wandb_that_fails_at_the_very_end_has_the_whole_history_offline(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    sink = open_wandb(config(mode, tmp_path), tmp_path)
+    assert sink is not None
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "train/loss": 4.0}\n{"step": 1, "train/loss": 3.0}\n')
+    finish, ends = fake.finish, []
+
+    def failing(exit_code: int) -> None:
+        ends.append(exit_code)
+        if len(ends) == 1:
+            raise ConnectionResetError("Connection lost")
+        finish(exit_code)
+
+    monkeypatch.setattr(fake, "finish", failing)
+    sink.close(failed=True)
+    told = [data if kind == "log" else kind for kind, data in fake.calls if kind != "define_metric"]
+    rows = [(0, {"step": 0, "train/loss": 4.0}), (1, {"step": 1, "train/loss": 3.0})]
+    assert told == ["init", "teardown", "init", *rows, "finish"]
+    assert ends == [1, 1]
+
+
+@pytest.mark.parametrize(("mode", "row"), [("online", 5), ("offline", 4)])
+def test_what_sent_a_run_back_is_told_at_the_first_row_that_wandb_takes(
+    fake: FakeWandb, tmp_path: Path, mode: str, row: int
+) -> None:
+    sink = open_wandb(config(mode, tmp_path), tmp_path, 4)
+    assert sink is not None
+    sink.log({"step": 4, "health/spikes": 1.0})
+    sink.log({"step": 6, "train/loss": 3.0})
+    assert [(step, data["step"]) for kind, (step, data) in fake.calls[-2:]] == [(row, 4), (6, 6)]
+
+
 def test_an_unreachable_server_makes_the_run_offline(
     fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

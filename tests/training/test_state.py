@@ -40,3 +40,12 @@ def test_a_ledger_gives_back_the_whole_state() -> None:
     assert [name for name in plain if plain[name] == new[name]] == []  # so that no field can be lost unseen
     ledger = state.ledger(lr=1e-3, total_steps=9, loss_scaler={}, interval=state.interval)
     assert TrainState.from_ledger(json.loads(json.dumps(ledger))) == state
+
+
+def test_a_ledger_of_a_run_that_diverged_is_json() -> None:
+    interval = {"losses": [math.nan, 3.0], "norms": [math.inf, 1.0]}
+    ledger = TrainState(val_loss=math.nan).ledger(lr=1e-3, total_steps=9, loss_scaler={}, interval=interval)
+    again = TrainState.from_ledger(json.loads(json.dumps(ledger, allow_nan=False)))
+    assert again.val_loss is None
+    assert [value for values in again.interval.values() for value in values if math.isfinite(value)] == [3.0, 1.0]
+    assert [len(values) for values in again.interval.values()] == [2, 2]
