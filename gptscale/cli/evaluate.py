@@ -61,7 +61,8 @@ def run_evaluate(
             subject.say("" if as_json else _line(name, found))
     if cloze is not None:
         score = subject.cloze(questions)
-        results["cloze"] = {"file": str(cloze), **asdict(score), "acc_norm_stderr": score.stderr}
+        shares = {**asdict(score), "acc_norm_stderr": score.stderr}
+        results["cloze"] = {"file": str(cloze), **{key: _number(value) for key, value in shares.items()}}
         subject.say("" if as_json else _cloze_line(cloze, score))
     about = {"checkpoint": str(subject.folder), "step": subject.step, "stride": stride}
     subject.say(json.dumps({**about, "results": results}, allow_nan=False) if as_json else "")
@@ -264,6 +265,10 @@ def _as_dict(found: "Evaluation") -> dict[str, Any]:
         "bytes": found.bytes,
     }
     return {
-        **{key: value if math.isfinite(value) else None for key, value in values.items()},
-        "loss_by_position": [loss if math.isfinite(loss) else None for loss in found.by_position],
+        **{key: _number(value) for key, value in values.items()},
+        "loss_by_position": [_number(loss) for loss in found.by_position],
     }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

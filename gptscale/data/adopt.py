@@ -12,6 +12,7 @@ from gptscale.data.foreign import TokenFile, recognise
 from gptscale.data.job import earlier_manifest
 from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest, Settings, ShardEntry, Split
 from gptscale.data.progress import summary
+from gptscale.data.source_files import check_name
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.data.unit import read_receipts
 from gptscale.errors import DataError
@@ -79,6 +80,8 @@ def _expand(names: Sequence[str], option: str) -> list[Path]:
         if not matches:
             raise DataError(f"{option} {name} matches no file")
         files += [Path(match).absolute() for match in matches]
+    for file in files:
+        check_name(file)
     return files
 
 

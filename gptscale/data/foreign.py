@@ -13,11 +13,21 @@ import numpy as np
 
 from gptscale.data.manifest import Dtype
 from gptscale.data.shard import HEADER_BYTES, ShardHeader, Tokens, find_header
+from gptscale.data.source_files import kind_of
 from gptscale.errors import DataError
 
 _MEGATRON = struct.Struct("<9sQBQQ")
 _MEGATRON_MAGIC = b"MMIDIDX\0\0"
 _MEGATRON_TYPES: dict[int, Dtype] = {8: "uint16", 4: "uint32"}  # 4 is int32, whose ids are never negative
+
+
+_NUMPY_MAGIC = b"\x93NUMPY"
+
+LOOKED_AT = 2**16
+"""Numbers at the beginning of a file without a header that tell how wide they are."""
+
+LOOKED_AT_LEAST = 64
+"""Fewer may well be 0 at every second place."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class TokenFile:
 def recognise(path: Path) -> TokenFile:
     """What a token file is: Megatron-LM's if it has an index beside it, llm.c's by its header, else nanoGPT's.
 
-    Raises DataError for a file that is missing, empty or damaged.
+    Raises DataError for a file that is missing, empty or damaged, and for text, tables and NumPy's own format.
     """
     try:
         found = _recognise(path)
@@ -60,12 +70,33 @@ def _recognise(path: Path) -> TokenFile:
     header = find_header(path)
     if header is not None:
         return _with_header(path, size, header)
+    if (kind := kind_of(path)) is not None or _begins(path, _NUMPY_MAGIC):
+        raise DataError(
+            f"{path} is {kind or 'an array of NumPy'}, no token file; write its tokens as uint16 and nothing else, as "
+            "numpy.ndarray.tofile does"
+        )
     if size == 0 or size % 2:
         raise DataError(
             f"{path} has {size:,} bytes, which are no uint16 tokens, and no header that is known; "
             "copy it again if it was cut off"
         )
+    if _are_wider(path):
+        raise DataError(
+            f"{path} has no header, and every second of its numbers of 16 bits is 0, so its tokens are wider; write "
+            "them as uint16, or as uint32 behind the header of llm.c"
+        )
     return TokenFile(path, "nanoGPT (uint16 without a header)", "uint16", 0, size // 2)
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _are_wider(path: Path) -> bool:
+    """Whether a file without a header looks like tokens of more than 16 bits."""
+    first = np.fromfile(path, "<u2", LOOKED_AT)
+    return len(first) >= LOOKED_AT_LEAST and not first[1::2].any()
 
 
 def map_tokens(path: Path, dtype: str, offset: int, tokens: int) -> Tokens:

@@ -20,7 +20,7 @@ from gptscale.data.manifest import (
     load_manifest,
     load_settings,
 )
-from gptscale.data.source_files import Stamps, changed, stamp, stamp_files
+from gptscale.data.source_files import Stamps, changed, could_find, stamp, stamp_files
 from gptscale.data.sources import Source, open_source
 from gptscale.data.streamed import Streamed
 from gptscale.data.texts import list_texts
@@ -125,6 +125,10 @@ def _check_apart(folder: Path, source: SourceConfig) -> None:
         raise DataError(
             f"data.dir={folder} lies inside data.source.path={source.path}, all of which is read; choose a data.dir "
             "outside of it"
+        )
+    if not os.path.exists(root) and any(could_find(root, folder / name) for name in (FILE_NAME, SETTINGS_NAME)):
+        raise DataError(
+            f"data.source.path={source.path} matches files of data.dir={folder} too; choose a data.dir that it does not"
         )
 
 

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptscale.config.data import SourceConfig
@@ -36,7 +37,7 @@ def is_local(path: str) -> bool:
         os.path.exists(os.path.expanduser(path))  # unlike Path, these raise for no path
         or glob.has_magic(path)
         or path.startswith(("/", ".", "~"))
-        or _kind(Path(path)) is not None
+        or kind_of(Path(path)) is not None
     )
 
 
@@ -113,6 +114,19 @@ def changed(path: str, file: Path) -> DataError:
     )
 
 
+def could_find(pattern: str, path: Path) -> bool:
+    """Whether a glob finds a file, if it is there."""
+    return _matches(Path(os.path.abspath(expand(pattern))).parts, Path(os.path.abspath(path)).parts)
+
+
+def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
+    if not pattern or not parts:
+        return not parts and all(each == "**" for each in pattern)
+    if pattern[0] == "**":
+        return _matches(pattern[1:], parts) or _matches(pattern, parts[1:])
+    return fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
+
+
 def stamp_files(cfg: SourceConfig, say: Callable[[str], None]) -> Stamps:
     """The stamps of a source's files; none of what is not here, and of what cannot be read, which opening it says."""
     if cfg.format in ("hub", "embedded") or not is_local(cfg.path):
@@ -165,13 +179,18 @@ def _size_and_identity(path: Path, small: bool) -> dict[str, str | int]:
     return {"bytes": stat.st_size, **known_by}
 
 
-def _name(path: Path, root: Path) -> str:
+def check_name(path: Path) -> None:
+    """Raise DataError for a path that no manifest can hold."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise DataError(
             f"the path {str(path)!r} is no UTF-8, and so no manifest can hold it; rename that file"
         ) from None
+
+
+def _name(path: Path, root: Path) -> str:
+    check_name(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
@@ -180,13 +199,14 @@ def is_compressed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
+    """What a file's ending says it is: text, json, parquet or arrow; null for any other."""
     suffix = Path(path.stem).suffix if is_compressed(path) else path.suffix
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix.lower() in suffixes), None)
 
 
 def _kind_of_file(path: Path, cfg: SourceConfig) -> str:
-    kind = _kind(path) if cfg.format == "auto" else cfg.format
+    kind = kind_of(path) if cfg.format == "auto" else cfg.format
     if kind is None:
         raise DataError(
             f"data.source.path={cfg.path} has an ending that says no format; "
@@ -230,7 +250,7 @@ def _of_one_kind(
 ) -> tuple[str, list[Path]]:
     wanted = set(SUFFIXES) if cfg.format == "auto" else {cfg.format}
     files = [path for path in files if path.name not in _OF_DATASETS]
-    kinds = {path: kind for path in files if (kind := _kind(path)) in wanted and kind is not None}
+    kinds = {path: kind for path in files if (kind := kind_of(path)) in wanted and kind is not None}
     _check_compression(files, wanted, cfg, where)
     found = sorted(set(kinds.values()))
     if not found:
@@ -252,7 +272,9 @@ def _of_one_kind(
 def _check_compression(files: Sequence[Path], wanted: Collection[str], cfg: SourceConfig, where: str) -> None:
     """Refuse text in a compression that is not read; passing it over would make another corpus in silence."""
     packed = [
-        path for path in files if path.suffix.lower() in _UNKNOWN_COMPRESSION and _kind(path.with_suffix("")) in wanted
+        path
+        for path in files
+        if path.suffix.lower() in _UNKNOWN_COMPRESSION and kind_of(path.with_suffix("")) in wanted
     ]
     if packed:
         more = f" and {len(packed) - 1:,} more such files" if len(packed) > 1 else ""

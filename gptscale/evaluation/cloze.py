@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ClozeScore:
-    """Shares of the questions that were answered rightly."""
+    """Shares of the questions that were answered rightly; nan if the model gave no numbers for one."""
 
     acc: float
     """By the sum of the ending's log-probabilities."""
@@ -86,6 +86,8 @@ def log_likelihoods(
 def score(questions: Sequence[Question], likelihoods: Sequence[Sequence[float]]) -> ClozeScore:
     """The shares of questions whose right ending has the highest log-probability; a tie goes to the first."""
     by_sum = by_characters = by_bytes = 0
+    if not all(math.isfinite(s) for sums in likelihoods for s in sums):
+        return ClozeScore(math.nan, math.nan, math.nan, len(questions))
     for question, sums in zip(questions, likelihoods, strict=True):
         characters = [s / max(len(e), 1) for s, e in zip(sums, question.endings, strict=True)]
         utf8 = [s / max(len(e.encode()), 1) for s, e in zip(sums, question.endings, strict=True)]

@@ -7,6 +7,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from gptscale.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,6 +24,19 @@ class Sampling:
     """Only tokens at least this times as likely as the likeliest can be drawn (Nguyen et al. 2024)."""
     repetition_penalty: float = 1.0
     """Divides the logits of tokens that a row has already, multiplies negative ones (Keskar et al. 2019)."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what nothing can be drawn with."""
+        limits = {
+            "temperature": (self.temperature >= 0, "0 or more"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more, or None for all tokens"),
+            "top_p": (self.top_p is None or 0 <= self.top_p <= 1, "from 0 to 1, or None for all tokens"),
+            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "from 0 to 1, or None for all tokens"),
+            "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
+        }
+        for name, (holds, wanted) in limits.items():
+            if not holds:
+                raise ConfigError(f"{name}={getattr(self, name)} is no way to draw tokens; give {wanted}")
 
 
 def filtered(logits: Tensor, rows: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:

@@ -74,6 +74,10 @@ def stream_text(
     agreed: Callable[[list[int]], list[int]] | None = None,
 ) -> Iterator[Piece]:
     """The continuations of prompts as their tokens come, those of several prompts in turn."""
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} is less than nothing; give 0 or more")
+    if not prompts:
+        return
     end_token = tokenizer.end_of_text if end_token is None else end_token
     writers = [Writer(tokenizer, stop) for _ in prompts]
     with evaluating(model):

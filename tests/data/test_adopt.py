@@ -1,5 +1,6 @@
 """Other projects' token files become a corpus where they lie, and ours are read by an independent reader of llm.c's."""
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,32 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:
     assert "has 1,039 bytes, but its header says 1,040; copy it again" in refused(tmp_path, path)
     llmc(path, IDS, "<u4")
     assert "tokens of two widths" in refused(tmp_path, path)
+
+
+def test_files_of_other_kinds_are_no_token_files(tmp_path: Path) -> None:
+    ids = np.arange(1000, 1200, dtype=np.uint16)
+    np.save(tmp_path / "train.npy", ids)
+    assert "train.npy is an array of NumPy, no token file; write its tokens as uint16" in refused(
+        tmp_path, tmp_path / "train.npy"
+    )
+    (tmp_path / "book.txt").write_text("text " * 100)
+    assert "book.txt is text, no token file" in refused(tmp_path, tmp_path / "book.txt")
+    path = tmp_path / "train.bin"
+    for wide in ("<u4", "<i8"):
+        path.write_bytes(ids.astype(wide).tobytes())
+        assert "every second of its numbers of 16 bits is 0, so its tokens are wider" in refused(tmp_path, path)
+    nanogpt(path, [1, 0, 2, 0])
+    val = nanogpt(tmp_path / "good.bin", IDS)
+    assert len(adopt(tmp_path / "corpus", [str(path)], [str(val)], say=lambda line: None).shards) == 2
+
+
+def test_a_path_that_no_manifest_can_hold_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"train-\xff.bin")
+    try:
+        nanogpt(path, IDS)
+    except OSError:
+        pytest.skip("this file system has UTF-8 only")
+    assert "is no UTF-8, and so no manifest can hold it; rename that file" in refused(tmp_path, path)
 
 
 def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:

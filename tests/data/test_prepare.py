@@ -292,6 +292,27 @@ def test_a_corpus_among_its_own_sources_is_refused(tmp_path: Path, make_config: 
     run(make_config(tmp_path / "text", data={"dir": tmp_path / "text-corpus"}))
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [("**", True), ("*/*.json", True), ("**/*.json", True), ("*.json", False), ("**/*.jsonl", False), ("*", False)],
+)
+def test_a_corpus_that_its_own_glob_would_find_is_refused(
+    tmp_path: Path, make_config: Make, pattern: str, found: bool
+) -> None:
+    (tmp_path / "text" / "deep").mkdir(parents=True)
+    for path in ("x.json", "x.jsonl", "deep/x.json", "deep/x.jsonl"):
+        (tmp_path / "text" / path).write_text('{"text": "x"}\n' * 99)
+    cfg = make_config(f"{tmp_path}/text/{pattern}", data={"dir": tmp_path / "text" / "corpus"})
+    if found:
+        with pytest.raises(
+            DataError, match=r"data.source.path=.*text/.* matches files of data.dir=.*corpus too; choose"
+        ):
+            run(cfg)
+    else:
+        run(cfg)
+        assert run(cfg)  # again, with its files there
+
+
 def test_files_that_are_passed_over_are_said_first(tmp_path: Path, make_config: Make) -> None:
     (tmp_path / "text").mkdir()
     for name in ("a.txt", "b.csv"):

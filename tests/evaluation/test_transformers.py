@@ -130,6 +130,14 @@ def test_cloze_log_likelihoods_and_accuracies(models: tuple[GPTModel, GPT2LMHead
     }
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_model_without_numbers_has_no_accuracy(value: float) -> None:
+    questions = [Question("a", ("b", "c"), 0)] * 2
+    found = score(questions, [[-1.0, -2.0], [-1.0, value]])
+    assert all(math.isnan(share) for share in (found.acc, found.acc_norm, found.acc_bytes, found.stderr))
+    assert found.questions == 2
+
+
 def test_the_length_of_an_ending_can_decide() -> None:
     question = Question("c", ("four", "seven..", "éé"), 1)
     # sums -4, -6, -2: per character -1, -0.857, -1; per byte -1, -0.857, -0.5

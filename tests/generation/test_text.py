@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -105,3 +106,24 @@ def test_beam_search_gives_texts_with_scores_and_refuses_more_than_it_has(model:
     assert model.training
     with pytest.raises(ConfigError, match="n_best=3 is more than beams=2; raise beams, or lower n_best"):
         search_text(model, BYTES, "a", beams=2, n_best=3)
+
+
+def test_nothing_to_write_is_written_at_once(model: GPTModel) -> None:
+    assert generate_text(model, BYTES, []) == []
+    assert generate_text(model, BYTES, "abc", max_new_tokens=0) == ["abc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens=-1 is less than nothing; give 0 or more"),
+        ({"top_k": 0}, "top_k=0 is no way to draw tokens; give 1 or more, or None for all tokens"),
+        ({"top_p": 1.5}, "top_p=1.5 is no way to draw tokens; give from 0 to 1"),
+        ({"min_p": -0.1}, "min_p=-0.1 is no way to draw tokens"),
+        ({"temperature": -1.0}, "temperature=-1.0 is no way to draw tokens; give 0 or more"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 is no way to draw tokens; give more than 0"),
+    ],
+)
+def test_what_nothing_can_be_drawn_with_is_one_line(model: GPTModel, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        generate_text(model, BYTES, "abc", **options)
