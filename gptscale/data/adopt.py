@@ -76,7 +76,8 @@ def _expand(names: Sequence[str], option: str) -> list[Path]:
     """The files that names and patterns stand for, whole paths in their order."""
     files: list[Path] = []
     for name in names:
-        matches = sorted(glob.glob(os.path.expanduser(name))) if glob.has_magic(name) else [os.path.expanduser(name)]
+        path = os.path.expanduser(name)
+        matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
         if not matches:
             raise DataError(f"{option} {name} matches no file")
         files += [Path(match).absolute() for match in matches]

@@ -112,7 +112,7 @@ def open_corpora(cfg: Config) -> Corpora:
     if not mixed:
         return Corpora(("",), (cfg.data.folder,), (open_corpus(cfg.data.folder),), Mixture((1,)))
     folders = tuple(corpus.dir for corpus in mixed)
-    parts = tuple(open_corpus(folder) for folder in folders)
+    parts = tuple(open_corpus(folder, f"data.mixture.{number}.dir") for number, folder in enumerate(folders))
     return Corpora(tuple(c.label for c in mixed), folders, parts, mixture_of([c.weight for c in mixed]))
 
 

@@ -15,8 +15,8 @@ from gptscale.data.unit import Unit
 from gptscale.errors import DataError
 
 _SAMPLED_UNITS = 4
-_PLACES = 4  # in each of them: documents may be sorted by length
-_SAMPLED_DOCUMENTS = 64  # at each, at most
+_PLACES = 8  # in each of them: documents may be sorted by length
+_SAMPLED_DOCUMENTS = 32  # at each, at most
 _SAMPLED_TEXT_BYTES = 2**22  # at each, or one batch of the source
 _ENCODED_BYTES = 2**15  # of them
 _STARTS_BYTES = 16  # a document's start: two int64
@@ -39,10 +39,15 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
         return None
     with ThreadPoolExecutor(1) as thread:
         loading = thread.submit(job.load_engines)  # Python's modules, while the source is read without Python's lock
-        samples = [_sample(job, *rows) for unit in _spread(units) for rows in _places(unit)]
+        places = [place for unit in _spread(units) for place in _places(unit)]
+        samples = [_sample(job, start, min(start + _SAMPLED_DOCUMENTS, stop)) for start, stop in places]
         loading.result()
-    documents = sum(documents for documents, _, _ in samples)
-    text_bytes = sum(text_bytes for _, text_bytes, _ in samples)
+    # Of long documents few are read, so each place counts by its rows.
+    documents = sum(stop - start for start, stop in places)
+    text_bytes = sum(
+        (stop - start) * text_bytes / documents
+        for (start, stop), (documents, text_bytes, _) in zip(places, samples, strict=True)
+    )
     excerpts = list_texts(excerpt for _, _, excerpt in samples)
     encoded_bytes, tokens = len(flat(excerpts)[0]), len(job.tokenizer.encode_texts(excerpts)[0])
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
@@ -70,11 +75,11 @@ def check_need(job: Job, units: Sequence[Unit]) -> Need | None:
 
 
 def _places(unit: Unit) -> list[tuple[int, int]]:
-    """The first and last rows of a few stretches of a unit, its beginning among them."""
+    """A few stretches that make up a unit: the first row of each, and that behind it."""
     assert unit.stop is not None
     rows = unit.stop - unit.start
     starts = sorted({unit.start + i * rows // _PLACES for i in range(_PLACES)})
-    return [(start, min(start + _SAMPLED_DOCUMENTS, stop)) for start, stop in pairwise([*starts, unit.stop])]
+    return list(pairwise([*starts, unit.stop]))
 
 
 def _sample(job: Job, start: int, stop: int) -> tuple[int, int, str]:

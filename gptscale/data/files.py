@@ -53,6 +53,11 @@ def refusal_is_said(path: Path) -> Iterator[None]:
                 f"{path.name} is larger than a file may be, data.dir={path.parent}; raise the limit (ulimit -f), "
                 "choose a data.dir whose disk takes larger files, or lower data.documents_per_shard"
             ) from None
+        if error.errno == errno.ENOENT:
+            raise DataError(
+                f"{path.name} was taken away while it was written, data.dir={path.parent}, by --finish on another "
+                "machine or by hand; run prepare again, which goes on from here"
+            ) from None
         if error.errno in _FORBIDDEN:
             raise DataError(
                 f"{path.name} cannot be written, data.dir={path.parent}: {error.strerror}; choose another data.dir"

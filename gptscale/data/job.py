@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from gptscale.config.data import DataConfig, SourceConfig
 from gptscale.data.files import remove_leftovers
+from gptscale.data.globs import could_find
 from gptscale.data.manifest import (
     FILE_NAME,
     SETTINGS_NAME,
@@ -20,7 +21,7 @@ from gptscale.data.manifest import (
     load_manifest,
     load_settings,
 )
-from gptscale.data.source_files import Stamps, changed, could_find, stamp, stamp_files
+from gptscale.data.source_files import Stamps, changed, stamp, stamp_files
 from gptscale.data.sources import Source, open_source
 from gptscale.data.streamed import Streamed
 from gptscale.data.texts import list_texts
@@ -210,7 +211,9 @@ def _key_difference(name: str, key: str, there: Any, here: Any) -> str:
 def _changed_file(there: Iterable[dict[str, Any]], here: Iterable[dict[str, Any]]) -> str:
     """The first file, by name, that is not the same in two descriptions."""
     was, now = ({file["name"]: file for file in files} for files in (there, here))
-    name = next((name for name in sorted({*was, *now}) if was.get(name) != now.get(name)), "the order of the files")
+    name = next((name for name in sorted({*was, *now}) if was.get(name) != now.get(name)), None)
+    if name is None:
+        return "the files have another order"
     return f"{name} {'is new' if name not in was else 'is gone' if name not in now else 'has changed'}"
 
 

@@ -1,6 +1,7 @@
 """The manifest of a corpus: what it was made from, its shards, and the fingerprint that names its tokens.
 
-While a corpus is being made there is no manifest yet, and settings.json says what it is made from.
+While a corpus is being made there is no manifest yet, and settings.json says what it is made from. It stays: a
+manifest that was damaged can be made again of the very same source.
 """
 
 import hashlib

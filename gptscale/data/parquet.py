@@ -17,6 +17,7 @@ from gptscale.data.texts import Texts
 
 _BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
 _READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
+_REPEATED_ROWS = 1024  # at once, of a column whose texts may be many times as large as the file says
 _FOOTERS_AT_ONCE = 16  # they are small, and a network file system answers slowly
 
 
@@ -93,6 +94,8 @@ def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[A
         rows = about.num_rows
         if start < at + rows and at < stop:
             size = max(1, min(_BATCH_BYTES * rows // max(1, about.total_byte_size), stop - at))
+            if _may_repeat(about, names):
+                size = min(size, _REPEATED_ROWS)
             for batch in file.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 cut = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
                 at += batch.num_rows
@@ -102,3 +105,9 @@ def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[A
                     return
         else:
             at += rows
+
+
+def _may_repeat(group: Any, names: Sequence[str]) -> bool:
+    """Whether a column of a row group has a dictionary, in which a text stands once for many rows."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    return any(column.has_dictionary_page for column in columns if column.path_in_schema in names)

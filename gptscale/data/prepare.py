@@ -14,7 +14,7 @@ from gptscale.config.schema import Config
 from gptscale.data.estimate import check_need
 from gptscale.data.files import remove_leftovers
 from gptscale.data.job import Job, earlier_manifest, open_job, remove_all
-from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest
+from gptscale.data.manifest import Dtype, Manifest
 from gptscale.data.progress import Progress, Say, summary
 from gptscale.data.shard import ShardHeader, starts_path
 from gptscale.data.unit import Receipt, Unit, remove_unnamed
@@ -61,9 +61,10 @@ def finish(cfg: Config, say: Say = print) -> Manifest:
 
 def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Receipt]:
     job.give_memory_back()
-    need = check_need(job, [unit for unit in units if unit.number not in job.receipts])
+    need = check_need(job, [unit for unit in job.units if unit.number not in job.receipts])  # of all tasks: one disk
     if need is not None:
-        say(f"disk: about {need.needed / 1e9:,.3g} GB to write, {need.free / 1e9:,.3g} GB free")
+        all_tasks = " by all tasks" if len(units) < len(job.units) else ""
+        say(f"disk: about {need.needed / 1e9:,.3g} GB to write{all_tasks}, {need.free / 1e9:,.3g} GB free")
     progress = Progress(len(units), say)
     receipts: dict[int, Receipt] = {}
     with _nothing_left_half(job.data.folder), closing(do_units(job, units, workers)) as done:
@@ -92,7 +93,6 @@ def _finish(job: Job, receipts: Sequence[Receipt], say: Say) -> Manifest:
     _check_not_empty(manifest, job.data)
     if manifest != earlier_manifest(job.data.folder):
         manifest.save(job.data.folder)
-    (job.data.folder / SETTINGS_NAME).unlink(missing_ok=True)
     for line in summary(manifest):
         say(line)
     return manifest

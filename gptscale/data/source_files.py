@@ -7,7 +7,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptscale.config.data import SourceConfig
@@ -112,19 +111,6 @@ def changed(path: str, file: Path) -> DataError:
         f"data.source.path={path}: {file} has changed since it was opened, so that data.dir may hold text of before "
         "and after; delete that folder, and run prepare again when nothing writes to the source"
     )
-
-
-def could_find(pattern: str, path: Path) -> bool:
-    """Whether a glob finds a file, if it is there."""
-    return _matches(Path(os.path.abspath(expand(pattern))).parts, Path(os.path.abspath(path)).parts)
-
-
-def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    if not pattern or not parts:
-        return not parts and all(each == "**" for each in pattern)
-    if pattern[0] == "**":
-        return _matches(pattern[1:], parts) or _matches(pattern, parts[1:])
-    return fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
 def stamp_files(cfg: SourceConfig, say: Callable[[str], None]) -> Stamps:

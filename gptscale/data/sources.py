@@ -23,6 +23,7 @@ from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
+from gptscale.data.globs import folder_of, literal_patterns
 from gptscale.data.hub import check_revision, find_revision, not_loaded
 from gptscale.data.jsonlines import is_json_lines, open_json_lines, unpacking_errors
 from gptscale.data.manifest import hash_json
@@ -136,7 +137,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
     with unreadable_is_said(cfg.path):
         kind, files = find_files(cfg)
         check_read(cfg, kind)
-        described = describe_files(files, root if root.is_dir() else root.parent)
+        described = describe_files(files, root if root.is_dir() else folder_of(root))
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
         columns = only_column("text") if kind == "text" else text_columns(cfg)
         about: dict[str, Any] = {"path": cfg.path, "kind": kind}
@@ -149,7 +150,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
             about["streaming"] = True
             if kind == "json":
                 return open_json_stream(filled, columns, cfg.path, about)
-            options = {"data_files": _names(filled), "split": "train", **_builder_options(kind, cfg)}
+            options = {"data_files": literal_patterns(filled), "split": "train", **_builder_options(kind, cfg)}
             return _open_stream(kind, options, columns, cfg, about)
         if kind == "parquet":
             return open_parquet(filled, columns, cfg.path, about)
@@ -164,7 +165,9 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
 def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
     datasets, options = _quiet_datasets(), _builder_options(kind, cfg)
     with _cache_for(kind, files, cfg, identity) as cache:
-        return datasets.load_dataset(kind, data_files=_names(files), split="train", cache_dir=cache, **options)
+        return datasets.load_dataset(
+            kind, data_files=literal_patterns(files), split="train", cache_dir=cache, **options
+        )
 
 
 def _convert(stream: JsonStream, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
@@ -203,11 +206,6 @@ def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
     if kind == "text":
         return {"sample_by": "document" if cfg.documents == "file" else cfg.documents}
     return {"batch_size": 1000} if kind == "parquet" else {}  # its default, a row group, fails on a file without rows
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """The files' names as patterns, for which datasets takes them; there [[] is the one way to write a bracket."""
-    return [str(path.absolute()).replace("[", "[[]") for path in files]
 
 
 def _open_hub(cfg: SourceConfig) -> Source | Streamed:

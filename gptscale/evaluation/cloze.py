@@ -78,7 +78,7 @@ def log_likelihoods(
     for question in questions:
         pairs = [_tokens(question.context, " " + ending, tokenizer) for ending in question.endings]
         inputs, targets = _rows(pairs, context_length)
-        nats = losses_of(inputs.to(device), targets.to(device)).double().sum(1)
+        nats = losses_of(inputs.to(device), targets.to(device)).cpu().double().sum(1)
         found.append((-nats).tolist())
     return found
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
@@ -85,7 +86,7 @@ def _total_steps(cfg: Config, samples_per_epoch: int, segment: Segment) -> int:
             samples = train.tokens // cfg.model.context_length
         else:
             assert train.epochs is not None
-            samples = math.floor(train.epochs * samples_per_epoch)
+            samples = math.floor(Fraction(str(train.epochs)) * samples_per_epoch)  # 4.35 is no binary fraction
         steps = segment.step + (samples - segment.samples) // cfg.sequences_per_step
     if steps < 1:
         raise ConfigError(

@@ -29,6 +29,11 @@ def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterat
         raise TrainingError(f"{run_dir} holds no config.yaml; give a run folder that `gptscale train` has written to")
     cfg = load_config(run_dir / "config.yaml")
     if data_dir is not None:
+        if cfg.data.mixture:
+            raise TrainingError(
+                f"{run_dir} trained on a mixture, of which --data-dir can name one corpus only; put its folders back, "
+                f"or mend data.mixture in {run_dir / 'config.yaml'}"
+            )
         cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"dir": data_dir, "mixture": ()})})
     corpora = open_corpora(cfg)
     check_corpora(corpora, cfg)

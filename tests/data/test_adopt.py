@@ -79,6 +79,14 @@ def test_patterns_give_files_in_order_and_adopting_again_is_allowed(tmp_path: Pa
     assert open_corpus(tmp_path / "corpus").train.read(0, 10).tolist() == [1] * 5 + [2] * 5
 
 
+def test_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("x[1].bin", "x1.bin", "val.bin"):
+        nanogpt(tmp_path / name, IDS)
+    names = [str(tmp_path / name) for name in ("x[1].bin", "val.bin")]
+    manifest = adopt(tmp_path / "corpus", names[:1], names[1:], say=lambda line: None)
+    assert [shard.file for shard in manifest.shards] == names
+
+
 def test_damage_to_an_adopted_file_is_named(tmp_path: Path) -> None:
     train, val = nanogpt(tmp_path / "train.bin", IDS), nanogpt(tmp_path / "val.bin", IDS)
     adopt(tmp_path / "corpus", [str(train)], [str(val)], say=lambda line: None)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -11,11 +12,14 @@ import pytest
 
 from gptscale.config.data import SourceConfig
 from gptscale.config.schema import Config
+from gptscale.data import estimate
 from gptscale.data.embedded import TextList
 from gptscale.data.estimate import estimate_need
 from gptscale.data.job import open_job
+from gptscale.data.prepare import prepare_task
 from gptscale.data.sources import open_source
 from gptscale.data.streamed import Streamed
+from gptscale.errors import DataError
 
 Make = Callable[..., Config]
 
@@ -70,7 +74,39 @@ def test_every_source_says_what_its_texts_cannot_exceed(name: str, tmp_path: Pat
     assert TextList(texts, {}).most_bytes() >= size
 
 
+def test_texts_that_repeat_are_read_in_small_batches(tmp_path: Path) -> None:
+    texts = [str(i % 40) + "x" * 2000 for i in range(5000)]  # 10 MB, of which the file has 80 kB
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    source = open_source(SourceConfig(path=str(tmp_path / "a.parquet")))
+    assert not isinstance(source, Streamed)
+    sizes = [batch.nbytes for batch in source.read(0, len(texts))]
+    assert sum(sizes) > 10**7
+    assert max(sizes) < 3 * 10**6
+
+
 def most_bytes(path: Path, **fields: str) -> int:
     source = open_source(SourceConfig.model_validate({"path": str(path), **fields}))
     assert not isinstance(source, Streamed)
     return source.most_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(("short", "long"), [(600, 120), (400, 50)])
+def test_long_documents_behind_short_ones_count_by_their_rows(
+    name: str, short: int, long: int, tmp_path: Path, make_config: Make
+) -> None:
+    texts = ["short"] * short + ["x" * 200_000 + str(i) for i in range(long)]
+    written = 2 * sum(map(len, texts)) + 18 * len(texts)
+    assert 0.5 * written < needed(write(tmp_path / name, texts), make_config, 10**6) < 1.5 * written
+
+
+def test_a_task_needs_room_for_all(tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", ["x" * 100] * 1000)
+    cfg = make_config(path, data={"documents_per_shard": 100})
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: SimpleNamespace(free=120_000))  # of 218,000
+    with pytest.raises(DataError, match=r"needs about 0.000218 GB, and 0.00012 GB are free"):
+        prepare_task(cfg, 0, 10, lambda line: None)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: SimpleNamespace(free=240_000))
+    said: list[str] = []
+    prepare_task(cfg, 0, 10, said.append)
+    assert any("to write by all tasks" in line for line in said)

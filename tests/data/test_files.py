@@ -33,6 +33,12 @@ def test_a_file_gets_its_name_when_it_is_on_disk_and_the_name_is_kept_too(tmp_pa
     assert on_disk == ["sync a~", "name a", f"sync {tmp_path.name}"]
 
 
+def test_what_another_machine_took_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: [path.unlink() for path in tmp_path.glob(".*.tmp")])
+    with pytest.raises(DataError, match=r"a was taken away while it was written, data.dir=.*; run prepare again"):
+        write_whole(tmp_path / "a", b"one")
+
+
 def test_hash_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert hash_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()

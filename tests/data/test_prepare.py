@@ -175,7 +175,19 @@ def test_an_unfinished_corpus_of_other_settings_is_left_alone(cfg: Config, text:
         run(other)
     assert snapshot(cfg.data.dir) == before
     assert verbs(run(cfg)) == ["reusing", "reusing", "wrote", "wrote"]
-    assert not (cfg.data.dir / "settings.json").exists()
+
+
+def test_a_manifest_is_made_again_of_the_source_that_it_was_made_of(cfg: Config, monkeypatch: Any) -> None:
+    """As a damaged one is, by the advice of its error; a Hub dataset may have moved on since."""
+    run(cfg)
+    whole = load_manifest(cfg.data.dir)
+    (cfg.data.dir / "manifest.json").unlink()
+    begun: list[Any] = []
+    pinned = module._pinned
+    monkeypatch.setattr(module, "_pinned", lambda source, was: begun.append(was) or pinned(source, was))
+    assert set(verbs(run(cfg))) == {"reusing"}
+    assert begun == [whole.settings]
+    assert load_manifest(cfg.data.dir) == whole
 
 
 def test_an_unfinished_corpus_of_settings_unknown_is_left_alone(cfg: Config, text: Path, make_config: Make) -> None:

@@ -83,7 +83,7 @@ def test_any_number_of_workers_makes_the_same_files(
     cfg = make("corpus")
     monkeypatch.setattr(module, "_context", lambda: multiprocessing.get_context(start))
     prepare(cfg, quiet, workers=workers)
-    assert len(whole) == UNITS * (2 + 2 + 1) + 1
+    assert len(whole) == UNITS * (2 + 2 + 1) + 2
     assert contents(cfg.data.dir) == whole
 
 

@@ -64,9 +64,32 @@ def test_a_folder_gives_its_files_in_order_and_any_range_of_them(tmp_path: Path)
     assert [file["name"] for file in opened.description["files"]] == ["a.txt", "b.txt", "c.txt"]
 
 
-def test_brackets_in_a_name_are_no_pattern(tmp_path: Path) -> None:
-    (tmp_path / "a [1].txt").write_text("bracket")
-    assert documents(tmp_path / "a [1].txt") == ["bracket"]
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a [1].txt", "a?.txt", "a*.txt", "v?/a.txt"])
+def test_what_stands_in_a_name_is_no_pattern(tmp_path: Path, name: str, streaming: bool) -> None:
+    for path in (name, "a 1.txt", "ab.txt", "vb/a.txt"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(path)
+    opened = open_source(SourceConfig(path=str(tmp_path / name), streaming=streaming))
+    assert documents_of_any(opened) == [name]
+    assert sorted(documents_of_any(open_source(SourceConfig(path=str(tmp_path), streaming=streaming)))) == sorted(
+        [name, "a 1.txt", "ab.txt", "vb/a.txt"]
+    )
+
+
+def test_a_name_that_datasets_takes_apart_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "std::vector.txt").write_text("x")
+    with pytest.raises(DataError, match=r"std::vector.txt has :: in its name, which datasets takes for two files; ren"):
+        source(tmp_path / "std::vector.txt")
+
+
+@pytest.mark.parametrize("pattern", ["*/x.jsonl", "**/*.jsonl", "[ab]/x.jsonl"])
+def test_files_of_a_glob_are_named_from_where_it_begins(tmp_path: Path, pattern: str) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jsonl").write_text('{"text": "x"}\n')
+    found = source(f"{tmp_path}/{pattern}").description["files"]
+    assert [file["name"] for file in found] == ["a/x.jsonl", "b/x.jsonl"]
 
 
 def test_json_lines_parquet_and_gzip_are_read_and_null_is_empty(tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_cloze_log_likelihoods_and_accuracies(models: tuple[GPTModel, GPT2LMHead
     }
 
 
+def test_sums_are_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac's GPU has no float64."""
+
+    class OnMps(torch.Tensor):
+        def double(self) -> torch.Tensor:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+        def cpu(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    asked = [Question("a", ("b", "cd"), 0)]
+    losses = lambda inputs, targets: torch.ones(inputs.shape).as_subclass(OnMps)  # noqa: E731
+    assert log_likelihoods(losses, asked, load_tokenizer("bytes"), 16, torch.device("cpu")) == [[-3.0, -3.0]]
+
+
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_a_model_without_numbers_has_no_accuracy(value: float) -> None:
     questions = [Question("a", ("b", "c"), 0)] * 2

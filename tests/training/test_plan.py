@@ -22,6 +22,8 @@ def test_tokens_and_epochs_come_to_whole_steps() -> None:
     assert make_plan(config({"tokens": 1000}), 100, 1).total_steps == 3  # 3 * 320 = 960
     assert make_plan(config({"epochs": 2.5}), 101, 1).total_steps == 25  # 252.5 samples
     assert make_plan(config({"steps": 7}), 100, 1).epoch_at(5) == 0.5
+    assert make_plan(config({"epochs": 4.35}), 1000, 1).total_steps == 435  # as binary numbers 4,349.99.. samples
+    assert make_plan(config({"epochs": 1e-1}), 1000, 1).total_steps == 10
 
 
 @pytest.mark.parametrize(("world", "accumulation", "filler"), [(1, 3, 2), (2, 2, 6), (3, 1, 2), (4, 1, 6)])
