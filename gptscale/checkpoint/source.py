@@ -1,5 +1,6 @@
 """Checkpoints as weights to start from or to export, beside those of other people."""
 
+import os
 from pathlib import Path
 
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, checkpoints_dir
@@ -25,7 +26,7 @@ FIELDS = (
 
 def open_weights(name: str) -> Source:
     """Open a run's newest checkpoint, a checkpoint, or what `find_weights` knows; reads no tensor yet."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's own, this knows no home that nobody has
     if (path / MANIFEST).is_file() or checkpoints_dir(path).is_dir():
         return checkpoint_source(*find_checkpoint(path))
     return find_weights(name)
@@ -33,11 +34,12 @@ def open_weights(name: str) -> Source:
 
 def checkpoint_source(folder: Path, manifest: CheckpointManifest) -> Source:
     """The weights of a checkpoint, without padding."""
-    model = parse_config(manifest.config, str(folder)).model
+    cfg = parse_config(manifest.config, str(folder))
     tensors = saved_weights(folder, manifest)
     for name in tensors.keys() & set(TABLES):
-        tensors[name] = _cropped(tensors[name], model.vocab_size)
-    return Source(str(folder), "gptscale", model.model_dump(include=set(FIELDS)), tensors)
+        tensors[name] = _cropped(tensors[name], cfg.model.vocab_size)
+    fields = cfg.model.model_dump(include=set(FIELDS))
+    return Source(str(folder), "gptscale", fields, tensors, tokenizer=cfg.data.tokenizer)
 
 
 def _cropped(stored: Stored, rows: int) -> Stored:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from gptscale.config.schema import Config
 
 
+DEMO = Path("configs/demo.yaml")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command("demo")(run_demo)
@@ -18,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def run_demo(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The run to make.")] = Path("configs/demo.yaml"),
+    config: Annotated[Path, typer.Argument(metavar="[CONFIG]", help="The run to make.")] = DEMO,
     overrides: Overrides = None,
 ) -> None:
     """Prepare, train, evaluate, write text and plots; a second run reuses what is there."""
@@ -27,6 +30,8 @@ def run_demo(
     from gptscale.errors import ConfigError
     from gptscale.training.run import train
 
+    if "=" in str(config) and not config.exists():  # a setting, of the demo's own config
+        config, overrides = DEMO, [str(config), *(overrides or ())]
     if not config.exists():
         raise ConfigError(f"{config} does not exist; run this in a clone of gptscale, or give a config of your own")
     cfg = load_config(config, overrides or ())

@@ -101,7 +101,7 @@ def _wandb_key() -> "Row":
         return Row("W&B key", "present, in WANDB_API_KEY")
     try:
         known = netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").hosts
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, ValueError, netrc.NetrcParseError):  # no home, or not in UTF-8
         known = {}
     if any("wandb" in host for host in known):
         return Row("W&B key", "present, in the netrc file")

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import traceback
+from io import TextIOWrapper
 from typing import NoReturn
 
 import typer
@@ -68,6 +69,7 @@ for verb in VERBS:
 
 def main() -> None:
     """Run a verb; one line and exit code 2 for a user's mistake, a traceback and 1 for ours."""
+    _open_streams()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if len(sys.argv) == 1:
         sys.argv.append("--help")
@@ -106,8 +108,20 @@ def main() -> None:
         _end(OUR_MISTAKE)
 
 
+def _open_streams() -> None:
+    """Give a process whose output was closed a place for it, and let a character that cannot be shown be its code."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the process' end
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _refusal(error: Exception) -> str | None:
     """What to tell where the system refuses a path, in whichever library that was; None for any other error."""
+    if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+        return f"{error.object!r} cannot be a path or a word in this locale; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
     if not isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.filename is None:
         return None
     mend = "let this user read and write it" if isinstance(error, PermissionError) else "move away what is there"
@@ -130,8 +144,11 @@ def _end(code: int, *, at_once: bool = False) -> NoReturn:
     So does one that was interrupted while a thread writes a checkpoint, for which it would wait, and one whose run
     goes on elsewhere, which W&B would mark as ended.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # its reader is gone, which Python would say again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if at_once or launched_world() > 1:
         os._exit(code)
     sys.exit(code)

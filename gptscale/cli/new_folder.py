@@ -1,11 +1,11 @@
 """A folder that a verb makes: whole, or not at all."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from gptscale.errors import WeightsError
+from gptscale.runtime.scratch import Scratch
 
 
 @contextmanager
@@ -15,14 +15,20 @@ def new_folder(to: Path) -> Iterator[Path]:
     Raises WeightsError if the name is taken or the place cannot be written.
     """
     if to.exists():
-        raise WeightsError(f"--to {to} exists; choose another folder, or move it away")
-    unfinished = to.with_name(f".unfinished-{to.name}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(to)
-    except OSError as error:
-        raise WeightsError(f"cannot write {to} ({error}); choose another folder, or make room there") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        raise _exists(to)
+    with ExitStack() as stack:
+        try:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(closing(Scratch(to.parent, f".unfinished-{to.name}-")))
+            folder = scratch.path / to.name  # with the permissions of any new folder
+            folder.mkdir()
+            yield folder
+            folder.rename(to)
+        except OSError as error:
+            if to.exists():  # another command was quicker
+                raise _exists(to) from error
+            raise WeightsError(f"cannot write {to} ({error}); choose another folder, or make room there") from error
+
+
+def _exists(to: Path) -> WeightsError:
+    return WeightsError(f"--to {to} exists; choose another folder, or move it away")

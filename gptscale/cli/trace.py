@@ -31,7 +31,7 @@ def run_trace(
 
     for sample in trace_step(run, step, data_dir):
         shown = sample if full else _shortened(sample)
-        print(json.dumps(asdict(shown), ensure_ascii=False) if as_json else "\n".join(_lines(shown)))
+        print(json.dumps(asdict(shown)) if as_json else "\n".join(_lines(shown)))
 
 
 def _shortened(sample: "TracedSample") -> "TracedSample":

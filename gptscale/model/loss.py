@@ -34,13 +34,17 @@ def cross_entropy_by_token(hidden: Tensor, weight: Tensor, targets: Tensor, voca
     Shapes as in `summed_cross_entropy`; for evaluation only, without gradients.
     """
     hidden = _autocast(hidden)
-    head = hidden, weight.to(hidden.dtype), targets, vocab_size, rows_per_chunk(len(hidden), len(weight))
+    head = hidden, weight.to(hidden.dtype), targets, vocab_size, _rows(hidden, weight)
     return _compiled_losses(*head) if torch.compiler.is_compiling() else _losses(*head, _losses_of)
 
 
 def _autocast(hidden: Tensor) -> Tensor:
     device = hidden.device.type
     return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _rows(hidden: Tensor, weight: Tensor) -> int:
+    return rows_per_chunk(len(hidden), len(weight), fp16=hidden.dtype == torch.float16)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -52,7 +56,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-        head = hidden, weight.to(hidden.dtype), targets, vocab_size, rows_per_chunk(len(hidden), len(weight))
+        head = hidden, weight.to(hidden.dtype), targets, vocab_size, _rows(hidden, weight)
         compiling = torch.compiler.is_compiling()
         loss, grad_hidden, grad_weight = _compiled_grads(*head) if compiling else _grads(*head, _slope_over_logits)
         if grad_weight.itemsize > weight.itemsize:

@@ -17,12 +17,17 @@ def padded_vocab_size(vocab_size: int) -> int:
     return math.ceil(vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def rows_per_chunk(tokens: int, vocab: int) -> int:
+FP16_ROWS = 2**13
+"""Rows of logits at one time in fp16, whose gradient by the weights is a sum over them before the loss scale is in."""
+
+
+def rows_per_chunk(tokens: int, vocab: int, *, fp16: bool = False) -> int:
     """Rows of logits that are computed at a time: LOGITS_PER_CHUNK at most, in chunks of one size where some divide.
 
     torch.compile makes code for each size.
     """
-    fewest = max(1, math.ceil(tokens / max(1, LOGITS_PER_CHUNK // vocab)))
+    most = max(1, LOGITS_PER_CHUNK // vocab)
+    fewest = max(1, math.ceil(tokens / (min(most, FP16_ROWS) if fp16 else most)))
     chunks = next((chunks for chunks in range(fewest, 2 * fewest) if tokens % chunks == 0), fewest)
     return max(1, math.ceil(tokens / chunks))
 

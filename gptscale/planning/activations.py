@@ -86,16 +86,21 @@ def _loss_bytes(cfg: Config, tokens: int) -> int:
     copy = compute if stream != compute else 0  # that autocast makes
     vocab, width = padded_vocab_size(cfg.model.vocab_size), cfg.model.emb_dim
     beside = 0 if cfg.train.compile else (4 if compute == 4 else 8) * cfg.model.vocab_size
-    return tokens * width * (stream + copy) + vocab * width * copy + _head_bytes(tokens, vocab, width, compute, beside)
+    return (
+        tokens * width * (stream + copy)
+        + vocab * width * copy
+        + _head_bytes(
+            vocab, width, compute, beside, tokens, rows_per_chunk(tokens, vocab, fp16=cfg.train.precision == "fp16")
+        )
+    )
 
 
-def _head_bytes(tokens: int, vocab: int, width: int, compute: int, beside: int) -> int:
+def _head_bytes(vocab: int, width: int, compute: int, beside: int, tokens: int, rows: int) -> int:
     """A chunk of logits and the gradient of the head's weight at their fullest.
 
     beside is for each row of a chunk: unless it is compiled, the exponentials of its words in fp32, without padding,
     and from 16 bits their logits too. Of several chunks each one's part of the gradient is added to a sum in fp32.
     """
-    rows = rows_per_chunk(tokens, vocab)
     part = vocab * width * compute
     logits = vocab * rows * compute
     if rows >= tokens:

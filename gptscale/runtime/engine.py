@@ -1,7 +1,7 @@
 """The engine of a run, and its plainest forms: one process, or DDP. The loop sees no difference."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -89,9 +89,10 @@ class Engine:
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print a line, once for all ranks."""
+        """Print a line, once for all ranks; a reader who is gone ends no run."""
         if self.is_first:
-            print(text, flush=True)
+            with suppress(OSError):
+                print(text, flush=True)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, compile_model: bool) -> None:
         """Put the model and its optimizer under the engine; afterwards use `model` and `optimizer`.

@@ -1,6 +1,7 @@
-"""A folder of this process alone on a disk of its machine, and those that killed processes have left there."""
+"""A folder of this process alone, and those that killed processes have left beside it."""
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,19 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
-_PREFIX = "gptscale-"
-
 
 class Scratch:
     """A new folder, which is gone after `close`, or when another process makes one on the disk after this one's end."""
 
-    def __init__(self, disk: Path) -> None:
-        """Raises OSError for a disk that nothing can be made on."""
+    def __init__(self, disk: Path, prefix: str = "gptscale-") -> None:
+        """Its name begins with the prefix, as those do that are removed. Raises OSError where nothing can be made."""
         with _alone(disk):  # nobody looks between a folder's making and its lock
-            _remove_left(disk)
-            self.path = Path(mkdtemp(prefix=_PREFIX, dir=disk))
+            _remove_left(disk, prefix)
+            self.path = Path(mkdtemp(prefix=prefix, dir=disk))
             self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError):  # where there are no locks, nobody removes anything
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self) -> None:
         """Remove the folder."""
@@ -40,9 +40,9 @@ def _alone(disk: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _remove_left(disk: Path) -> None:
+def _remove_left(disk: Path, prefix: str) -> None:
     """Remove folders whose processes are gone; those of other users stay."""
-    for folder in disk.glob(f"{_PREFIX}*/"):
+    for folder in disk.glob(f"{glob.escape(prefix)}*/"):
         with suppress(OSError):
             lock = os.open(folder, os.O_RDONLY)
             try:

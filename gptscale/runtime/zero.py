@@ -149,6 +149,9 @@ class ZeroEngine(Engine):
         """Clip, update the weights, drop the gradients; returns the norm before clipping, on the device."""
         self._zero.clip_grad = clip_norm or 0.0
         self.model.step()
+        if self._stage < 3 and self._zero.overflow:
+            # Offloaded, DeepSpeed would keep sums that are not finite, and add the next step's gradients to them.
+            self._zero.averaged_gradients = dict.fromkeys(self._zero.averaged_gradients)
         norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.device)
         if self._loss_scale is not None:
             self._loss_scale.update(norm)

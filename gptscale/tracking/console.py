@@ -42,7 +42,7 @@ class Console:
         self, total_steps: int, first_step: int = 0, stream: TextIO | None = None, first_time_s: float = 0.0
     ) -> None:
         self._total_steps, self._first_step = total_steps, first_step
-        self._stream = sys.stdout if stream is None else stream
+        self._stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # stdout is None where closed
         self._pace = Pace(first_step, first_time_s)
         self._bar = _bar(self._stream) if _is_terminal(self._stream) else None
 
@@ -108,5 +108,5 @@ def _bar(stream: TextIO) -> Progress:
         console=RichConsole(file=stream, force_terminal=True, markup=False, highlight=False, emoji=False),
         auto_refresh=False,
         redirect_stdout=stream is sys.stdout,
-        redirect_stderr=sys.stderr.isatty(),  # a stderr that goes to a file stays there
+        redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),  # a stderr that goes to a file stays there
     )

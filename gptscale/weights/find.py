@@ -1,5 +1,6 @@
 """From what a user names to weights: a short name, a Hub name, a folder or a file."""
 
+import os
 from pathlib import Path
 
 from gptscale.errors import WeightsError
@@ -16,7 +17,7 @@ def find_weights(name: str) -> Source:
 
     Raises WeightsError if there is nothing of GPT-2's family.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():

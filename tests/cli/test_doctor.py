@@ -304,6 +304,8 @@ def test_a_key_in_netrc_is_found_and_not_shown(tmp_path: Path) -> None:
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password very-secret\n")
     row = doctor._wandb_key()
     assert row.found == "present, in the netrc file"
+    (tmp_path / "netrc").write_bytes(b"machine api.wandb.ai login user password ge\xe4heim\n")
+    assert doctor._wandb_key().verdict == "look"
     assert "very-secret" not in repr(row)
 
 

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from gptscale.cli import main
 from gptscale.cli.main import INTERRUPTED, USERS_MISTAKE, _refusal
 from gptscale.errors import TakenOverError, TrainingError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,30 @@ from gptscale.errors import TakenOverError, TrainingError
 )
 def test_a_path_that_the_system_refuses_is_one_line(number: int, line: str) -> None:
     assert _refusal(OSError(number, os.strerror(number), "a/b.bin")) == line
+
+
+def test_a_path_that_the_locale_has_no_bytes_for_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = UnicodeEncodeError("ascii", "runs/tïny", 6, 7, "ordinal not in range(128)")
+    assert _refusal(error) is None
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    said = _refusal(error)
+    assert said is not None
+    assert said.startswith("'runs/tïny' cannot be a path or a word in this locale; set PYTHONUTF8=1")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_whose_output_is_closed_does_its_work(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m gptscale plan {ROOT}/configs/gpt2-124m.yaml {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert ("verdict" in done.stdout) is (closed == "2>&-")
+
+
+def test_a_character_that_cannot_be_shown_is_its_code(tmp_path: Path) -> None:
+    code = "import sys; from gptscale.cli import main; main._open_streams(); print(chr(0xFFFD) + chr(0xE9))"
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, timeout=60, check=True)
+    assert done.stdout == b"\\ufffd\xe9\n"
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -36,12 +36,21 @@ def test_a_nan_at_step_20_on_one_rank_is_skipped_by_all_and_recorded(
     assert steps == [24, 21]  # step 20 was no time for a checkpoint, which came with the next
 
 
-@pytest.mark.parametrize("engine", [*(pytest.param(engine, marks=LONG) for engine in ("ddp", "zero2")), "zero3"])
+@pytest.mark.parametrize(
+    ("engine", "precision", "offload"),
+    [
+        *(pytest.param(engine, "fp32", "none", marks=LONG) for engine in ("ddp", "zero2")),
+        ("zero3", "fp32", "none"),
+        ("zero2", "bf16-sharded", "cpu"),
+        pytest.param("zero1", "bf16-sharded", "cpu", marks=LONG),
+    ],
+)
 def test_a_skipped_step_leaves_weights_and_moments_alone(
-    plain_values: dict[str, Any], tmp_path: Path, engine: str
+    plain_values: dict[str, Any], tmp_path: Path, engine: str, precision: str, offload: str
 ) -> None:
-    cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 6})
-    done = launch(cfg, forked(2), {**ENGINES[engine], "FAULT": "nan:1"})
+    cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 6, "precision": precision})
+    offloaded = {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": offload}
+    done = launch(cfg, forked(2), {**ENGINES[engine], **offloaded, "FAULT": "nan:1"})
     assert done.returncode == 0, done.output
     assert done.log("health/skipped_steps") == [0, 1, 0, 0, 0, 0]
     for rank in range(2):

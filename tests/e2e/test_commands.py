@@ -558,3 +558,23 @@ def test_help_waits_for_no_heavy_library(args: list[str]) -> None:
     imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "typer" in imported
     assert not imported & {"torch", "numpy", "yaml", "datasets", "accelerate", "wandb", "matplotlib", "rich"}
+
+
+def test_an_import_of_a_run_keeps_its_tokenizer(command: Any, config: Path, tmp_path: Path) -> None:
+    """Also where the vocabulary has room for GPT-2's."""
+    assert command("train", config, "model.vocab_size=50304", "train.steps=2")[0] == 0
+    code, out, _ = command("import", tmp_path / "run", "--to", tmp_path / "imported")
+    assert (code, "tokenizer where none is said" in out) == (0, False)
+    (manifest,) = (tmp_path / "imported").rglob("manifest.json")
+    assert json.loads(manifest.read_text())["config"]["data"]["tokenizer"] == "bytes"
+
+
+def test_a_demo_takes_settings_without_a_config(command: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptscale.cli.demo.DEMO", config)
+    code, out, _ = command("demo", "train.steps=3", "train.log_every_steps=1")
+    assert (code, "step 3/3" in out) == (0, True)
+
+
+def test_the_home_of_an_unknown_user_is_no_weights(command: Any, config: Path) -> None:
+    code, _, err = command("train", config, "model.init_from=~nosuchuser/x")
+    assert (code, err) == (2, "gptscale: ~nosuchuser/x does not exist; give a file, a folder, a run or a Hub name\n")

@@ -68,6 +68,20 @@ def test_chunks_have_one_size_where_some_divide(
     assert rows_per_chunk(tokens, PADDED) == rows
 
 
+def test_in_fp16_the_weights_gradient_stays_below_the_largest_number() -> None:
+    """Of one token behind inputs that share a component, more rows would add up to more than 65,504."""
+    assert rows_per_chunk(2**16, PADDED) == 2**16
+    hidden = torch.full((2**16, 8), 2.0).requires_grad_()
+    weight = torch.zeros(PADDED, 8).requires_grad_()
+    targets = torch.full((2**16,), 3)
+    with torch.autocast("cpu", torch.float16):
+        loss = summed_cross_entropy(hidden, weight, targets, VOCABULARY)
+    loss.mul(2.0**-16).backward()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+    assert weight.grad[3].tolist() == pytest.approx(8 * [-2 * (1 - 1 / VOCABULARY)], rel=1e-2)
+
+
 @pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 compiles a second copy of the logits")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
 @pytest.mark.parametrize(("chunks", "most"), [(1, 1.5), (8, 1.6)])  # the second has a sum of the weights' gradients too

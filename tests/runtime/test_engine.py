@@ -1,8 +1,10 @@
 """What the plain engine promises beside the steps that tests/train and tests/dist look at."""
 
+import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +48,16 @@ def test_precisions_that_need_another_launch_say_so() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="train.precision=fp16 needs a CUDA device, and there is none"):
             start_engine("fp16", 1)
+
+
+def test_a_reader_who_is_gone_ends_no_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, pipe = os.pipe()
+    os.close(gone)
+    with os.fdopen(pipe, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        engine.say("to nobody")
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
 
 
 def test_a_world_that_accelerate_sees_otherwise_is_refused(engine: Engine) -> None:

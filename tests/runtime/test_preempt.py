@@ -1,5 +1,6 @@
 import os
 import signal
+from threading import Thread
 
 import pytest
 
@@ -34,3 +35,29 @@ def test_the_first_signal_counts_and_ctrl_c_interrupts_the_second_time_whatever_
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received is signal.SIGTERM
+
+
+def test_a_handler_that_is_not_pythons_gives_way_to_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, set_handler = signal.getsignal(signal.SIGUSR1), signal.signal
+    monkeypatch.setattr(signal, "signal", lambda number, handler: set_handler(number, handler) and None)
+    try:
+        with StopRequest():
+            pass
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    finally:
+        for number in STOP_SIGNALS:
+            set_handler(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+        set_handler(signal.SIGUSR1, before)
+
+
+def test_another_thread_goes_without_signals() -> None:
+    handlers = []
+
+    def enter() -> None:
+        with StopRequest() as stop:
+            handlers.append((signal.getsignal(signal.SIGTERM), stop.received))
+
+    thread = Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [(signal.getsignal(signal.SIGTERM), None)]

@@ -226,7 +226,7 @@ def test_weights_that_are_not_finite_are_refused_in_any_dtype(tmp_path: Path) ->
         ({"to": "ours"}, "exists; choose another folder, or move it away"),
         (
             {"to": "ours/manifest.json/new"},
-            r"cannot write .*new \(.*Not a directory.*\); choose another folder, or make",
+            r"cannot write .*new \(.*File exists.*\); choose another folder, or make",
         ),
     ],
 )
