@@ -202,3 +202,26 @@ def test_an_older_start_changes_no_ledger(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match=TAKEN_OVER):
             older.amend(folder, value=3.0)
     assert values_on_disk(tmp_path) == {1: 2.0}
+
+
+def test_a_look_that_has_to_be_right_is_at_what_the_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listdir, refresh, known = module.os.listdir, module.refresh, {}
+
+    def remembered(folder: Path) -> list[str]:
+        return known.setdefault(folder, listdir(folder))
+
+    def reminded(folder: Path) -> None:
+        known.pop(folder, None)
+        refresh(folder)
+
+    older = Fence.take(tmp_path)
+    monkeypatch.setattr(module.os, "listdir", remembered)
+    monkeypatch.setattr(module, "refresh", reminded)
+    assert older.holds()
+    (tmp_path / "fence" / "000002").touch()  # by another machine
+    assert older.holds()
+    assert not older.holds(fresh=True)
+    assert not older.holds()
+    known[tmp_path / "fence"] = ["000001"]
+    with pytest.raises(TrainingError, match="was taken over by a later start"):
+        older.check(fresh=True)

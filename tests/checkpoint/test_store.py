@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptscale.checkpoint import layout
+from gptscale.checkpoint import find, layout
 from gptscale.checkpoint.find import load_fragments, newest_good, verified_share
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, Range, list_checkpoints, read_manifest
 from gptscale.checkpoint.portable import write_part
@@ -614,3 +614,48 @@ def test_the_first_ranks_ledger_counts_on_all_ranks(store: Store) -> None:
     assert found is not None
     assert found[1].ledger == {"step": 3, "rollbacks": 1}
     assert found[1].step == 3
+
+
+def test_a_checkpoint_may_be_bad_twice(store: Store) -> None:
+    save(store, 1)
+    for _ in range(2):
+        save(store, 2)
+        flip_bit(store.run_dir / "checkpoints" / "step-00000002")
+        assert newest(store)[1].step == 1
+    assert (store.run_dir / "checkpoints" / "bad-step-00000002").is_dir()
+
+
+def test_the_first_ranks_list_of_checkpoints_counts_on_all_ranks(store: Store) -> None:
+    save(store, 1, 2)
+    newer, older = list_checkpoints(store.run_dir)
+
+    class Second(Alone):
+        """A rank whose file system already shows a checkpoint that the first one's does not."""
+
+        def gather(self, value: Any) -> list[Any]:
+            return [[older] if value == [newer, older] else value, value]
+
+    found = newest_good(store.run_dir, Second(rank=1, world=2), print)
+    assert found is not None
+    assert found[0] == older
+
+
+def test_a_resume_does_not_go_by_what_a_client_remembers_of_the_folder(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1)
+    listdir, remembered = os.listdir, {}
+
+    def recalled(folder: Path) -> list[str]:
+        """As on a network's disk: a folder that this client has changed itself is read again."""
+        known = remembered.get(folder)
+        now = folder.stat().st_mtime_ns
+        if known is None or known[0] != now:
+            remembered[folder] = (now, listdir(folder))
+        return remembered[folder][1]
+
+    looked: list[Path] = []
+    refresh = find.refresh
+    monkeypatch.setattr(find, "refresh", lambda folder: looked.append(folder) or refresh(folder))
+    assert newest_good(store.run_dir, Alone(), print) is not None
+    assert looked == [store.run_dir / "checkpoints"]

@@ -122,3 +122,10 @@ def test_a_mixture_is_not_prepared_as_one(mixed: Callable[..., Config]) -> None:
 def test_a_config_has_either_a_corpus_or_a_mixture(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({"run": {"dir": "r"}, "data": data, "train": {"steps": 1}})
+
+
+def test_a_corpus_without_a_window_to_train_on_is_named(mixed: Any, corpora: list[Path]) -> None:
+    cfg = mixed()
+    longer = cfg.model_copy(update={"model": cfg.model.model_copy(update={"context_length": 301})})
+    with pytest.raises(DataError, match=rf"^{corpora[0]}: its train split holds 301 tokens, and one window"):
+        check_corpora(open_corpora(cfg), longer)

@@ -15,11 +15,12 @@ from gptscale.data.corpus import open_corpus
 from gptscale.data.embedded import TextList
 from gptscale.data.job import open_job
 from gptscale.data.manifest import load_manifest
-from gptscale.data.prepare import prepare, prepare_task
+from gptscale.data.prepare import finish, prepare, prepare_task
 from gptscale.data.split import is_held_out
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.disk import this_host
 from gptscale.errors import DataError
+from tests.data.conftest import MakeConfig
 
 LINES = [f"line {i}" for i in range(20)]
 Make = Callable[..., Config]
@@ -413,3 +414,14 @@ def test_copies_of_a_document_lie_on_one_side(tmp_path: Path, make_config: Make)
 
 
 SETTLED = {"validation_fraction", "documents_per_shard"}
+
+
+def test_a_corpus_is_not_finished_with_a_shard_that_was_cut_short(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "x.txt").write_text("one\ntwo\nthree\n")
+    cfg = make_config(tmp_path / "x.txt", data={"documents_per_shard": 1, "validation_fraction": 0})
+    prepare_task(cfg, 0, 1, lambda line: None)
+    shard = cfg.data.dir / "train-00001.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"1 of 3 units are not there: 1; run their tasks again"):
+        finish(cfg, lambda line: None)
+    assert not (cfg.data.dir / "manifest.json").exists()

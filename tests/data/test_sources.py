@@ -23,6 +23,8 @@ import zstandard
 from gptscale.config.data import SourceConfig
 from gptscale.data import source_files
 from gptscale.data.columns import text_columns
+from gptscale.data.job import _pinned
+from gptscale.data.manifest import Settings
 from gptscale.data.sources import Source, Table, open_source
 from gptscale.data.streamed import JsonStream, Streamed
 from gptscale.data.texts import to_list
@@ -612,3 +614,23 @@ def test_a_cache_that_has_no_room_is_one_line(tmp_path: Path, monkeypatch: pytes
         DataError, match=r"takes about 0.0 GB as Arrow in the cache .*; set HF_DATASETS_CACHE to a folder"
     ):
         source(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("path", "named", "read"),
+    [("a/b", None, "old"), ("a/b", "new", "new"), ("c/d", None, None), ("c/d", "new", "new")],
+)
+def test_a_corpus_stays_at_the_revision_it_was_begun_with_unless_the_config_names_another(
+    path: str, named: str | None, read: str | None
+) -> None:
+    begun = Settings(
+        tokenizer={},
+        dtype="uint16",
+        end_of_text=None,
+        split="hash",
+        validation_fraction=0.1,
+        split_seed=0,
+        documents_per_shard=1,
+        source={"kind": "hub", "path": "a/b", "revision": "old"},
+    )
+    assert _pinned(SourceConfig(path=path, revision=named), begun).revision == read

@@ -1,6 +1,7 @@
 """Named validation sets, while a run trains and afterwards."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from gptscale.cli.import_weights import run_import
 from gptscale.cli.main import main
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
+from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
 from gptscale.errors import CheckpointError, ConfigError, DataError
 from gptscale.tracking.jsonl import read_log
@@ -162,3 +164,24 @@ def _validation(cfg: Config) -> Any:
     from gptscale.data.corpus import open_corpus
 
     return open_corpus(cfg.data.dir).val
+
+
+def test_a_named_set_of_another_tokenizer_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "corpus", other)
+    manifest = load_manifest(other)
+    tokenizer = {**manifest.settings.tokenizer, "ranks_sha256": "0" * 64}
+    settings = manifest.settings.model_copy(update={"tokenizer": tokenizer})
+    manifest.model_copy(update={"settings": settings}).save(other)
+    values["eval"]["sets"] = {"other": str(other)}
+    with pytest.raises(DataError, match=rf"^{other} was made with other ranks of tokenizer bytes"):
+        train(parse_config(values))
+
+
+def test_the_training_windows_of_a_record_are_training_text(values: dict[str, Any]) -> None:
+    values["train"]["steps"], values["sample"]["prompts"] = 4, []
+    cfg = parse_config(values)
+    assert train(cfg)
+    last = [r for r in read_log(cfg.run.dir / "log.jsonl") if "eval_train/loss" in r][-1]
+    assert last["eval_train/loss"] == evaluate(cfg.run.dir, split="train", sequences=8).loss
+    assert last["val/loss"] == evaluate(cfg.run.dir, split="val", sequences=16).loss

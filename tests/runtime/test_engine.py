@@ -111,3 +111,19 @@ def test_gloo_takes_the_interface_that_nccl_was_told_if_there_is_one(
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     ranks._let_gloo_follow_nccl()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == taken
+
+
+def test_a_launch_that_says_something_else_than_the_config_starts_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "2.0")
+    with pytest.raises(
+        ConfigError, match=r"the launch says gradient_clipping=2.0, but optim.clip_norm is 1.0; leave it"
+    ):
+        Engine(EngineSettings("fp32", 1, clip_norm=1.0))
+
+
+def test_a_world_that_accelerate_sees_otherwise_starts_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptscale.runtime.engine.launched_rank", lambda: 1)
+    with pytest.raises(TrainingError, match=r"Accelerate sees 1 and rank 0 where this is rank 1; launch with one of"):
+        Engine(EngineSettings("fp32", 1))
+    monkeypatch.undo()
+    start_engine("fp32", 1).close()  # a next run can start

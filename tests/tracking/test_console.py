@@ -100,3 +100,11 @@ def test_the_pace_starts_at_the_resumed_step_and_follows_the_last_records() -> N
     assert pace.left_s(200) == pytest.approx(128.0)
     pace.update(120, 50.0)  # no step was done: nothing is learned
     assert pace.left_s(200) == pytest.approx(128.0)
+
+
+def test_a_checkpoint_is_told() -> None:
+    stream = io.StringIO()
+    console = Console(100, stream=stream)
+    cost = {"checkpoint/step": 8, "checkpoint/bytes": 1.5e9, "checkpoint/stall_s": 0.25, "checkpoint/durable_s": 12.0}
+    console.log({"step": 9, **cost})
+    assert stream.getvalue() == "step 8/100  checkpoint  1.5GB  stalled 0.25 s, safe after 12 s\n"

@@ -488,3 +488,13 @@ def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.
     run_id = (run_dir / "wandb" / "run-id").read_text()
     (record,) = (run_dir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")
     assert record.stat().st_size > 0
+
+
+def test_a_run_that_is_not_to_be_rewound_is_resumed_by_its_id(fake: FakeWandb, tmp_path: Path) -> None:
+    cfg = config("online", tmp_path)
+    cfg = cfg.model_copy(update={"wandb": cfg.wandb.model_copy(update={"rewind": False})})
+    for step in (0, 40):
+        open_wandb(cfg, tmp_path, step)
+    first, second = (options for kind, options in fake.calls if kind == "init")
+    assert (second["id"], second["resume"]) == (first["id"], "allow")
+    assert "resume_from" not in second

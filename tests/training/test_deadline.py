@@ -174,3 +174,21 @@ def test_a_run_whose_time_is_over_stops_with_a_checkpoint_and_goes_on(
     last = max(r["step"] for r in read_log(parse_config(values).run.dir / "log.jsonl"))
     assert (parse_config(values).run.dir / "checkpoints" / f"step-{int(last):08d}").is_dir()
     assert not (parse_config(values).run.dir / "done").exists()
+
+
+def test_a_run_leaves_itself_the_time_that_its_checkpoints_took(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float | None] = []
+
+    def near(deadline: Deadline, save_s: float | None, *, writing: bool) -> bool:
+        asked.append(save_s)
+        return False
+
+    monkeypatch.setattr(Deadline, "near", near)
+    values["train"]["steps"], values["checkpoint"]["every_steps"], values["sample"]["prompts"] = 5, 2, []
+    cfg = parse_config(values)
+    assert train(cfg)
+    took = [r["checkpoint/durable_s"] for r in read_log(cfg.run.dir / "log.jsonl") if "checkpoint/step" in r]
+    assert asked[:2] == [None, None]
+    assert asked[4] == took[0]  # before the checkpoint of step 4 began, that of step 2 was safe

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from gptscale.checkpoint.fence import Fence
 from gptscale.config.load import parse_config
-from gptscale.errors import TrainingError
-from gptscale.tracking.jsonl import read_log, read_samples
+from gptscale.config.schema import Config
+from gptscale.errors import TakenOverError, TrainingError
+from gptscale.tracking.jsonl import JsonlSink, read_log, read_samples
 from gptscale.training import loop
-from gptscale.training.folder import mark_done, take_alone
+from gptscale.training.folder import mark_done, open_folder, take_alone
 from gptscale.training.run import train
 
 
@@ -38,3 +40,31 @@ def test_a_start_that_ended_before_its_first_checkpoint_leaves_no_record(
     assert train(cfg)
     assert [r["step"] for r in read_log(cfg.run.dir / "log.jsonl") if "val/loss" in r] == [0, 2]
     assert [sample["step"] for sample in read_samples(cfg.run.dir / "samples.jsonl")] == [0, 2]
+
+
+def test_an_older_start_ends_with_its_step(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    train_step = loop.train_step
+
+    def overtaken(*args: Any, step: int, **options: Any) -> Any:
+        steps.append(step + 1)
+        if step == 2:
+            Fence.take(cfg.run.dir)
+        return train_step(*args, step=step, **options)
+
+    monkeypatch.setattr(loop, "train_step", overtaken)
+    with pytest.raises(TakenOverError, match="was taken over by a later start"):
+        train(cfg)
+    assert steps == [1, 2, 3]  # and not all up to its next checkpoint
+
+
+def test_an_older_start_that_wakes_up_before_its_first_step_writes_nothing(cfg: Config) -> None:
+    older = take_alone(cfg.run.dir)
+    open_folder(cfg, take_alone(cfg.run.dir), 0)
+    sink = JsonlSink(cfg.run.dir)
+    sink.log({"step": 1})
+    sink.close()
+    before = {path: path.read_bytes() for path in cfg.run.dir.iterdir() if path.is_file()}
+    with pytest.raises(TrainingError, match="was taken over by a later start"):
+        open_folder(cfg, older, 0)
+    assert {path: path.read_bytes() for path in cfg.run.dir.iterdir() if path.is_file()} == before

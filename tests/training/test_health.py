@@ -17,9 +17,11 @@ from gptscale.data.loader import Sampler, count_samples
 from gptscale.data.prepare import prepare
 from gptscale.data.skip import positions_of
 from gptscale.errors import TrainingError
+from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.tracking.starts import recorded_starts
 from gptscale.training import loop
+from gptscale.training.deadline import Deadline
 from gptscale.training.health import Health
 from gptscale.training.plan import make_plan
 from gptscale.training.run import train
@@ -241,3 +243,83 @@ def test_a_run_of_bad_steps_stops_with_a_checkpoint_from_before(
     assert [read_manifest(p).step for p in list_checkpoints(cfg.run.dir)] == [10, 5]  # none at 15
     told = [r["health/skipped_steps"] for r in read_log(Path(cfg.run.dir) / "log.jsonl") if "train/lr" in r]
     assert told == [0] * 12 + [1] * 4
+
+
+def test_the_way_back_of_a_rollback_is_no_step_to_the_deadline(
+    values: dict[str, Any], spiking: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[int] = []
+    pause = Deadline.pause
+
+    def noted(deadline: Deadline) -> None:
+        paused.append(len(spiking))
+        pause(deadline)
+
+    monkeypatch.setattr(Deadline, "pause", noted)
+    assert train(parse_config(run_values(values, rollback=True)))
+    assert paused == [0, 13]  # at the start, and after the step whose loss was the spike
+
+
+def test_the_worst_of_several_spikes_is_told(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = loop.train_step
+
+    def step(*args: Any, step: int, **rest: Any) -> Any:
+        result = train_step(*args, step=step, **rest)
+        return replace(result, loss=result.loss * {12: 30, 13: 90, 14: 40}.get(step + 1, 1))
+
+    monkeypatch.setattr(loop, "train_step", step)
+    run_values(values)["train"] |= {"steps": 16, "log_every_steps": 16}
+    values["checkpoint"]["every_steps"] = 16
+    cfg = parse_config(values)
+    assert train(cfg)
+    (told,) = [r for r in read_log(cfg.run.dir / "log.jsonl") if "health/spike_step" in r]
+    assert (told["health/spikes"], told["health/spike_step"]) == (3, 13)
+
+
+def test_a_spike_before_the_first_checkpoint_is_only_recorded(
+    values: dict[str, Any], spiking: list[torch.Tensor]
+) -> None:
+    run_values(values, rollback=True)["checkpoint"]["every_steps"] = 20
+    cfg = parse_config(values)
+    assert train(cfg)
+    told = [r for r in read_log(cfg.run.dir / "log.jsonl") if "health/spike_step" in r]
+    assert [(r["step"], r["health/spike_step"], "health/skipped_samples" in r) for r in told] == [(13, 13, False)]
+
+
+def nan_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    backward, train_step, now = Engine.backward, loop.train_step, [0]
+
+    def noted(*args: Any, step: int, **options: Any) -> Any:
+        now[0] = step + 1
+        return train_step(*args, step=step, **options)
+
+    monkeypatch.setattr(loop, "train_step", noted)
+    monkeypatch.setattr(Engine, "backward", lambda e, loss: backward(e, loss * (math.nan if now[0] in steps else 1)))
+
+
+def test_a_checkpoint_that_waits_for_a_sound_step_comes_with_it_and_the_last_one_does_not_wait(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at({4, 5, 9}, monkeypatch)
+    values["train"]["steps"], values["sample"]["prompts"] = 9, []
+    values["checkpoint"] = {"every_steps": 4, "keep": None}
+    cfg = parse_config(values)
+    assert train(cfg)
+    assert [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)] == [9, 8, 6]
+
+
+def test_steps_that_an_earlier_start_has_judged_are_not_judged_again() -> None:
+    state = TrainState(step=12, recent_losses=[3.0] * 8, skips_in_a_row=1)
+    skipped, spikes = Health(HealthConfig(spike_window=8, stop_after_skips=2), state).judge(
+        11, [9.0, math.nan], [True, False]
+    )
+    assert (skipped, spikes) == (1, [])
+    assert (state.skips_in_a_row, state.recent_losses) == (1, [3.0] * 8)
+
+
+def test_a_row_of_spikes_is_left_out_to_its_end(tmp_path: Path) -> None:
+    health = Health(HealthConfig(rollback=True, spike_window=8), TrainState(step=12, recent_losses=[3.0] * 8))
+    _, spikes = health.judge(13, [9.0, 3.0, 9.0], [True] * 3)
+    rollback = health.rollback(spikes, make_plan(parse_config(small_values(tmp_path)), 1000, world=1))
+    assert rollback is not None
+    assert rollback.positions == list(range(88, 120))  # steps 12 to 15, of 8 samples each

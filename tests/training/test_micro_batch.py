@@ -164,3 +164,12 @@ def test_a_larger_micro_batch_than_the_chosen_would_not_fit(
     with_memory(monkeypatch, step(8) * 1.1)
     assert with_micro_batch(auto(values, tokens_per_step=64 * 32)).train.micro_batch_sequences == 8
     assert step(16) > step(8) * 1.1
+
+
+@pytest.mark.usefixtures("costs")
+def test_the_number_is_that_of_the_rank_with_the_least_memory(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_memory(monkeypatch, 9999)  # for 8
+    monkeypatch.setattr(micro_batch.ranks, "gather", lambda value: [value, value and 2])
+    assert with_micro_batch(auto(values)).train.micro_batch_sequences == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptscale.checkpoint.imported import write_imported
-from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir, write_manifest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.loader import StepLoader
@@ -20,6 +20,7 @@ from gptscale.training import loop
 from gptscale.training.deadline import Deadline
 from gptscale.training.look import Look
 from gptscale.training.run import train
+from gptscale.training.trace import trace_step
 
 
 def changed(values: dict[str, Any], **sections: dict[str, Any]) -> Config:
@@ -218,3 +219,40 @@ def test_the_record_says_what_a_checkpoint_cost(trained: dict[str, Any]) -> None
     part = next(list_checkpoints(Path(trained["run"]["dir"]))[0].glob("part-*"))
     assert found[0]["checkpoint/bytes"] == part.stat().st_size
     assert 0 < found[0]["checkpoint/stall_s"] < found[0]["checkpoint/durable_s"]
+
+
+def test_a_run_that_is_older_than_a_setting_has_its_default(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, train={"steps": 7})
+    newest = list_checkpoints(cfg.run.dir)[0]
+    manifest = read_manifest(newest)
+    del manifest.config["optim"]["name"], manifest.config["model"]["gelu"]
+    write_manifest(newest, manifest)
+    assert train(cfg)
+
+
+def test_a_trace_knows_the_segments(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, train={"steps": 8, "tokens_per_step": 128}, resume={"allow": ["tokens_per_step"]})
+    assert train(cfg)
+    # 6 steps of 8 samples, then 2 of 4
+    found = {step: [sample.position for sample in trace_step(cfg.run.dir, step)] for step in (1, 6, 7, 8)}
+    assert found == {1: [*range(8)], 6: [*range(40, 48)], 7: [*range(48, 52)], 8: [*range(52, 56)]}
+
+
+def test_a_start_on_another_corpus_leaves_a_run_that_is_under_way_alone(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    from gptscale.data.prepare import prepare
+
+    (tmp_path / "other.txt").write_text("something else " * 500)
+    other = {"dir": str(tmp_path / "other"), "source": {"path": str(tmp_path / "other.txt")}}
+    cfg = changed(trained, data=other, train={"steps": 8})
+    prepare(cfg, say=lambda line: None)
+    fence = sorted((cfg.run.dir / "fence").iterdir())
+    with pytest.raises(CheckpointError, match="was trained on data"):
+        train(cfg)
+    assert sorted((cfg.run.dir / "fence").iterdir()) == fence  # else that one would end
+
+
+def test_dropout_may_change(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(changed(trained, train={"steps": 7}, model={"drop_rate": 0.0}))
+    assert "changed since then: model.drop_rate 0.1 -> 0.0, train.steps 6 -> 7\n" in capsys.readouterr().out

@@ -1,4 +1,6 @@
 import gc
+import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,16 +9,22 @@ from typing import Any
 import pytest
 import torch
 
+from gptscale.checkpoint import store as store_module
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.checkpoint.store import Store
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
-from gptscale.errors import TrainingError
+from gptscale.data.corpora import open_corpora
+from gptscale.errors import CheckpointError, TrainingError
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import compiled
+from gptscale.runtime.engine import Engine
+from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.tracking.tracker import Tracker
-from gptscale.training import look, run, summary
+from gptscale.training import look, loop, meter, run, summary
 from gptscale.training.folder import take_alone
+from gptscale.training.look import Look
+from gptscale.training.run import train
 
 
 def test_the_collector_leaves_alone_what_a_run_begins_with(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +188,255 @@ def test_what_the_config_says_of_tf32_recomputing_and_saving_beside_training_is_
     values["checkpoint"]["background"] = on
     run.train(parse_config(values))
     assert given == {"recompute": on, "background": on, "products": "high" if on else "highest"}
+
+
+def test_a_record_counts_passes_over_the_samples(values: dict[str, Any]) -> None:
+    values["train"]["steps"], values["sample"]["prompts"] = 3, []
+    cfg = parse_config(values)
+    assert train(cfg)
+    samples = (len(open_corpora(cfg).train) - 1) // 32
+    epochs = {r["step"]: r["epoch"] for r in read_log(cfg.run.dir / "log.jsonl")}
+    assert epochs == {step: 8 * step / samples for step in range(4)}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_ctrl_c_at_the_last_step_is_no_interruption(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    def stopped(cfg: Config, stop: Any) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return finished
+
+    monkeypatch.setattr(run, "_train_together", stopped)
+    if finished:
+        assert run.train(cfg)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run.train(cfg)
+
+
+def test_the_last_steps_of_a_run_are_in_its_record(values: dict[str, Any]) -> None:
+    values["train"] |= {"steps": 5, "log_every_steps": 2}
+    values["sample"]["prompts"] = []
+    cfg = parse_config(values)
+    assert train(cfg)
+    assert [r["step"] for r in read_log(cfg.run.dir / "log.jsonl") if "train/loss" in r] == [2, 4, 5]
+
+
+def test_the_record_is_forced_to_disk_by_all_ranks_together_before_each_checkpoint_and_at_the_end(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    agree, together = Engine.agree, [False]
+
+    def agreed(engine: Engine, work: Any) -> Any:
+        together[0] = True
+        try:
+            return agree(engine, work)
+        finally:
+            together[0] = False
+
+    def noted(owner: type, name: str) -> None:
+        function = getattr(owner, name)
+
+        def note(*args: Any, **options: Any) -> Any:
+            events.append(f"{name} together" if together[0] else name)
+            return function(*args, **options)
+
+        monkeypatch.setattr(owner, name, note)
+
+    monkeypatch.setattr(Engine, "agree", agreed)
+    for owner, name in ((Tracker, "log"), (Tracker, "flush"), (Store, "save")):
+        noted(owner, name)
+    values["train"]["steps"], values["checkpoint"]["every_steps"] = 4, 2
+    assert train(parse_config(values))
+    saves = [number for number, event in enumerate(events) if event == "save"]
+    assert len(saves) == 2
+    assert [events[number - 1] for number in saves] == ["flush together"] * 2
+    assert events[-2:] == ["log", "flush together"]  # what the last checkpoint cost, before the run is marked as done
+
+
+def test_samples_are_written_without_dropout(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+    generate = look.generate_text
+
+    def noted(model: Any, *args: Any, **options: Any) -> Any:
+        modes.append(model.training)
+        return generate(model, *args, **options)
+
+    monkeypatch.setattr(look, "generate_text", noted)
+    values["train"]["steps"] = 2
+    assert train(parse_config(values))
+    assert modes == [False, False]
+
+
+def test_a_save_is_taken_on_when_no_rank_is_at_work_on_it_any_more() -> None:
+    taken_on: list[bool] = []
+    run: Any = SimpleNamespace(
+        meter=SimpleNamespace(waiting=nullcontext),
+        loader=SimpleNamespace(next_step=list),
+        tracker=SimpleNamespace(check=lambda: None),
+        stop=SimpleNamespace(received=None),
+        deadline=SimpleNamespace(near=lambda save_s, writing: False),
+        save_cost=SimpleNamespace(longest_s=None),
+        store=SimpleNamespace(writing=False, settle=lambda: taken_on.append(True)),
+    )
+    for elsewhere in (True, False):
+        run.engine = SimpleNamespace(
+            is_first=False, any_rank=lambda *flags, elsewhere=elsewhere: (False, False, elsewhere)
+        )
+        assert loop._next_batches(run, None) == ([], False)  # type: ignore[arg-type]
+        assert bool(taken_on) == (not elsewhere)
+
+
+def test_wandb_goes_on_from_the_step_and_is_hurried_by_a_scheduler_alone(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(run, "wandb_beside", lambda *args, **facts: given.append((*args, facts)))
+    stop, deadline = SimpleNamespace(received=None), SimpleNamespace(over=False)
+    model = SimpleNamespace(num_parameters=lambda: 9)
+    plan: Any = SimpleNamespace(total_steps=20, tokens_at=lambda step: 256 * step)
+    start: Any = SimpleNamespace(cfg=cfg, model=model, stop=stop, deadline=deadline)
+    run._open_wandb(start, plan, SimpleNamespace(step=5))  # type: ignore[arg-type]
+    ((of, folder, step, is_urgent, facts),) = given
+    assert (of, folder, step, facts) == (cfg, cfg.run.dir, 5, {"parameters": 9, "tokens": 5120})
+    urgent = {}
+    for stop.received in (None, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        urgent[stop.received] = is_urgent()
+    assert urgent == {None: False, signal.SIGINT: False, signal.SIGTERM: True, signal.SIGUSR1: True}
+    stop.received, deadline.over = None, True
+    assert is_urgent()
+
+
+def test_views_are_opened_at_the_step_and_told_after_the_record(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+
+    class View:
+        name, required = "view", False
+
+        def __init__(self, *args: Any) -> None:
+            opened.append(args)
+
+    class Record(View):
+        name, required = "log.jsonl", True
+
+    sinks: list[list[str]] = []
+    monkeypatch.setattr(run, "JsonlSink", Record)
+    monkeypatch.setattr(run, "TensorboardSink", View)
+    monkeypatch.setattr(run, "_open_wandb", lambda *args: View("W&B"))
+    monkeypatch.setattr(run, "Tracker", lambda *of: sinks.append([sink.name for sink in of]))
+    start: Any = SimpleNamespace(engine=SimpleNamespace(is_first=True), fence=SimpleNamespace(holds=lambda: True))
+    plan: Any = SimpleNamespace(total_steps=20)
+    state: Any = SimpleNamespace(step=5, time_s=1.0)
+    for wanted in (True, False):
+        start.cfg = parse_config({**values, "tensorboard": wanted})
+        run._open_tracker(start, plan, state)
+    folder = start.cfg.run.dir
+    assert opened == [(folder,), ("W&B",), (folder, 5), (folder,), ("W&B",)]
+    record, console = "log.jsonl", "the console"  # a view that begins anew reads what it is told in the run folder
+    assert sinks == [[record, "view", "view", console], [record, "view", console]]
+
+
+def test_a_run_that_ends_by_an_error_keeps_the_checkpoint_that_is_on_its_way(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_part = store_module.write_part
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.3)
+        return write_part(*args)
+
+    def step(*args: Any, step: int, **options: Any) -> Any:
+        if step == 2:
+            raise TrainingError("no more")
+        return train_step(*args, step=step, **options)
+
+    train_step = loop.train_step
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(store_module, "write_part", slowly)
+    values["checkpoint"]["every_steps"], values["sample"]["prompts"] = 2, []
+    cfg = parse_config(values)
+    with pytest.raises(TrainingError, match="no more"):
+        train(cfg)
+    assert [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)] == [2]
+
+
+def test_neither_evaluations_nor_checkpoints_count_as_training_time(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = [0.0]
+
+    def now() -> float:
+        passed[0] += 1e-6
+        return passed[0]
+
+    def hour(of: type, name: str) -> None:
+        function = getattr(of, name)
+
+        def slow(*args: Any, **options: Any) -> Any:
+            passed[0] += 3600
+            return function(*args, **options)
+
+        monkeypatch.setattr(of, name, slow)
+
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=now))
+    hour(Look, "evaluate")
+    hour(store_module.Store, "save")
+    values["train"]["steps"], values["eval"]["every_steps"], values["checkpoint"]["every_steps"] = 4, 1, 1
+    cfg = parse_config(values)
+    assert train(cfg)
+    assert max(r["time_s"] for r in read_log(cfg.run.dir / "log.jsonl")) < 1
+
+
+def test_a_record_that_cannot_be_written_ends_the_run_at_the_next_step(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    train_step, log = loop.train_step, JsonlSink.log
+
+    def full(sink: JsonlSink, record: Any) -> None:
+        if record["step"] == 3:
+            raise TrainingError("No space left on device")
+        log(sink, record)
+
+    def noted(*args: Any, step: int, **options: Any) -> Any:
+        steps.append(step + 1)
+        return train_step(*args, step=step, **options)
+
+    monkeypatch.setattr(JsonlSink, "log", full)
+    monkeypatch.setattr(loop, "train_step", noted)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        train(parse_config(values))
+    assert steps == [1, 2, 3]  # and not all up to the next checkpoint
+
+
+def test_a_checkpoint_of_a_run_that_lacks_a_parameter_is_refused(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned = Engine.owned_fragments
+    monkeypatch.setattr(Engine, "owned_fragments", lambda engine: owned(engine)[1:])
+    values["train"]["steps"] = 2
+    with pytest.raises(CheckpointError, match=r"tok_emb.weight was saved by no rank"):
+        train(parse_config(values))
+
+
+def test_what_is_left_is_told_by_the_pace_of_this_start(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    console = run.Console
+
+    def noted(*args: Any, **options: Any) -> Any:
+        given.append((args, options))
+        return console(*args, **options)
+
+    monkeypatch.setattr(run, "Console", noted)
+    values["sample"]["prompts"] = []
+    for steps in (2, 4):
+        values["train"]["steps"] = steps
+        assert train(parse_config(values))
+    before = read_manifest(list_checkpoints(Path(values["run"]["dir"]))[1]).ledger["time_s"]
+    assert given == [((2, 0), {"first_time_s": 0.0}), ((4, 2), {"first_time_s": before})]

@@ -49,3 +49,12 @@ def test_a_ledger_of_a_run_that_diverged_is_json() -> None:
     assert again.val_loss is None
     assert [value for values in again.interval.values() for value in values if math.isfinite(value)] == [3.0, 1.0]
     assert [len(values) for values in again.interval.values()] == [2, 2]
+
+
+def test_a_loss_that_was_found_at_an_earlier_step_makes_no_checkpoint_the_best() -> None:
+    state = TrainState()
+    state.advance(8)
+    state.val_loss = 2.0
+    state.advance(8)
+    state.note_save()
+    assert state.best is None

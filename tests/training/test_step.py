@@ -121,3 +121,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
             engine.backward(engine.model(torch.ones(1, 3)).sum() * factor)
         engine.update(clip_norm=1.0)
         assert moved == any(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_a_step_goes_by_its_own_rate_and_not_by_the_peak(values: dict[str, Any]) -> None:
+    wanted, _ = one_update(with_values(values, optim={"lr_peak": 1e-2}))  # the rate of the step
+    found, _ = one_update(with_values(values, optim={"lr_peak": 1.0}))
+    assert all(torch.equal(p, q) for p, q in zip(wanted.parameters(), found.parameters(), strict=True))

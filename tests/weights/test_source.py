@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 
+from gptscale.checkpoint.source import open_weights
+from gptscale.config.schema import Config
+from gptscale.training.run import train
 from gptscale.weights.source import all_finite
 from tests.planning.measure import peak_bytes
 
@@ -24,3 +27,12 @@ def test_the_largest_values_are_finite_and_no_copy_is_taken_to_see_it() -> None:
     tensor = torch.tensor([-largest, largest]).repeat(100_000)
     assert all_finite(tensor)
     assert peak_bytes(lambda: all_finite(tensor)) < tensor.nbytes / 100
+
+
+def test_the_weights_of_a_run_come_without_padding(cfg: Config) -> None:
+    train(cfg)
+    source = open_weights(str(cfg.run.dir))
+    assert source.tensors["tok_emb.weight"].shape == (257, 32)
+    assert {name: stored.shape for name, stored in source.tensors.items()} == {
+        name: tuple(stored.read().shape) for name, stored in source.tensors.items()
+    }
