@@ -25,9 +25,10 @@ def could_find(pattern: str, path: Path) -> bool:
 def _matches(pattern: Sequence[str], parts: Sequence[str]) -> bool:
     if not pattern or not parts:
         return not parts and all(each == "**" for each in pattern)
+    hidden = parts[0].startswith(".") and not pattern[0].startswith(".")  # which no wildcard finds
     if pattern[0] == "**":
-        return _matches(pattern[1:], parts) or _matches(pattern, parts[1:])
-    return fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
+        return _matches(pattern[1:], parts) or (not hidden and _matches(pattern, parts[1:]))
+    return not hidden and fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
 def literal_patterns(files: Sequence[Path]) -> list[str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptscale.config.data import SourceConfig
+from gptscale.data.globs import folder_of
 from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
@@ -136,6 +137,13 @@ def describe_files(files: Sequence[Path], root: Path) -> list[dict[str, str | in
     """Name, size and identity of each file; names are relative to root, so the folder may move."""
     small = sum(path.stat().st_size for path in files) <= HASHED_BYTES
     return [{"name": _name(path, root), **_size_and_identity(path, small)} for path in files]
+
+
+def root_of(path: Path, files: Sequence[Path]) -> Path:
+    """The folder that a source's files are named from; that of a glob counts only where their bare names repeat."""
+    if path.is_dir():
+        return path
+    return folder_of(path) if len({file.name for file in files}) < len(files) else path.parent
 
 
 def rows_by_file(first_rows: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -23,7 +23,7 @@ from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
 from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
-from gptscale.data.globs import folder_of, literal_patterns
+from gptscale.data.globs import literal_patterns
 from gptscale.data.hub import check_revision, find_revision, not_loaded
 from gptscale.data.jsonlines import is_json_lines, open_json_lines, unpacking_errors
 from gptscale.data.manifest import hash_json
@@ -35,11 +35,12 @@ from gptscale.data.source_files import (
     find_files,
     is_compressed,
     is_local,
+    root_of,
     unreadable,
     unreadable_is_said,
 )
-from gptscale.data.streamed import JsonStream, Streamed, open_json_stream
-from gptscale.data.texts import Texts, to_list
+from gptscale.data.streamed import PARSER, JsonStream, Rows, Streamed, each_row, open_json_stream
+from gptscale.data.texts import Texts
 from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
@@ -137,7 +138,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
     with unreadable_is_said(cfg.path):
         kind, files = find_files(cfg)
         check_read(cfg, kind)
-        described = describe_files(files, root if root.is_dir() else folder_of(root))
+        described = describe_files(files, root_of(root, files))
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
         columns = only_column("text") if kind == "text" else text_columns(cfg)
         about: dict[str, Any] = {"path": cfg.path, "kind": kind}
@@ -157,8 +158,8 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         if kind == "json" and all(not is_compressed(path) and is_json_lines(path) for path in filled):
             return open_json_lines(filled, columns, cfg.path, about)
         if kind == "json":
-            table = _convert(open_json_stream(filled, columns, cfg.path, about), filled, cfg, hash_json(described))
-            return Table(table, only_column("text"), about)
+            about |= {"parser": PARSER}
+            return Table(_convert(open_json_stream(filled, columns, cfg.path, about), cfg), only_column("text"), about)
     return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
 
 
@@ -170,20 +171,16 @@ def _load_files(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: s
         )
 
 
-def _convert(stream: JsonStream, files: Sequence[Path], cfg: SourceConfig, identity: str) -> Any:
+def _convert(stream: JsonStream, cfg: SourceConfig) -> Any:
     """Make a table of the one column text from JSON that cannot be read where it is."""
     datasets = _quiet_datasets()
+    identity = hash_json({name: value for name, value in stream.description.items() if name != "path"})
     features = datasets.Features({"text": datasets.Value("large_string")})
-    with _cache_for("json", files, cfg, identity) as cache:
+    with _cache_for("json", stream.paths, cfg, identity) as cache:
+        rows = {"rows": Rows(stream, identity)}
         return datasets.Dataset.from_generator(
-            _rows, features=features, gen_kwargs={"stream": stream}, cache_dir=cache, writer_batch_size=_BATCH_ROWS
+            each_row, features=features, gen_kwargs=rows, cache_dir=cache, writer_batch_size=_BATCH_ROWS
         )
-
-
-def _rows(stream: JsonStream) -> Iterator[dict[str, str]]:
-    for number in range(stream.files):
-        for texts in stream.read_file(number):
-            yield from ({"text": text} for text in to_list(texts))
 
 
 @contextmanager

@@ -9,10 +9,13 @@ from typing import Any, BinaryIO
 from gptscale.data.columns import Columns
 from gptscale.data.jsonlines import check_first_line, is_json_lines, open_unpacked, parse_lines, unpacking_is_said
 from gptscale.data.jsonvalues import parse_values
-from gptscale.data.texts import Texts
+from gptscale.data.texts import Texts, to_list
 
 _READ_BYTES = 2**22
 _BATCH_ROWS = 256
+
+PARSER = 2
+"""What reads JSON that was left to `datasets` before, which made other rows of it; a corpus has units of one alone."""
 
 
 @dataclass(frozen=True)
@@ -59,4 +62,24 @@ def open_json_stream(files: Sequence[Path], columns: Columns, path: str, descrip
         with unpacking_is_said(file, path):
             if is_json_lines(file):
                 check_first_line(file, columns, path)
+            else:
+                description["parser"] = PARSER
     return JsonStream(len(files), columns, path, description, tuple(files))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a stream, which `datasets` knows by their identity alone, not by how the path to them is spelled."""
+
+    stream: JsonStream
+    identity: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (self.identity,)
+
+
+def each_row(rows: Rows) -> Iterator[dict[str, str]]:
+    """The texts one by one, as rows of the one column text."""
+    for number in range(rows.stream.files):
+        for texts in rows.stream.read_file(number):
+            yield from ({"text": text} for text in to_list(texts))

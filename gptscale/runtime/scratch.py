@@ -4,23 +4,34 @@ import fcntl
 import glob
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
+MARK = ".lock-of-gptscale"
+"""A file in every such folder, which its process holds a lock of; no other folder is ever removed."""
+
+_RANDOM = "?" * 8
+"""What mkdtemp puts behind a prefix."""
+
 
 class Scratch:
-    """A new folder, which is gone after `close`, or when another process makes one on the disk after this one's end."""
+    """A new folder, which is gone after `close`, or when another process makes one beside it after this one's end.
 
-    def __init__(self, disk: Path, prefix: str = "gptscale-") -> None:
+    The lock is of a file that is open for writing: on a network's disk other machines see it, where they see any.
+    """
+
+    def __init__(self, disk: Path, prefix: str) -> None:
         """Its name begins with the prefix, as those do that are removed. Raises OSError where nothing can be made."""
-        with _alone(disk):  # nobody looks between a folder's making and its lock
-            _remove_left(disk, prefix)
-            self.path = Path(mkdtemp(prefix=prefix, dir=disk))
-            self._lock = os.open(self.path, os.O_RDONLY)
-            with suppress(OSError):  # where there are no locks, nobody removes anything
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_left(disk, prefix)
+        self.path = Path(mkdtemp(prefix=prefix, dir=disk))
+        unmarked = self.path / "unmarked"
+        self._lock = os.open(unmarked, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unmarked.rename(self.path / MARK)  # which is locked as soon as it is there
+        except OSError:
+            unmarked.unlink()  # a disk without locks: nobody removes this folder
 
     def close(self) -> None:
         """Remove the folder."""
@@ -28,25 +39,13 @@ class Scratch:
         os.close(self._lock)
 
 
-@contextmanager
-def _alone(disk: Path) -> Iterator[None]:
-    """Hold off the others on this disk; a lock that nobody can have (some networks' disks) holds off nobody."""
-    folder = os.open(disk, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def _remove_left(disk: Path, prefix: str) -> None:
     """Remove folders whose processes are gone; those of other users stay."""
-    for folder in disk.glob(f"{glob.escape(prefix)}*/"):
+    for mark in disk.glob(f"{glob.escape(prefix)}{_RANDOM}/{MARK}"):
         with suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY)
+            lock = os.open(mark, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(mark.parent, ignore_errors=True)
             finally:
                 os.close(lock)

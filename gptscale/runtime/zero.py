@@ -66,7 +66,7 @@ class ZeroEngine(Engine):
         """On NVMe DeepSpeed names its files by rank only, so that two runs on one disk would mix them up."""
         self._scratch = None
         if offload.get("device") == "nvme":
-            self._scratch = Scratch(Path(offload["nvme_path"]))
+            self._scratch = Scratch(Path(offload["nvme_path"]), "gptscale-swap-")
             offload["nvme_path"] = str(self._scratch.path)
 
     def _start_accelerator(self) -> Accelerator:

@@ -246,7 +246,10 @@ def _begin(start: Start, state: TrainState, cause: Rollback | None) -> None:
 
 
 def _tell_the_rest(start: Start, plan: Plan, state: TrainState) -> None:
-    """Let W&B have what a start that ended between its last checkpoint and the mark of a finished run had not told."""
+    """Let W&B know of the end that a start had not told which ended between its last checkpoint and the run's mark.
+
+    Offline it has the whole history so; online, where nobody can go back to rows that it lacks, it has the end alone.
+    """
     if not is_done(start.cfg.run.dir) and (view := _open_wandb(start, plan, state)):
         view.close(failed=False)
 

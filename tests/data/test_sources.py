@@ -92,6 +92,8 @@ def test_files_of_a_glob_are_named_from_where_it_begins(tmp_path: Path, pattern:
         (tmp_path / folder / "x.jsonl").write_text('{"text": "x"}\n')
     found = source(f"{tmp_path}/{pattern}").description["files"]
     assert [file["name"] for file in found] == ["a/x.jsonl", "b/x.jsonl"]
+    (tmp_path / "b" / "x.jsonl").unlink()  # then the bare name tells it, as it did before
+    assert [file["name"] for file in source(f"{tmp_path}/{pattern}").description["files"]] == ["x.jsonl"]
 
 
 def test_json_lines_parquet_and_gzip_are_read_and_null_is_empty(tmp_path: Path) -> None:
@@ -363,7 +365,15 @@ def test_a_file_of_json_that_is_converted_is_converted_once(
     real, read_files = JsonStream.read_file, list[int]()
     monkeypatch.setattr(JsonStream, "read_file", lambda self, n: read_files.append(n) or real(self, n))
     assert documents(tmp_path / name) == documents(tmp_path / name) == ["x"]
+    monkeypatch.chdir(tmp_path)
+    assert documents(f"./{name}") == ["x"]  # however the path is spelled
     assert read_files == [0]
+    assert source(tmp_path / name).description["parser"] == 2
+    assert documents(tmp_path / name, template="{text}!") == ["x!"]
+    assert read_files == [0, 0]
+    monkeypatch.setattr("gptscale.data.cache_room.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(DataError, match="as Arrow in the cache .*, and 0.0 GB are free there"):
+        documents(tmp_path / name, template="{text}?")  # another copy needs room of its own
 
 
 @pytest.mark.parametrize(

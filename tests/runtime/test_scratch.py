@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptscale.runtime.scratch import Scratch
+from gptscale.runtime.scratch import MARK, Scratch
 
-HOLD = "import sys, pathlib, gptscale.runtime.scratch as s; f = s.Scratch(pathlib.Path(sys.argv[1]))"
+HOLD = 'import sys, pathlib, gptscale.runtime.scratch as s; f = s.Scratch(pathlib.Path(sys.argv[1]), "swap-")'
 
 
 def holding(disk: Path) -> "subprocess.Popen[str]":
@@ -22,7 +22,7 @@ def holding(disk: Path) -> "subprocess.Popen[str]":
 
 
 def test_a_folder_is_gone_when_it_is_closed(tmp_path: Path) -> None:
-    first, second = Scratch(tmp_path), Scratch(tmp_path)
+    first, second = Scratch(tmp_path, "swap-"), Scratch(tmp_path, "swap-")
     (first.path / "moments").write_text("x")
     assert sorted(tmp_path.iterdir()) == sorted([first.path, second.path])
     first.close()
@@ -32,7 +32,10 @@ def test_a_folder_is_gone_when_it_is_closed(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_goes_and_what_a_live_one_has_stays(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
+    others = [tmp_path / name for name in ("swap-main", "swap-12345678", "swap-more-12345678")]
+    for other in others:
+        (other / "runs").mkdir(parents=True)
+    (tmp_path / "swap-more-12345678" / MARK).touch()  # of another prefix
     with holding(tmp_path) as live, holding(tmp_path) as dead:
         assert live.stdout is not None
         assert dead.stdout is not None
@@ -40,8 +43,8 @@ def test_what_a_killed_process_left_goes_and_what_a_live_one_has_stays(tmp_path:
         dead.send_signal(signal.SIGKILL)
         dead.wait()
         assert (left / "moments").exists()
-        mine = Scratch(tmp_path)
-        assert sorted(tmp_path.iterdir()) == sorted([kept, mine.path, tmp_path / "other"])
+        mine = Scratch(tmp_path, "swap-")
+        assert sorted(tmp_path.iterdir()) == sorted([kept, mine.path, *others])
         assert (kept / "moments").exists()
         live.kill()
     mine.close()
@@ -51,4 +54,17 @@ def test_what_a_killed_process_left_goes_and_what_a_live_one_has_stays(tmp_path:
 def test_a_disk_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="Permission denied"):
-        Scratch(tmp_path)
+        Scratch(tmp_path, "swap-")
+
+
+def test_a_disk_without_locks_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: object) -> None:
+        raise OSError("No locks available")
+
+    monkeypatch.setattr("gptscale.runtime.scratch.fcntl.flock", refused)
+    first = Scratch(tmp_path, "swap-")
+    second = Scratch(tmp_path, "swap-")
+    assert sorted(tmp_path.iterdir()) == sorted([first.path, second.path])
+    first.close()
+    second.close()
+    assert list(tmp_path.iterdir()) == []
