@@ -153,7 +153,7 @@ def _measured(folder: Path, machine_gpus: int) -> "Measured":
     launch = Launch(
         start["engine"], start["world"], machine_gpus=machine_gpus, dp_shard_size=start.get("dp_shard_size")
     )
-    return measured(folder, cfg, start["device"], launch, records)
+    return measured(folder, cfg, start["device"], launch, records, start.get("from_step", 0))
 
 
 def _length(cfg: "Config", launch: "Launch") -> tuple[int | None, str]:

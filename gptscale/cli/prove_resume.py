@@ -1,6 +1,8 @@
 """gptscale prove-resume: train, kill, resume, and show that nothing differs."""
 
 import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +47,7 @@ def run_prove_resume(
     after = Place(engine, ranks_after or (1 if engine == "none" else before.ranks))
     folder = _empty_folder(scratch or Path(f"{cfg.run.dir.resolve()}.prove-resume"))
     print(f"three runs of up to {steps} steps in {folder}: {before}, {before} until it is killed, {after}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what ends the ranks
     proof = prove_resume(cfg, steps, before, after, folder)
     _print_traces(proof)
     print(proof.verdict())

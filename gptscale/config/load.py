@@ -132,6 +132,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
+    if " #" in text and isinstance(value, str) and value != text.strip() and text.strip()[0] not in "\"'":
+        raise ConfigError(f"override {override!r}: YAML takes what follows # for a comment; put quotes around it")
     for part in parts[:-1]:
         if values.get(part) is None:  # a section whose lines are all comments is null
             values[part] = {}

@@ -198,7 +198,7 @@ class CheckpointConfig(Section):
     keep: Count | None = 3
     """Newest checkpoints that are kept; null keeps all."""
     keep_every_steps: Count | None = None
-    """Checkpoints of multiples of so many steps are kept for good; null keeps none for that."""
+    """Checkpoints of multiples of so many steps are kept as long as this says so; null keeps none for that."""
     keep_best: bool = True
     """Whether the checkpoint with the lowest validation loss is kept; it has to be evaluated at its very step."""
     background: bool = True

@@ -44,12 +44,21 @@ class Measured:
 
 
 def measured(
-    folder: Path, cfg: Config, device: str, launch: Launch, records: Sequence[Mapping[str, float]]
+    folder: Path, cfg: Config, device: str, launch: Launch, records: Sequence[Mapping[str, float]], from_step: int = 0
 ) -> Measured:
-    """Read the later half of a run's record, where it is warm. Raises ConfigError if it holds no speed."""
-    steps = [record for record in records if record.get("train/tokens_per_s", 0) > 0 and record.get("train/mfu", 0) > 0]
+    """Read the later half of what a run's last start, at from_step, has recorded, where it is warm.
+
+    Earlier ones may have had other GPUs and settings. Raises ConfigError if it holds no speed.
+    """
+    steps = [
+        record
+        for record in records
+        if record.get("train/tokens_per_s", 0) > 0 and record.get("train/mfu", 0) > 0 and record["step"] > from_step
+    ]
     if not steps or cfg.train.micro_batch_sequences is None:
-        raise ConfigError(f"--from={folder} holds no measured speed; let the run train for some steps first")
+        raise ConfigError(
+            f"--from={folder} holds no measured speed of its last start; let it train for some steps first"
+        )
     warm = steps[len(steps) // 2 :]
     saves = [r["checkpoint/bytes"] / r["checkpoint/durable_s"] for r in records if r.get("checkpoint/durable_s")]
     return Measured(

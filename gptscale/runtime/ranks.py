@@ -121,9 +121,14 @@ def _let_gloo_follow_nccl() -> None:
 
     By itself Gloo takes that of the host's name, which on many machines is the loopback's.
     """
-    told = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
-    if told in {name for _, name in socket.if_nameindex()}:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", told)
+    told = os.environ.get("NCCL_SOCKET_IFNAME", "")
+    here = [name for _, name in socket.if_nameindex()]
+    words = [word for word in told.removeprefix("=").split(",") if word and not told.startswith("^")]
+    found = [name for word in words for name in here if name == word]
+    if not told.startswith("="):  # each word is a prefix
+        found += [name for word in words for name in here if name.startswith(word)]
+    if found:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found[0])
 
 
 def grid(device_type: str, dp_shard_size: int) -> DeviceMesh:

@@ -88,11 +88,9 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
 
 def _thinned(records: list[dict[str, float]], every: int) -> list[dict[str, float]]:
     """Of the training records one of so many, and the last; of the others all."""
-    return [
-        record
-        for number, record in enumerate(records)
-        if number % every == 0 or record is records[-1] or "train/loss" not in record or "val/loss" in record
-    ]
+    training = [number for number, record in enumerate(records) if "train/loss" in record and "val/loss" not in record]
+    left_out = {*training} - {*training[::every], *training[-1:]}
+    return [record for number, record in enumerate(records) if number not in left_out]
 
 
 def _json(value: float) -> float | None:
@@ -103,8 +101,8 @@ def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict
     """What happened to a run beside its steps: kind, step and a line of text."""
     for start in recorded_starts(run_dir)[1:]:
         step = start.get("from_step", 0)
-        if not isinstance(step, int):
-            continue  # changed from outside
+        if not isinstance(step, int) or step > records[-1]["step"]:
+            continue  # changed from outside, or of a history that was begun anew
         text = f"{start.get('time', '')} from step {step} on {start.get('world', 1)} x {start.get('device', '?')}"
         yield {"kind": "resume", "step": step, "text": text}
     for record in records:

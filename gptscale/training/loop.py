@@ -6,7 +6,7 @@ from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.loader import MicroBatch, StepLoader
-from gptscale.errors import GptscaleError
+from gptscale.errors import GptscaleError, TrainingError
 from gptscale.runtime.device import keeping_freed_memory
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
@@ -62,6 +62,7 @@ def fit(run: Run, state: TrainState) -> bool:
 def _fit(run: Run, state: TrainState) -> bool:
     cfg, total_steps, first_step = run.cfg, run.plan.total_steps, state.step
     due = False
+    run.meter.start()
     if state.step == 0:
         _look(run, state)
     _profile(run, state.step)
@@ -99,6 +100,11 @@ def _fit(run: Run, state: TrainState) -> bool:
         due = due or last or _every(state.step, cfg.checkpoint.every_steps)
         if due:
             due = not _save(run, state, sound=not last)
+    if due:
+        raise TrainingError(
+            f"the updates of all {state.step} steps were not finite, so there is nothing to keep; lower optim.lr_peak, "
+            "lengthen optim.warmup_steps or set optim.clip_norm"
+        )
     return True
 
 
@@ -211,8 +217,8 @@ def _save(run: Run, state: TrainState, *, sound: bool = False) -> bool:
         return False
     if sound and run.health.ailing:
         return False
-    _settle_save(run, state, wait=True)
     with run.meter.paused():
+        _settle_save(run, state, wait=True)
         state.time_s = run.meter.total_s
         run.engine.agree(run.tracker.flush)  # the record is never behind the checkpoint
         state.note_save()

@@ -36,6 +36,10 @@ class Meter:
         self.total_s = 0.0
         """Training time so far, without evaluations and checkpoints; resumes add up."""
 
+    def start(self) -> None:
+        """Let the time of training begin now."""
+        self._since = time.perf_counter()
+
     def add(self, result: StepResult) -> None:
         """Count one step."""
         self._new.append(result)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gptscale.checkpoint.find import load_fragments, newest_good
-from gptscale.checkpoint.layout import CheckpointManifest, list_checkpoints, read_manifest
+from gptscale.checkpoint.layout import CheckpointManifest, list_checkpoints, read_manifest, step_dir
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
@@ -56,6 +56,7 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
         engine.say(f"a new segment of {plan.tokens_per_step:,} tokens per step begins at sample {state.samples:,}")
     plan = make_plan(cfg, plan.samples_per_epoch, plan.world, state.segments[-1])
     _tell_jump(cfg, manifest, engine, plan)
+    _forget_best(cfg, manifest, engine, state)
     return state, plan
 
 
@@ -103,6 +104,8 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     for section, field in (*FIXED, *model):
         default = type(getattr(cfg, section)).model_fields[field].default  # of a field that is newer than the run
         before, wanted = manifest.config[section].get(field, default), now[section][field]
+        if field == "stride":  # null is the context's length
+            before, wanted = before or manifest.config["model"]["context_length"], cfg.stride
         if before != wanted and field not in cfg.resume.allow:
             allow = f", allow it with resume.allow=[{field}]" if field in ALLOWABLE else ""
             raise TrainingError(
@@ -112,14 +115,25 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
 
 
 def _changes(cfg: Config, manifest: CheckpointManifest) -> list[str]:
-    """The settings that decide what is computed, where they are others than the checkpoint's."""
+    """The settings that decide what is computed and what stays, where they are others than the checkpoint's."""
     now = cfg.model_dump(mode="json")
     return [
         f"{section}.{field} {before} -> {now[section][field]}"
-        for section in ("model", "train", "optim")
+        for section in ("model", "train", "optim", "eval", "checkpoint")
         for field, before in manifest.config[section].items()
         if field in now[section] and before != now[section][field]
     ]
+
+
+def _forget_best(cfg: Config, manifest: CheckpointManifest, engine: Engine, state: TrainState) -> None:
+    """Look for the best checkpoint anew if the one so far is gone, or if its loss was over other windows."""
+    if state.best is None:
+        return
+    other = manifest.config["eval"].get("sequences") != cfg.eval.sequences
+    if engine.gather(other or not step_dir(cfg.run.dir, state.best.step).is_dir())[0]:
+        why = "its loss is over other windows than eval.sequences asks for now" if other else "it is gone"
+        engine.say(f"step {state.best.step} no longer counts as the best: {why}")
+        state.best = None
 
 
 def _tell_jump(cfg: Config, manifest: CheckpointManifest, engine: Engine, plan: Plan) -> None:
@@ -128,7 +142,8 @@ def _tell_jump(cfg: Config, manifest: CheckpointManifest, engine: Engine, plan: 
         return
     before, now = manifest.ledger["lr"], lr_at(manifest.step - 1, cfg.optim, plan.total_steps)
     if abs(now - before) > 0.01 * before:
+        horizon = manifest.config["optim"].get("decay_steps") or manifest.ledger["total_steps"]
         engine.say(
             f"WARNING: the learning rate jumps from {before:.3g} to {now:.3g}, since the run's length or optim.* was "
-            f"changed; optim.decay_steps={manifest.ledger['total_steps']} keeps a longer run at optim.lr_floor"
+            f"changed; optim.decay_steps={horizon} keeps the schedule that it had, which ends at optim.lr_floor"
         )

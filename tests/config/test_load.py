@@ -232,3 +232,12 @@ def test_no_config_field_lacks_a_line_that_explains_it() -> None:
             if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) != "SourceConfig":
                 told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert told, f"{section.name}.{ast.unparse(field.target)}"
+
+
+@pytest.mark.parametrize(("text", "value"), [("'try #3'", "try #3"), ('"try #3"', "try #3"), ("try#3", "try#3")])
+def test_a_word_with_a_number_sign_is_whole(tmp_path: Path, values: dict[str, Any], text: str, value: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert load_config(path, [f"wandb.notes={text}"]).wandb.notes == value
+    with pytest.raises(ConfigError, match="YAML takes what follows # for a comment; put quotes around it"):
+        load_config(path, ["wandb.notes=try #3"])

@@ -523,10 +523,12 @@ def test_a_jump_of_the_learning_rate_is_told(command: Any, config: Path) -> None
     code, out, _ = command("train", config, "train.steps=20", "optim.decay_steps=10")
     assert code == 0
     assert "jumps" not in out
+    code, out, _ = command("train", config, "train.steps=30", "optim.decay_steps=10")
+    assert "jumps" not in out
     code, out, _ = command("train", config, "train.steps=40")
     assert code == 0
     assert "WARNING: the learning rate jumps from 0.001 to" in out
-    assert "optim.decay_steps=20 keeps a longer run at optim.lr_floor" in out
+    assert "optim.decay_steps=10 keeps the schedule that it had, which ends at optim.lr_floor" in out
 
 
 def test_a_disk_without_room_stops_before_training(

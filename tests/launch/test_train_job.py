@@ -27,6 +27,8 @@ class Slurm:
         (folder / "bin").mkdir()
         self.restarts = 0
         self.reason = "None"
+        self.preempted = "None"
+        self.job, self.cpus_per_task = "${3%_*}", 1  # of an array whose first task has its number
         self.requeue_ends_with = 0
 
     def command(self, name: str, body: str) -> None:
@@ -38,7 +40,8 @@ class Slurm:
         self.command("srun", f"trap : USR1; checkpoint() {{ mkdir -p {self.run_dir}/checkpoints/step-$1; }}\n{srun}")
         answers = {
             "show.hostnames": "echo n1",
-            "show.job": f"echo '   Requeue=1 Restarts={self.restarts} Reason={self.reason}'; echo '   BatchFlag=1'",
+            "show.job": f'{{ echo "JobId={self.job} X=1"; echo "   Restarts={self.restarts} Reason={self.reason}"; '
+            f'echo "   PreemptTime={self.preempted} CPUs/Task={self.cpus_per_task}"; }}',
             "requeue.7": f"exit {self.requeue_ends_with}",
             **(commands or {}),
         }
@@ -183,6 +186,50 @@ def test_a_task_of_an_array_is_requeued_alone(slurm: Slurm) -> None:
     slurm.start(f"{NOTICE}; checkpoint 1", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
     assert slurm.called("scontrol requeue 7_2")
     assert not slurm.called("scontrol requeue 7")
+
+
+def test_a_job_that_a_task_of_an_array_submitted_is_requeued_itself(slurm: Slurm) -> None:
+    slurm.job = "$([ $3 = 7 ] && echo 7 || echo 6)"
+    slurm.start(f"{NOTICE}; checkpoint 1", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+    assert slurm.called("scontrol requeue 7")
+    assert not slurm.called("scontrol requeue 5_2")
+
+
+@pytest.mark.parametrize(("given", "seen"), [(1, "none none"), (12, "12 12")])
+def test_cores_are_what_the_job_was_given_not_the_one_that_submitted_it(slurm: Slurm, given: int, seen: str) -> None:
+    slurm.cpus_per_task = given
+    told = 'echo "cores ${SLURM_CPUS_PER_TASK:-none} ${SRUN_CPUS_PER_TASK:-none}"'
+    _, said = slurm.start(f"{NOTICE}; {told}", SLURM_CPUS_PER_TASK=str(given))
+    assert f"cores {seen}\n" in said
+
+
+def test_a_preempted_job_goes_on_where_slurm_does_not_put_it_back(slurm: Slurm) -> None:
+    slurm.preempted = "2026-11-30T01:02:03"
+    slurm.start("kill -TERM $PPID; sleep 0.2; checkpoint 1")
+    assert slurm.requeued()
+
+
+def test_a_job_that_is_cancelled_while_its_nodes_are_asked_stays_away(slurm: Slurm) -> None:
+    code, _ = slurm.start('[ "$2" != true ] || kill -TERM $(ps -o ppid= $PPID); exit 9')
+    assert (code, slurm.requeued()) == (9, False)
+
+
+def test_checkpoints_behind_a_link_count(slurm: Slurm, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    slurm.run_dir.mkdir()
+    (slurm.run_dir / "checkpoints").symlink_to(tmp_path / "scratch")
+    for step in range(4):
+        code, said = slurm.start(f"{NOTICE}; checkpoint {step}")
+        assert (code, slurm.requeued()) == (0, True), said
+
+
+def test_a_requeue_whose_answer_was_late_is_tried_again(slurm: Slurm, tmp_path: Path) -> None:
+    slurm.command("sleep", f"touch {tmp_path}/waited")
+    late = f"{{ [ -e {tmp_path}/waited ] || {{ echo 'Socket timed out on send/recv operation'; exit 1; }}; }}"
+    process = slurm.begin("checkpoint 1", commands={"requeue.7": late})
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert (slurm.folder / "calls").read_text().count("scontrol requeue 7") == 2
 
 
 def test_a_controller_that_is_away_is_waited_for(slurm: Slurm, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ Make = Callable[..., Config]
 
 
 def read(cfg: Config, speeds: list[float], **extra: Any) -> Measured:
-    records = [{"step": 1.0, "val/loss": 3.0}, *({"train/tokens_per_s": x, "train/mfu": x / 1000} for x in speeds)]
+    steps = [{"step": n + 1.0, "train/tokens_per_s": x, "train/mfu": x / 1000} for n, x in enumerate(speeds)]
+    records = [{"step": 0.0, "val/loss": 3.0}, *steps]
     return measured(Path("runs/x"), cfg, "CPU, 2 threads", Launch("none", 1), [*records, extra] if extra else records)
 
 
@@ -38,7 +39,9 @@ def test_a_speed_or_a_duration_of_zero_measures_nothing(config: Make) -> None:
 
 
 def test_a_run_without_a_speed_is_refused(config: Make) -> None:
-    with pytest.raises(ConfigError, match="--from=runs/x holds no measured speed; let the run train for some steps"):
+    with pytest.raises(
+        ConfigError, match="--from=runs/x holds no measured speed of its last start; let it train for some steps"
+    ):
         read(config(), [])
 
 
@@ -121,3 +124,12 @@ def test_more_ranks_share_the_cores_that_a_run_on_a_processor_had(config: Make) 
     for ranks in (1, 2):
         assert shared(cpu, run, ranks) == cpu
     assert shared(find_gpu("h100"), run, 4) == find_gpu("h100")
+
+
+def test_the_last_start_alone_counts(config: Make) -> None:
+    steps = [
+        {"step": n, "train/tokens_per_s": x, "train/mfu": x / 1000} for n, x in ((1, 100.0), (2, 100.0), (3, 400.0))
+    ]
+    assert measured(Path("runs/x"), config(), "CPU", Launch("ddp", 4), steps, from_step=2).tokens_per_s == 400
+    with pytest.raises(ConfigError, match="runs/x holds no measured speed of its last start"):
+        measured(Path("runs/x"), config(), "CPU", Launch("ddp", 4), steps, from_step=3)

@@ -101,7 +101,20 @@ def test_a_rank_that_fails_alone_does_not_wait_for_its_device(
     start_engine("fp32", 1).close()  # a next run can start
 
 
-@pytest.mark.parametrize(("told", "taken"), [("lo", "lo"), ("=lo", "lo"), ("^docker", None), ("ib", None), ("", None)])
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        ("lo", "lo"),
+        ("=lo", "lo"),
+        ("^docker", None),
+        ("ib", None),
+        ("", None),
+        ("l", "lo"),
+        ("=l", None),
+        ("ib,eth", "eth0"),
+        ("=lo,eth0", "lo"),
+    ],
+)
 def test_gloo_takes_the_interface_that_nccl_was_told_if_there_is_one(
     monkeypatch: pytest.MonkeyPatch, told: str, taken: str | None
 ) -> None:

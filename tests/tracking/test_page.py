@@ -10,6 +10,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from gptscale.errors import TrainingError
+from gptscale.tracking import page
 from gptscale.tracking.live import live_server
 from gptscale.tracking.page import page_data, write_page
 
@@ -116,7 +117,14 @@ def test_of_a_long_run_every_nth_training_record_is_drawn(tmp_path: Path, monkey
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     shown = page_data([run])["runs"][0]
     assert shown["every"] == 3
-    assert [record["step"] for record in shown["records"]] == [1, 4, 6, 7, 10, 12]  # 12 of at most 4: every third
+    assert [record["step"] for record in shown["records"]] == [
+        1,
+        4,
+        6,
+        8,
+        11,
+        12,
+    ]  # 12 of at most 4: every third of training
 
 
 def test_a_record_without_all_of_an_event_is_none(tmp_path: Path) -> None:
@@ -204,3 +212,12 @@ def test_a_live_page_is_served_on_loopback_and_grows_with_the_run(tmp_path: Path
             live_server([run], server.server_port)
         server.shutdown()
     assert len(after["runs"][0]["records"]) == len(before["runs"][0]["records"]) + 1
+
+
+@pytest.mark.parametrize("beside", [1, 2])
+def test_a_rhythm_of_other_records_takes_no_training_record_away(beside: int) -> None:
+    records: list[dict[str, float]] = []
+    for step in range(1, 101):
+        records += [{"step": step, "train/loss": 3.0}, *({"step": step, "val/loss": 3.0} for _ in range(beside))]
+    drawn = [r["step"] for r in page._thinned(records, 1 + beside) if "train/loss" in r]
+    assert drawn == sorted({*range(1, 101, 1 + beside), 100})

@@ -323,3 +323,12 @@ def test_a_row_of_spikes_is_left_out_to_its_end(tmp_path: Path) -> None:
     rollback = health.rollback(spikes, make_plan(parse_config(small_values(tmp_path)), 1000, world=1))
     assert rollback is not None
     assert rollback.positions == list(range(88, 120))  # steps 12 to 15, of 8 samples each
+
+
+def test_a_run_without_a_single_update_is_not_done(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    nan_at({1, 2, 3}, monkeypatch)
+    values["train"]["steps"], values["sample"]["prompts"] = 3, []
+    cfg = parse_config(values)
+    with pytest.raises(TrainingError, match="the updates of all 3 steps were not finite, so there is nothing to keep"):
+        train(cfg)
+    assert not (cfg.run.dir / "done").exists()

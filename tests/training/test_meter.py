@@ -165,3 +165,12 @@ def test_what_a_checkpoint_took_does_not_go_on_with_the_interval(clock: Clock) -
     step(meter, clock, 5.0, 2.0)
     meter.fetch()  # while the checkpoint is still on its way to the disk
     assert taken == {"losses": [2.0], "norms": [3.0]}
+
+
+def test_what_comes_before_the_start_is_no_training(clock: Clock) -> None:
+    meter = made()
+    clock.now += 1000
+    meter.start()
+    step(meter, clock)
+    assert meter.read(lr=0.5)["train/tokens_per_s"] == 128
+    assert meter.total_s == 5

@@ -1,6 +1,7 @@
 """What a resume may change, and what it refuses."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,30 @@ def test_a_start_on_another_corpus_leaves_a_run_that_is_under_way_alone(
 def test_dropout_may_change(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert train(changed(trained, train={"steps": 7}, model={"drop_rate": 0.0}))
     assert "changed since then: model.drop_rate 0.1 -> 0.0, train.steps 6 -> 7\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"eval": {"sequences": 3}}, "its loss is over other windows than eval.sequences asks for now"),
+        ({}, "it is gone"),
+    ],
+)
+def test_a_best_that_cannot_be_compared_or_is_gone_is_looked_for_anew(
+    trained: dict[str, Any], capsys: pytest.CaptureFixture[str], change: dict[str, Any], why: str
+) -> None:
+    folder = Path(trained["run"]["dir"])
+    newest = list_checkpoints(folder)[0]
+    manifest = read_manifest(newest)
+    best = {"step": manifest.step if change else 1, "val_loss": 1e-9}
+    write_manifest(newest, replace(manifest, ledger={**manifest.ledger, "best": best}))
+    assert train(changed(trained, train={"steps": 8}, **change))
+    assert f"step {best['step']} no longer counts as the best: {why}\n" in capsys.readouterr().out
+    found = read_manifest(list_checkpoints(folder)[0]).ledger["best"]
+    assert found is not None
+    assert found["val_loss"] > 1
+
+
+def test_a_stride_that_is_the_contexts_length_may_be_said(trained: dict[str, Any]) -> None:
+    assert trained["data"].get("stride") is None
+    assert train(changed(trained, train={"steps": 7}, data={"stride": 32}))
