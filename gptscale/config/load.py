@@ -132,7 +132,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value; put quotes around it") from None
-    if " #" in text and isinstance(value, str) and value != text.strip() and text.strip()[0] not in "\"'":
+    if _is_cut(text.strip(), value):
         raise ConfigError(f"override {override!r}: YAML takes what follows # for a comment; put quotes around it")
     for part in parts[:-1]:
         if values.get(part) is None:  # a section whose lines are all comments is null
@@ -142,6 +142,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {part} is a value, not a section")
         values = inner
     values[parts[-1]] = value
+
+
+def _is_cut(text: str, value: Any) -> bool:
+    """Whether YAML took a part of an override for a comment; quoted words and blocks may hold the sign."""
+    if text.startswith("#"):
+        return True
+    return " #" in text and text[0] not in "\"'|>[{" and isinstance(value, str) and value != text
 
 
 def _describe(error: Any) -> str:

@@ -17,8 +17,7 @@ from gptscale.data.texts import Texts
 
 _BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
 _READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
-_FIRST_ROWS = 256  # are looked at where texts may be many times as large as the file says
-_REPEATED_ROWS = 2**14  # at once then, at most
+_REPEATED_ROWS = 1024  # at once, where texts may be many times as large as the file says
 _FOOTERS_AT_ONCE = 16  # they are small, and a network file system answers slowly
 
 
@@ -96,7 +95,7 @@ def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[A
         if start < at + rows and at < stop:
             size = max(1, min(_BATCH_BYTES * rows // max(1, about.total_byte_size), stop - at))
             if _may_repeat(about, names):
-                size = min(size, _REPEATED_ROWS, _rows_of_batch(file, group, names))
+                size = min(size, _REPEATED_ROWS)
             for batch in file.iter_batches(size, row_groups=[group], columns=names, use_threads=False):
                 cut = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
                 at += batch.num_rows
@@ -106,12 +105,6 @@ def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[A
                     return
         else:
             at += rows
-
-
-def _rows_of_batch(file: Any, group: int, names: list[str]) -> int:
-    """How many rows have a batch's bytes, by the first ones of a row group as they really are."""
-    first = next(file.iter_batches(_FIRST_ROWS, row_groups=[group], columns=names, use_threads=False))
-    return max(1, int(_BATCH_BYTES * first.num_rows // max(1, first.nbytes)))
 
 
 def _may_repeat(group: Any, names: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -137,3 +138,9 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, int(os.environ.get("MALLOC_MMAP_MAX_", "65536")))
         libc.mallopt(_TRIM_THRESHOLD, int(os.environ.get("MALLOC_TRIM_THRESHOLD_", "131072")))
         libc.malloc_trim(0)
+
+
+def addressed_interfaces() -> list[str]:
+    """This machine's network interfaces that have an address; others are down, or nobody's."""
+    internet = (socket.AF_INET, socket.AF_INET6)
+    return [name for name, known in psutil.net_if_addrs().items() if any(each.family in internet for each in known)]

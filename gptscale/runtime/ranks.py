@@ -1,7 +1,6 @@
 """The processes of a run as a group: joining, asking each other, failing together, leaving."""
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gptscale import errors
 from gptscale.errors import GptscaleError, PeerError, RankError, TrainingError
+from gptscale.runtime.device import addressed_interfaces
 from gptscale.runtime.launch import (
     check_meeting_point,
     collective_timeout_s,
@@ -122,7 +122,7 @@ def _let_gloo_follow_nccl() -> None:
     By itself Gloo takes that of the host's name, which on many machines is the loopback's.
     """
     told = os.environ.get("NCCL_SOCKET_IFNAME", "")
-    here = [name for _, name in socket.if_nameindex()]
+    here = addressed_interfaces()
     words = [word for word in told.removeprefix("=").split(",") if word and not told.startswith("^")]
     found = [name for word in words for name in here if name == word]
     if not told.startswith("="):  # each word is a prefix

@@ -27,16 +27,13 @@ class Scratch:
         self.path = Path(mkdtemp(prefix=prefix, dir=disk))
         unmarked = self.path / "unmarked"
         self._lock = os.open(unmarked, os.O_RDWR | os.O_CREAT)
-        try:
+        with suppress(OSError):  # a disk without locks: nobody removes this folder
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unmarked.rename(self.path / MARK)  # which is locked as soon as it is there
-        except OSError:
-            unmarked.unlink()  # a disk without locks: nobody removes this folder
 
     def close(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+        _remove(self.path, self._lock)
 
 
 def _remove_left(disk: Path, prefix: str) -> None:
@@ -46,6 +43,22 @@ def _remove_left(disk: Path, prefix: str) -> None:
             lock = os.open(mark, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(mark.parent, ignore_errors=True)
-            finally:
+            except OSError:
                 os.close(lock)
+            else:
+                _remove(mark.parent, lock)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    """Remove a folder, its mark last, so that one that is half removed can be found again, and when it is closed.
+
+    A network's disk keeps a file that is open under another name, and with it the folder.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != MARK:
+                path.unlink(missing_ok=True)
+    os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -99,10 +99,10 @@ def _json(value: float) -> float | None:
 
 def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict[str, Any]]:
     """What happened to a run beside its steps: kind, step and a line of text."""
-    for start in recorded_starts(run_dir)[1:]:
+    starts = [start for start in recorded_starts(run_dir) if isinstance(start.get("from_step", 0), int)]
+    anew = max((n for n, start in enumerate(starts) if start.get("from_step", 0) == 0), default=0)
+    for start in starts[max(1, anew) :]:  # those before were of another history
         step = start.get("from_step", 0)
-        if not isinstance(step, int) or step > records[-1]["step"]:
-            continue  # changed from outside, or of a history that was begun anew
         text = f"{start.get('time', '')} from step {step} on {start.get('world', 1)} x {start.get('device', '?')}"
         yield {"kind": "resume", "step": step, "text": text}
     for record in records:

@@ -1,5 +1,7 @@
 """Going on from a checkpoint: only as the same run."""
 
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from gptscale.runtime.engine import Engine
 from gptscale.training.initial import load_initial_weights
 from gptscale.training.plan import Plan, Segment, make_plan
 from gptscale.training.schedule import lr_at
-from gptscale.training.state import TrainState
+from gptscale.training.state import Best, TrainState
 
 FIXED = (
     ("run", "seed"),
@@ -104,7 +106,7 @@ def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     for section, field in (*FIXED, *model):
         default = type(getattr(cfg, section)).model_fields[field].default  # of a field that is newer than the run
         before, wanted = manifest.config[section].get(field, default), now[section][field]
-        if field == "stride":  # null is the context's length
+        if field == "stride" and (before or wanted):  # null is the context's length
             before, wanted = before or manifest.config["model"]["context_length"], cfg.stride
         if before != wanted and field not in cfg.resume.allow:
             allow = f", allow it with resume.allow=[{field}]" if field in ALLOWABLE else ""
@@ -126,14 +128,29 @@ def _changes(cfg: Config, manifest: CheckpointManifest) -> list[str]:
 
 
 def _forget_best(cfg: Config, manifest: CheckpointManifest, engine: Engine, state: TrainState) -> None:
-    """Look for the best checkpoint anew if the one so far is gone, or if its loss was over other windows."""
-    if state.best is None:
+    """Look among the checkpoints for the best anew if that is gone, or if its loss was over other windows."""
+    if state.best is None or not cfg.checkpoint.keep_best:
         return
     other = manifest.config["eval"].get("sequences") != cfg.eval.sequences
-    if engine.gather(other or not step_dir(cfg.run.dir, state.best.step).is_dir())[0]:
+    gone = not step_dir(cfg.run.dir, state.best.step).is_dir()
+    out, best = engine.gather((other or gone, _best_there(cfg)))[0]
+    if out:
         why = "its loss is over other windows than eval.sequences asks for now" if other else "it is gone"
-        engine.say(f"step {state.best.step} no longer counts as the best: {why}")
-        state.best = None
+        now = f"; step {best.step} does" if best else ""
+        engine.say(f"step {state.best.step} no longer counts as the best: {why}{now}")
+        state.best = best
+
+
+def _best_there(cfg: Config) -> Best | None:
+    """The checkpoint in the run folder with the lowest loss at its very step, over the config's windows."""
+    found = []
+    for path in list_checkpoints(cfg.run.dir):
+        with suppress(CheckpointError):
+            manifest = read_manifest(path)
+            loss = manifest.ledger.get("val_loss")
+            if loss is not None and math.isfinite(loss) and manifest.config["eval"]["sequences"] == cfg.eval.sequences:
+                found.append(Best(manifest.step, loss))
+    return min(found, key=lambda best: best.val_loss, default=None)
 
 
 def _tell_jump(cfg: Config, manifest: CheckpointManifest, engine: Engine, plan: Plan) -> None:

@@ -234,10 +234,13 @@ def test_no_config_field_lacks_a_line_that_explains_it() -> None:
                 assert told, f"{section.name}.{ast.unparse(field.target)}"
 
 
-@pytest.mark.parametrize(("text", "value"), [("'try #3'", "try #3"), ('"try #3"', "try #3"), ("try#3", "try#3")])
+@pytest.mark.parametrize(
+    ("text", "value"), [("'try #3'", "try #3"), ('"try #3"', "try #3"), ("try#3", "try#3"), ("|-\n # 3", "# 3")]
+)
 def test_a_word_with_a_number_sign_is_whole(tmp_path: Path, values: dict[str, Any], text: str, value: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     assert load_config(path, [f"wandb.notes={text}"]).wandb.notes == value
-    with pytest.raises(ConfigError, match="YAML takes what follows # for a comment; put quotes around it"):
-        load_config(path, ["wandb.notes=try #3"])
+    for cut in ("try #3", "#3"):
+        with pytest.raises(ConfigError, match="YAML takes what follows # for a comment; put quotes around it"):
+            load_config(path, [f"wandb.notes={cut}"])

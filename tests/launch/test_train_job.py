@@ -27,7 +27,7 @@ class Slurm:
         (folder / "bin").mkdir()
         self.restarts = 0
         self.reason = "None"
-        self.preempted = "None"
+        self.preempted = self.suspended = "None"
         self.job, self.cpus_per_task = "${3%_*}", 1  # of an array whose first task has its number
         self.requeue_ends_with = 0
 
@@ -41,7 +41,7 @@ class Slurm:
         answers = {
             "show.hostnames": "echo n1",
             "show.job": f'{{ echo "JobId={self.job} X=1"; echo "   Restarts={self.restarts} Reason={self.reason}"; '
-            f'echo "   PreemptTime={self.preempted} CPUs/Task={self.cpus_per_task}"; }}',
+            f'echo "   PreemptTime={self.preempted} SuspendTime={self.suspended} CPUs/Task={self.cpus_per_task}"; }}',
             "requeue.7": f"exit {self.requeue_ends_with}",
             **(commands or {}),
         }
@@ -188,8 +188,9 @@ def test_a_task_of_an_array_is_requeued_alone(slurm: Slurm) -> None:
     assert not slurm.called("scontrol requeue 7")
 
 
-def test_a_job_that_a_task_of_an_array_submitted_is_requeued_itself(slurm: Slurm) -> None:
-    slurm.job = "$([ $3 = 7 ] && echo 7 || echo 6)"
+@pytest.mark.parametrize("known", [True, False], ids=["still known", "gone"])
+def test_a_job_that_a_task_of_an_array_submitted_is_requeued_itself(slurm: Slurm, known: bool) -> None:
+    slurm.job = "$([ $3 = 7 ] && echo 7 || echo 6)" if known else "$([ $3 = 7 ] && echo 7 || kill $$)"
     slurm.start(f"{NOTICE}; checkpoint 1", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
     assert slurm.called("scontrol requeue 7")
     assert not slurm.called("scontrol requeue 5_2")
@@ -203,10 +204,18 @@ def test_cores_are_what_the_job_was_given_not_the_one_that_submitted_it(slurm: S
     assert f"cores {seen}\n" in said
 
 
-def test_a_preempted_job_goes_on_where_slurm_does_not_put_it_back(slurm: Slurm) -> None:
-    slurm.preempted = "2026-11-30T01:02:03"
+@pytest.mark.parametrize(
+    ("before_s", "suspended", "goes_on"),
+    [(5, "None", True), (3600, "None", False), (5, "2026-11-30T01:02:03", False)],
+    ids=["just now", "long ago", "suspended by it"],
+)
+def test_a_preempted_job_goes_on_where_slurm_does_not_put_it_back(
+    slurm: Slurm, before_s: int, suspended: str, goes_on: bool
+) -> None:
+    slurm.preempted = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - before_s))
+    slurm.suspended = suspended
     slurm.start("kill -TERM $PPID; sleep 0.2; checkpoint 1")
-    assert slurm.requeued()
+    assert slurm.requeued() == goes_on
 
 
 def test_a_job_that_is_cancelled_while_its_nodes_are_asked_stays_away(slurm: Slurm) -> None:
@@ -274,4 +283,4 @@ def test_a_job_that_runs_elsewhere_is_not_requeued_by_the_shell_it_left_behind(s
     meanwhile = f"sed -i s/Restarts=0/Restarts=1/ {slurm.folder}/bin/scontrol"
     code, said = slurm.start(f"{NOTICE}; checkpoint 1; {meanwhile}")
     assert (code, slurm.called("scontrol requeue 7")) == (1, False)
-    assert said.endswith("SLURM has started the job again elsewhere; this start ends\n")
+    assert said.endswith("SLURM has put the job back itself, or started it elsewhere; this start ends\n")

@@ -6,7 +6,9 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -118,7 +120,8 @@ def test_a_rank_that_fails_alone_does_not_wait_for_its_device(
 def test_gloo_takes_the_interface_that_nccl_was_told_if_there_is_one(
     monkeypatch: pytest.MonkeyPatch, told: str, taken: str | None
 ) -> None:
-    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+    known, down = [SimpleNamespace(family=socket.AF_INET)], [SimpleNamespace(family=socket.AF_PACKET)]
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"eth1": down, "lo": known, "eth0": known})
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", told)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")

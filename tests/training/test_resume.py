@@ -275,10 +275,26 @@ def test_a_best_that_cannot_be_compared_or_is_gone_is_looked_for_anew(
     best = {"step": manifest.step if change else 1, "val_loss": 1e-9}
     write_manifest(newest, replace(manifest, ledger={**manifest.ledger, "best": best}))
     assert train(changed(trained, train={"steps": 8}, **change))
-    assert f"step {best['step']} no longer counts as the best: {why}\n" in capsys.readouterr().out
+    there = "" if change else f"; step {manifest.step} does"  # the one that is gone on from
+    assert f"step {best['step']} no longer counts as the best: {why}{there}\n" in capsys.readouterr().out
     found = read_manifest(list_checkpoints(folder)[0]).ledger["best"]
     assert found is not None
     assert found["val_loss"] > 1
+
+
+def test_a_best_that_nobody_asked_to_keep_stays_what_it_is(trained: dict[str, Any]) -> None:
+    folder = Path(trained["run"]["dir"])
+    newest = list_checkpoints(folder)[0]
+    manifest = read_manifest(newest)
+    best = {"step": 1, "val_loss": 1e-9}
+    write_manifest(newest, replace(manifest, ledger={**manifest.ledger, "best": best}))
+    assert train(changed(trained, train={"steps": 8}, checkpoint={"keep_best": False}))
+    assert read_manifest(list_checkpoints(folder)[0]).ledger["best"] == best
+
+
+def test_another_context_is_told_as_such(trained: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="was started with model.context_length=32, not 16"):
+        train(changed(trained, train={"steps": 7}, model={"context_length": 16}))
 
 
 def test_a_stride_that_is_the_contexts_length_may_be_said(trained: dict[str, Any]) -> None:
