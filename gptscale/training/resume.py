@@ -133,8 +133,8 @@ def _forget_best(cfg: Config, manifest: CheckpointManifest, engine: Engine, stat
         return
     other = manifest.config["eval"].get("sequences") != cfg.eval.sequences
     gone = not step_dir(cfg.run.dir, state.best.step).is_dir()
-    out, best = engine.gather((other or gone, _best_there(cfg)))[0]
-    if out:
+    if engine.gather(other or gone)[0]:
+        best = engine.gather(engine.agree(lambda: _best_there(cfg) if engine.is_first else None))[0]
         why = "its loss is over other windows than eval.sequences asks for now" if other else "it is gone"
         now = f"; step {best.step} does" if best else ""
         engine.say(f"step {state.best.step} no longer counts as the best: {why}{now}")
@@ -147,8 +147,9 @@ def _best_there(cfg: Config) -> Best | None:
     for path in list_checkpoints(cfg.run.dir):
         with suppress(CheckpointError):
             manifest = read_manifest(path)
+            same = manifest.config["eval"].get("sequences") == cfg.eval.sequences
             loss = manifest.ledger.get("val_loss")
-            if loss is not None and math.isfinite(loss) and manifest.config["eval"]["sequences"] == cfg.eval.sequences:
+            if same and loss is not None and math.isfinite(loss):
                 found.append(Best(manifest.step, loss))
     return min(found, key=lambda best: best.val_loss, default=None)
 
