@@ -18,6 +18,7 @@ meant to take less than 8 minutes on 2 quiet cores.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -182,20 +183,33 @@ WAYS: dict[str, Callable[[Path], dict[str, float]]] = {
 
 
 def write_text(folder: Path, wanted: int) -> tuple[int, int]:
-    """Write so many bytes of Python source as Parquet and JSON Lines; gives the bytes and documents."""
-    texts: list[str] = []
-    size = 0
-    for text in python_sources():
-        texts.append(text)
-        size += len(text.encode())
-        if size >= wanted:
-            break
+    """Write so many bytes of Python source as Parquet and JSON Lines; gives the bytes and documents.
+
+    A row group at a time: what this process has held at most, Linux counts for the processes that it starts too.
+    """
+    size = documents = 0
+    schema = pa.schema({"text": pa.string()})
+    with pq.ParquetWriter(folder / "text.parquet", schema) as parquet, (folder / "text.jsonl").open("w") as lines:
+        texts = python_sources()
+        while size < wanted and (group := group_of(texts, wanted - size)):
+            parquet.write_table(pa.table({"text": group}, schema))
+            lines.writelines(json.dumps({"text": text}) + "\n" for text in group)
+            size += sum(len(text.encode()) for text in group)
+            documents += len(group)
     if size < wanted:
         print(f"the installed packages hold {size / 1e6:.0f} MB of source, less than was asked for")
-    pq.write_table(pa.table({"text": texts}), folder / "text.parquet", row_group_size=ROW_GROUP)
-    with (folder / "text.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-    return size, len(texts)
+    return size, documents
+
+
+def group_of(texts: Iterator[str], wanted: int) -> list[str]:
+    """The next texts, as many as a row group has, or fewer that have so many bytes."""
+    group: list[str] = []
+    for text in itertools.islice(texts, ROW_GROUP):
+        group.append(text)
+        wanted -= len(text.encode())
+        if wanted <= 0:
+            break
+    return group
 
 
 def python_sources() -> Iterator[str]:
