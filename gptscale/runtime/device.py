@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import resource
 import socket
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -96,12 +98,19 @@ def local_device() -> torch.device:
     return torch.device("cuda", launched_local_rank()) if device.type == "cuda" else device
 
 
+_STATUS = Path("/proc/self/status")
+_HIGH_WATER_MARK = re.compile(r"VmHWM:\s+(\d+) kB")
+"""Of proc(5). getrusage(2) may count there what the process held that started this one."""
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory this process held: tensors on CUDA since the last call, else all of the process so far."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak
+    if mark := _HIGH_WATER_MARK.search(_STATUS.read_text() if _STATUS.exists() else ""):
+        return int(mark[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

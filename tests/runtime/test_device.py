@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil  # type: ignore[import-untyped]
@@ -85,3 +86,21 @@ def test_memory_of_another_device_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # a libc without it
     with keeping_freed_memory(torch.device("cpu")):
         pass
+
+
+PEAK = """
+import torch
+from gptscale.runtime.device import peak_memory_bytes
+before = peak_memory_bytes(torch.device("cpu"))
+held = torch.ones(50_000_000)
+print(before, peak_memory_bytes(torch.device("cpu")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_most_memory_is_this_process_own_whatever_the_one_held_that_started_it() -> None:
+    held = torch.ones(500_000_000)  # 2 GB
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, more = map(int, done.stdout.split())
+    assert before < 1.5e9 < held.nbytes
+    assert more == pytest.approx(200e6, rel=0.1)
