@@ -12,7 +12,7 @@ from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkp
 from gptscale.checkpoint.portable import check_names
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
-from gptscale.errors import CheckpointAccessError, CheckpointError
+from gptscale.errors import CheckpointAccessError, CheckpointError, GptscaleError
 from gptscale.model.gpt import GPTModel
 from gptscale.weights.files import stored_tensors
 from gptscale.weights.source import Stored
@@ -25,7 +25,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
 
     Raises CheckpointError if there is none or a file is not as it was written.
     """
-    return load_verified(*find_checkpoint(Path(path)), device)
+    folder, manifest = find_checkpoint(Path(path))
+    try:
+        return load_verified(folder, manifest, device)
+    except GptscaleError:
+        if not is_replaced(folder, Path(path)):
+            raise
+    return load_model(path, device)
 
 
 def load_verified(
@@ -40,6 +46,11 @@ def load_verified(
         for name, p in model.named_parameters():
             p.copy_(stored[name].read())
     return model.to(device).eval(), cfg
+
+
+def is_replaced(folder: Path, path: Path) -> bool:
+    """Whether a checkpoint that was found in a run is gone: a training that goes on keeps only its last ones."""
+    return folder != path and not folder.is_dir()
 
 
 def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Stored]:
@@ -59,7 +70,8 @@ def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Store
 def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, CheckpointManifest]:
     """The checkpoint that a path names, with every file checked: itself, or the newest good one of a run.
 
-    best takes a run's one with the lowest validation loss. Warns of newer ones that are passed over.
+    best takes a run's one with the lowest validation loss. Warns of newer ones that are passed over; one that a
+    training replaces meanwhile is none of them.
     Raises CheckpointError if none is left, and CheckpointAccessError for one that cannot be reached.
     """
     if (path / MANIFEST).is_file():
@@ -68,16 +80,17 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
                 f"{path} is one checkpoint, and --best chooses among those of a run; give the run folder"
             )
         return path, verified_manifest(path)
-    if best:
-        path = _best(path)
-        return path, verified_manifest(path)
     problem: CheckpointError | None = None
-    for folder in list_checkpoints(path):
+    for folder in [_best(path)] if best else list_checkpoints(path):
         try:
             return folder, verified_manifest(folder)
         except CheckpointAccessError:
             raise  # it is out of reach, and may be as good as any
         except CheckpointError as error:
+            if is_replaced(folder, path):
+                return find_checkpoint(path, best=best)
+            if best:
+                raise
             problem = error
             LOG.warning("passing over a bad checkpoint: %s", error)
     if problem:

@@ -15,6 +15,7 @@ from gptscale.cli.own_tokenizer import own_tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from gptscale.checkpoint.layout import CheckpointManifest
     from gptscale.config.schema import Config
     from gptscale.data.corpus import Corpus
     from gptscale.data.manifest import Split
@@ -47,23 +48,26 @@ def run_evaluate(
     """Loss in nats per token, perplexity and bits per byte over fixed or sliding windows."""
     from gptscale.errors import ConfigError
     from gptscale.evaluation.cloze import read_questions
+    from gptscale.runtime import ranks
 
     _check_options(split or "val", sequences, stride)
     if sets and (split or data_dir):
         raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
-    questions = read_questions(cloze) if cloze is not None else []
-    subject = Subject(checkpoint, best=best)
+    ranks.join()
     results: dict[str, Any] = {}
-    if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus
-        windows = Windows(sequences, stride)
-        for name, found in subject.evaluations(windows, "train" if split == "train" else "val", data_dir, sets or ()):
-            results[name] = _as_dict(found)
-            subject.say("" if as_json else _line(name, found))
-    if cloze is not None:
-        score = subject.cloze(questions)
-        shares = {**asdict(score), "acc_norm_stderr": score.stderr}
-        results["cloze"] = {"file": str(cloze), **{key: _number(value) for key, value in shares.items()}}
-        subject.say("" if as_json else _cloze_line(cloze, score))
+    with ranks.explaining():
+        questions = ranks.agree(lambda: read_questions(cloze)) if cloze is not None else []
+        subject = Subject(checkpoint, best=best)
+        if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus
+            part: Split = "train" if split == "train" else "val"
+            for name, found in subject.evaluations(Windows(sequences, stride), part, data_dir, sets or ()):
+                results[name] = _as_dict(found)
+                subject.say("" if as_json else _line(name, found))
+        if cloze is not None:
+            score = subject.cloze(questions)
+            shares = {**asdict(score), "acc_norm_stderr": score.stderr}
+            results["cloze"] = {"file": str(cloze), **{key: _number(value) for key, value in shares.items()}}
+            subject.say("" if as_json else _cloze_line(cloze, score))
     about = {"checkpoint": str(subject.folder), "step": subject.step, "stride": stride}
     subject.say(json.dumps({**about, "results": results}, allow_nan=False) if as_json else "")
 
@@ -114,17 +118,14 @@ class Subject:
 
     def __init__(self, checkpoint: Path, *, best: bool = False) -> None:
         from gptscale.checkpoint.imported import IMPORTED
-        from gptscale.checkpoint.model import find_checkpoint, load_verified
         from gptscale.runtime import ranks
         from gptscale.runtime.device import local_device
 
         ranks.join()
         self.device: torch.device = local_device()
-        self.folder, manifest = find_checkpoint(checkpoint, best=best)
+        self.folder, manifest, self.model, self.cfg = _load_together(checkpoint, best, self.device)
         self.step, self._imported = manifest.step, manifest.engine == IMPORTED
-        loaded: tuple[GPTModel, Config] = load_verified(self.folder, manifest, self.device)
-        self.model, self.cfg = loaded
-        self._tokenizer = own_tokenizer(self.cfg)
+        self._tokenizer = ranks.agree(lambda: own_tokenizer(self.cfg))
 
     def evaluations(
         self, windows: Windows, split: "Split", data_dir: Path | None = None, names: "Sequence[str]" = ()
@@ -135,6 +136,7 @@ class Subject:
         """
         from gptscale.data.corpus import open_corpus
         from gptscale.errors import ConfigError
+        from gptscale.runtime import ranks
 
         known = ("val", *self.cfg.eval.sets)
         if unknown := [name for name in names if name not in (*known, "all")]:
@@ -144,22 +146,31 @@ class Subject:
             if self.cfg.data.mixture and not is_set and not data_dir:
                 yield from self._over_mixture("train" if name == "train" else "val", windows)
                 continue
-            folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
-            corpus = open_corpus(folder, f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir")
-            part = corpus.evaluated_split if is_set else ("train" if name == "train" else "val")
-            yield name, self._over(self._stream(corpus, part, folder, windows), windows)
+            setting = f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir"
+
+            def open_stream(name: str = name, setting: str = setting, is_set: bool = is_set) -> "TokenStream":
+                folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
+                corpus = open_corpus(folder, setting)
+                part = corpus.evaluated_split if is_set else ("train" if name == "train" else "val")
+                return self._stream(corpus, part, folder, windows)
+
+            yield name, self._over(ranks.agree(open_stream), windows)
 
     def _over_mixture(self, split: "Split", windows: Windows) -> "Iterator[tuple[str, Evaluation]]":
         """The loss by weight and that of each corpus, as training has them."""
-        from gptscale.data.corpora import open_corpora
+        from gptscale.data.corpora import Corpora, open_corpora
         from gptscale.evaluation.loss import mixed
+        from gptscale.runtime import ranks
 
-        corpora = open_corpora(self.cfg)
+        def open_streams() -> "tuple[Corpora, list[TokenStream]]":
+            corpora = open_corpora(self.cfg)
+            parts = zip(corpora.parts, corpora.folders, strict=True)
+            return corpora, [self._stream(part, split, folder, windows) for part, folder in parts]
+
+        corpora, streams = ranks.agree(open_streams)
+        counts = corpora.window_counts(windows.sequences)
         each = [
-            self._over(self._stream(part, split, folder, windows), replace(windows, sequences=count))
-            for part, folder, count in zip(
-                corpora.parts, corpora.folders, corpora.window_counts(windows.sequences), strict=True
-            )
+            self._over(stream, replace(windows, sequences=count)) for stream, count in zip(streams, counts, strict=True)
         ]
         yield split, mixed(each, corpora.mixture.shares)
         for name, found in zip(corpora.names, each, strict=True):
@@ -239,6 +250,25 @@ class Subject:
 
         if line and launched_rank() == 0:
             print(line)
+
+
+def _load_together(
+    path: Path, best: bool, device: "torch.device"
+) -> "tuple[Path, CheckpointManifest, GPTModel, Config]":
+    """The checkpoint that the first rank finds, on all ranks: another may see a newer one. All ranks call this."""
+    from gptscale.checkpoint.model import find_checkpoint, is_replaced, load_verified
+    from gptscale.errors import GptscaleError
+    from gptscale.runtime import ranks
+    from gptscale.runtime.launch import launched_rank
+
+    found = ranks.agree(lambda: find_checkpoint(path, best=best) if launched_rank() == 0 else None)
+    folder, manifest = ranks.gather(found)[0]  # type: ignore[misc]
+    try:
+        return folder, manifest, *ranks.agree(lambda: load_verified(folder, manifest, device))
+    except GptscaleError:
+        if not ranks.gather(is_replaced(folder, path))[0]:
+            raise
+    return _load_together(path, best, device)
 
 
 def _line(name: str, found: "Evaluation") -> str:

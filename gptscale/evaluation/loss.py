@@ -52,7 +52,9 @@ def mixed(parts: Sequence[Evaluation], shares: Sequence[int]) -> Evaluation:
     each = [tokens * share / sum(shares) for share in shares]
     nats = math.fsum(its * part.loss for its, part in zip(each, parts, strict=True))
     text_bytes = math.fsum(its * part.bytes / part.tokens for its, part in zip(each, parts, strict=True))
-    return Evaluation(nats, tokens, round(text_bytes))
+    positions = zip(*(part.by_position for part in parts), strict=True)
+    means = (math.fsum(share * loss for share, loss in zip(shares, at, strict=True)) / sum(shares) for at in positions)
+    return Evaluation(nats, tokens, round(text_bytes), tuple(means))
 
 
 def evaluate_loss(

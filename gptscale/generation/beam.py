@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptscale.errors import ConfigError
+from gptscale.errors import ConfigError, WeightsError
 from gptscale.generation.context import Context
 from gptscale.model.gpt import GPTModel
 
@@ -37,7 +37,8 @@ def beam_search(
     """
     if n_best > beams:
         raise ConfigError(f"n_best={n_best} is more than beams={beams}; raise beams, or lower n_best")
-    context = Context(model, [row] * beams, max_new_tokens=max_new_tokens)
+    context = Context(model, [row], max_new_tokens=max_new_tokens)
+    context.select([0] * beams)
     running = [Hypothesis((), 0.0)] + [Hypothesis((), -torch.inf)] * (beams - 1)  # all rows are still the same
     finished: list[Hypothesis] = []
     for length in range(1, max_new_tokens + 1):
@@ -52,6 +53,8 @@ def beam_search(
             break
         context.select([parent for _, parent in going_on])
         context.append([h.tokens[-1] for h in running])
+    if not finished:
+        raise WeightsError("the model gives no finite logits after this prompt; choose an earlier checkpoint")
     return finished[:n_best]
 
 

@@ -1,6 +1,8 @@
 """What a model has read: rows of token ids, with the keys and values of what the next token looks back at."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -34,16 +36,18 @@ class Context:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Put one more token at the end of each row."""
-        full = [window for window in self._windows if len(window) == self._limit]
-        for window in full:
-            del window[: -(self._limit // 2) or None]
+        full = [row for row, window in enumerate(self._windows) if len(window) == self._limit]
+        for row in full:
+            del self._windows[row][: -(self._limit // 2) or None]
+        if self._cache is not None and 0 < len(full) < len(self._windows):
+            self._read_again(full)
         for window, token in zip(self._windows, tokens, strict=True):
             window.append(token)
-        if self._cache is None or full:
+        if self._cache is None or len(full) == len(self._windows):
             self.logits = self._read()
         else:
             self._cache.next_pass(self._device)
-            self.logits = self._call(torch.tensor(tokens, device=self._device)[:, None], None)
+            self.logits = self._call(torch.tensor(tokens, device=self._device)[:, None], None, self._cache)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; one may be taken several times."""
@@ -60,13 +64,22 @@ class Context:
         rows = [torch.tensor(window) for window in self._windows]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         at = torch.tensor([length - 1 for length in lengths])
-        return self._call(tokens.to(self._device), at.to(self._device))
+        return self._call(tokens.to(self._device), at.to(self._device), self._cache)
+
+    def _read_again(self, rows: Sequence[int]) -> None:
+        """Read the windows of some rows, which have the same length, from their beginnings."""
+        tokens = torch.tensor([self._windows[row] for row in rows], device=self._device)
+        read = KVCache([tokens.shape[1]] * len(rows), self._model.cfg.n_layers, tokens.shape[1])
+        self._call(tokens, torch.full((len(rows),), tokens.shape[1] - 1, device=self._device), read)
+        assert self._cache is not None
+        self._cache.replace(rows, read)
 
     @torch.no_grad()
-    def _call(self, tokens: Tensor, at: Tensor | None) -> Tensor:
+    def _call(self, tokens: Tensor, at: Tensor | None, cache: KVCache | None) -> Tensor:
         """Without torch.compile: lengths change at every token, and each would be compiled."""
-        with torch.compiler.set_stance("force_eager"):
-            logits = self._model(tokens, at=at, cache=self._cache)
+        compiles = "torch._dynamo" in sys.modules  # else set_stance would import it, which takes seconds
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+            logits = self._model(tokens, at=at, cache=cache)
         return (logits if at is not None else logits[:, -1]).float()  # type: ignore[no-any-return]
 
 

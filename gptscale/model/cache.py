@@ -52,6 +52,13 @@ class KVCache:
         for layer in self.layers:
             layer.select(rows)
 
+    def replace(self, rows: Sequence[int], other: "KVCache") -> None:
+        """Let these rows hold what another cache holds, row by row."""
+        for row, length in zip(rows, other.lengths, strict=True):
+            self.lengths[row] = length
+        for layer, read in zip(self.layers, other.layers, strict=True):
+            layer.replace(rows, read)
+
 
 class LayerCache:
     """The part of one block."""
@@ -79,6 +86,15 @@ class LayerCache:
         assert self._keys is not None
         assert self._values is not None
         self._keys, self._values = self._selected(self._keys, rows), self._selected(self._values, rows)
+
+    def replace(self, rows: Sequence[int], other: "LayerCache") -> None:
+        """Let these rows hold what another cache holds, row by row."""
+        assert self._keys is not None
+        assert self._values is not None
+        assert other._keys is not None
+        assert other._values is not None
+        index, length = torch.tensor(rows, device=self._keys.device), other._keys.shape[2]
+        self._keys[index, :, :length], self._values[index, :, :length] = other._keys, other._values
 
     def _room(self, first: Tensor) -> Tensor:
         b, h, t, d = first.shape

@@ -222,7 +222,17 @@ def tell_once(tell: Callable[[], None]) -> None:
                 _store.set(f"{HEARD}/all", "yes")
 
 
-def explained(error: Exception) -> Exception:
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise in place of an error that the other ranks do not know of what explains it."""
+    try:
+        yield
+    except Exception as error:
+        instead = _explained(error)
+        raise instead from (error.__cause__ if instead is error else error)
+
+
+def _explained(error: Exception) -> Exception:
     """What to raise instead of an error that the other ranks do not know of.
 
     The first rank that fails alone leaves a note and says why; the others, whose next exchange then breaks

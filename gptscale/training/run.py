@@ -62,11 +62,8 @@ def train(cfg: Config) -> bool:
     """
     with StopRequest() as stop:
         ranks.join()
-        try:
+        with ranks.explaining():
             finished = _train_together(cfg, stop)
-        except Exception as error:
-            explained = ranks.explained(error)
-            raise explained from (error.__cause__ if explained is error else error)
     if stop.received is signal.SIGINT and not finished:
         raise KeyboardInterrupt
     return finished

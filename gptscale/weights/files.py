@@ -97,6 +97,8 @@ def stored_tensors(path: Path, backend: Literal["mmap", "pread"] = "mmap") -> di
     try:
         file = safe_open(path, framework="pt", backend=backend)
         return {name: _stored(file, path, name) for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{path} is missing; copy it again") from None
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is cut short or no safetensors file ({error}); copy it again") from None
 

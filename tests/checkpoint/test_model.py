@@ -1,12 +1,14 @@
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from gptscale.checkpoint import layout
+from gptscale.checkpoint import layout, model
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest, write_manifest
 from gptscale.checkpoint.model import load_model
 from gptscale.config.schema import Config
@@ -63,3 +65,25 @@ def test_a_checkpoint_that_lacks_a_parameter_is_told(cfg: Config) -> None:
     write_manifest(newest, replace(manifest, parameters=fewer))
     with pytest.raises(CheckpointError, match="does not fit model: final_norm.weight is only in the model"):
         load_model(newest)
+
+
+@pytest.mark.parametrize("reading", ["verified_manifest", "stored_tensors"])
+def test_a_checkpoint_that_a_training_replaces_while_it_is_read_makes_way_for_the_next(
+    reading: str, cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(cfg)
+    newest, older = list_checkpoints(cfg.run.dir)
+    expected, _ = load_model(older)
+    real = getattr(model, reading)
+
+    def replaced(path: Path, *args: Any) -> Any:
+        shutil.rmtree(newest, ignore_errors=True)
+        return real(path, *args)
+
+    monkeypatch.setattr(model, reading, replaced)
+    found, _ = load_model(cfg.run.dir)
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
+    assert caplog.text == ""
+    shutil.rmtree(older)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_model(cfg.run.dir)

@@ -77,6 +77,13 @@ def test_sets_of_windows_count_by_their_shares_however_many_windows_they_have() 
     assert mixed(parts[:1], [1]) == parts[0]
 
 
+def test_a_mixture_has_a_loss_at_every_position() -> None:
+    parts = [Evaluation(8.0, 4, 4, (2.0, 1.0, math.nan)), Evaluation(20.0, 4, 4, (6.0, 5.0, 1.0))]
+    first, second, third = mixed(parts, [3, 1]).by_position
+    assert (first, second) == (3.0, 2.0)  # (3 * 2 + 6) / 4 and (3 * 1 + 5) / 4
+    assert math.isnan(third)
+
+
 def test_extreme_losses_have_a_perplexity() -> None:
     assert Evaluation(1e6, 1, 1).perplexity == math.inf
     assert math.isnan(Evaluation(1.0, 1, 0).bits_per_byte)

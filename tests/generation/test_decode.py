@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
 
@@ -117,3 +121,37 @@ def test_ranks_go_on_with_what_they_agree_on_and_not_with_what_each_has_drawn(mo
     assert tokens == [30 - ids[0] for ids in drawn]
     assert decoder.rows == [[1, 2, 3, *tokens]]
     assert drawn[1] == [grown(model, [[1, 2, 3, tokens[0]]], GREEDY, new=1)[0][-1]]
+
+
+def test_only_the_rows_that_outgrow_the_context_are_read_again(
+    model: GPTModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, shapes = GPTModel.forward, []
+
+    def forward(self: GPTModel, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shapes.append(tuple(tokens.shape))
+        return real(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(GPTModel, "forward", forward)
+    grown(model, [[1] * 7, [1] * 5, [1] * 5], GREEDY, new=8)
+    again = [shape for shape in shapes[1:] if shape[1] > 1]
+    assert again == [(1, 4), (2, 4), (1, 4)]  # the first after 1 token and 5 more, the others together after 3
+    assert shapes[0] == (3, 7)
+
+
+FRESH = """
+import sys
+from gptscale.config.schema import ModelConfig
+from gptscale.generation.context import Context
+from gptscale.model.gpt import GPTModel
+model = GPTModel(ModelConfig(vocab_size=31, context_length=8, emb_dim=32, n_heads=2, n_layers=2), seed=None).eval()
+for p in model.parameters():
+    p.data.fill_(0.1)
+Context(model, [[1, 2]], max_new_tokens=2).append([3])
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_writing_does_not_load_the_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -6,7 +6,7 @@ import torch
 
 from gptscale.config.schema import ModelConfig
 from gptscale.data.tokenizer import load_tokenizer
-from gptscale.errors import ConfigError
+from gptscale.errors import ConfigError, WeightsError
 from gptscale.generation.sampling import Sampling
 from gptscale.generation.text import Writer, generate_text, search_text, stream_text
 from gptscale.model.gpt import GPTModel
@@ -106,6 +106,24 @@ def test_beam_search_gives_texts_with_scores_and_refuses_more_than_it_has(model:
     assert model.training
     with pytest.raises(ConfigError, match="n_best=3 is more than beams=2; raise beams, or lower n_best"):
         search_text(model, BYTES, "a", beams=2, n_best=3)
+
+
+def test_beam_search_reads_the_prompt_once(model: GPTModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, shapes = GPTModel.forward, []
+
+    def forward(self: GPTModel, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shapes.append(tuple(tokens.shape))
+        return real(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(GPTModel, "forward", forward)
+    search_text(model, BYTES, "abc", beams=4, max_new_tokens=3)
+    assert shapes == [(1, 3), (4, 1), (4, 1)]
+
+
+def test_a_model_without_numbers_finds_no_text(model: GPTModel) -> None:
+    model.final_norm.weight.data[0] = torch.nan
+    with pytest.raises(WeightsError, match="no finite logits after this prompt; choose an earlier checkpoint"):
+        search_text(model, BYTES, "ab", beams=2, max_new_tokens=5)
 
 
 def test_nothing_to_write_is_written_at_once(model: GPTModel) -> None:
