@@ -39,3 +39,8 @@ class RankError(GptscaleError):
 
 class PeerError(GptscaleError):
     """Another rank failed and says why; this one ends without a word."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

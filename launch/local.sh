@@ -13,6 +13,7 @@ ranks=${RANKS:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_coun
 if [ "$ranks" -eq 1 ] && [ -z "${ENGINE:-}" ]; then
     exec "$python" -m gptscale train "$@"
 fi
+trap '' USR1  # which asks ranks to stop; the launcher, which hands on SIGTERM only, would die of it and leave them
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # s; after 30 the launcher would kill a save
 exec "$python" -m accelerate.commands.launch --config_file "$here/accelerate/${ENGINE:-ddp}.yaml" \
     --num_processes "$ranks" -m gptscale train "$@"

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from gptscale.checkpoint.layout import CheckpointManifest, part_name, write_manifest
 from gptscale.checkpoint.portable import merge_parts, write_part
 from gptscale.config.schema import Config
-from gptscale.model.gpt import GPTModel
+from gptscale.model.gpt import unfilled_model
 from gptscale.runtime.fragments import Fragment
 from gptscale.weights.files import pack
 
@@ -23,9 +22,8 @@ PART_BYTES = 1_000_000_000
 
 def write_imported(folder: Path, cfg: Config, parameters: Iterator[tuple[str, Tensor]]) -> None:
     """Write all parameters of a model, in its order, as a checkpoint that has weights and no optimizer state."""
-    with torch.device("meta"):
-        model = GPTModel(cfg.model, seed=None)
-    groups = pack({name: 4 * p.numel() for name, p in model.named_parameters()}, PART_BYTES)
+    sizes = {name: 4 * p.numel() for name, p in unfilled_model(cfg.model).named_parameters()}
+    groups = pack(sizes, PART_BYTES)
     parts = []
     for number, group in enumerate(groups):
         fragments = (

@@ -1,5 +1,6 @@
 """Between fragments in memory and ranges in files, for any cut of the parameters on either side."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -99,10 +100,7 @@ def _record(fragment: Fragment, file: str) -> ParameterRecord:
 
 def check_tiling(name: str, shape: list[int], ordered: list[Range]) -> None:
     """Raise CheckpointError unless ranges, in order, cover a parameter exactly once."""
-    numel = 1
-    for size in shape:
-        numel *= size
-    covered = 0
+    numel, covered = math.prod(shape), 0
     for r in ordered:
         if r.start != covered:
             raise CheckpointError(f"{name}: elements {min(r.start, covered)} on were saved twice or not at all")

@@ -1,11 +1,13 @@
 """A copy of a rank's fragments in host memory, from which a checkpoint is written while training goes on."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gptscale.runtime.fragments import Fragment
+from gptscale.weights.files import pack
 
 BLOCK_ELEMENTS = 2**26
 """256 MiB: torch pins blocks of a power of two bytes, and one for everything could be twice what is needed."""
@@ -27,12 +29,10 @@ class Snapshot:
         _wait_for_copies(tensors)
         into = iter(places)
         return [
-            Fragment(
-                f.name,
-                f.shape,
-                f.start,
-                {kind: next(into) for kind in f.tensors},
-                {kind: t.detach().cpu().clone() for kind, t in f.scalars.items()},
+            replace(
+                f,
+                tensors={kind: next(into) for kind in f.tensors},
+                scalars={kind: t.detach().cpu().clone() for kind, t in f.scalars.items()},
             )
             for f in live
         ]
@@ -48,14 +48,9 @@ class Snapshot:
 def _host_memory(sizes: list[int], pinned: bool) -> list[Tensor]:
     """Memory for tensors of so many float32, in blocks of BLOCK_ELEMENTS or one tensor."""
     places: list[Tensor] = []
-    start = 0
-    while start < len(sizes):
-        stop, elements = start, 0
-        while stop < len(sizes) and (stop == start or elements + sizes[stop] <= BLOCK_ELEMENTS):
-            elements += sizes[stop]
-            stop += 1
-        places += torch.split(torch.empty(elements, pin_memory=pinned), sizes[start:stop])
-        start = stop
+    for group in pack(dict(enumerate(sizes)), BLOCK_ELEMENTS):
+        of_one = [sizes[number] for number in group]
+        places += torch.split(torch.empty(sum(of_one), pin_memory=pinned), of_one)
     return places
 
 

@@ -91,11 +91,13 @@ def losses(folder: Path, step: int) -> dict[str, float]:
 def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config") -> str:
     from gptscale import __version__
     from gptscale.checkpoint.imported import IMPORTED
+    from gptscale.model.size import model_size
     from gptscale.weights.card import model_card
 
+    parameters = model_size(cfg.model).parameters
     words = {"train/loss": "training loss", "val/loss": "validation loss"}
     if manifest.engine == IMPORTED:
-        return model_card(cfg, name, _parameters(cfg), __version__, {"none": f"weights of {_data(cfg)}"})
+        return model_card(cfg, name, parameters, __version__, {"none": f"weights of {_data(cfg)}"})
     training = {
         "data": _data(cfg),
         "data fingerprint": manifest.data_fingerprint[:12] or "none",
@@ -105,7 +107,7 @@ def _card(name: str, folder: Path, manifest: "CheckpointManifest", cfg: "Config"
     }
     if cfg.model.init_from:
         training["started from"] = cfg.model.init_from
-    return model_card(cfg, name, _parameters(cfg), __version__, training)
+    return model_card(cfg, name, parameters, __version__, training)
 
 
 def _data(cfg: "Config") -> str:
@@ -113,12 +115,3 @@ def _data(cfg: "Config") -> str:
     if cfg.data.mixture:
         return ", ".join(f"{corpus.label} ({corpus.weight:g})" for corpus in cfg.data.mixture)
     return cfg.data.source.path if cfg.data.source else str(cfg.data.dir)
-
-
-def _parameters(cfg: "Config") -> int:
-    import torch
-
-    from gptscale.model.gpt import GPTModel
-
-    with torch.device("meta"):
-        return GPTModel(cfg.model, seed=None).num_parameters()

@@ -56,7 +56,7 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
     """
     from gptscale.checkpoint.imported import write_imported
     from gptscale.checkpoint.source import open_weights
-    from gptscale.weights.gpt2 import check_source, read_parameters
+    from gptscale.weights.gpt2 import check_source, notes_on, read_parameters
 
     to = Path(to)
     with new_folder(to) as folder:
@@ -66,7 +66,7 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
         check_source(found, cfg.model)
         write_imported(folder, cfg, read_parameters(found, cfg.model))
         lines = _check(found, cfg, folder)
-    for line in [*found.notes, *lines, f"checkpoint: {to}"]:
+    for line in [*notes_on(found, cfg.model), *lines, f"checkpoint: {to}"]:
         print(line)
     return cfg
 
@@ -126,8 +126,6 @@ def _check(found: "Source", cfg: "Config", folder: Path) -> list[str]:
             f"WARNING: its {cfg.model.vocab_size} tokens are fewer than the {GPT2_TOKENS} of gpt2, the tokenizer "
             "where none is said; name the model's own with data.tokenizer=..."
         )
-    if (known := found.fields["context_length"]) > cfg.model.context_length:
-        lines.append(f"positions: the first {cfg.model.context_length} of {known}")
     checked = "checked: names, shapes, finite values"
     if isinstance(expected, str):
         return [*lines, f"{checked}; logits not, since {expected}"]

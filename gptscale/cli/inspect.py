@@ -56,13 +56,12 @@ def _lines(found: "Inspection") -> Iterator[str]:
 
 def _table(found: "Inspection") -> Iterator[str]:
     """One row for each tensor, one column for the norm of each kind that any tensor has."""
+    from gptscale.planning.table import aligned
+
     kinds = list(dict.fromkeys(kind for tensor in found.tensors for kind in tensor.norms))
     rows = [["tensor", "shape", "parts", *(f"|{kind}|" for kind in kinds), "updates"]]
     for tensor in found.tensors:
         norms = [f"{tensor.norms[kind]:.4g}" if kind in tensor.norms else "-" for kind in kinds]
         updates = f"{tensor.scalars['step']:g}" if "step" in tensor.scalars else "-"
         rows.append([tensor.name, "x".join(map(str, tensor.shape)), str(tensor.ranges), *norms, updates])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        yield "  ".join([name.ljust(widths[0]), *aligned])
+    yield from aligned(rows)

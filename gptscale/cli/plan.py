@@ -130,12 +130,14 @@ def _card(name: str | None, run: "Measured | None", ranks: int) -> "Gpu":
                 f"--from was measured on {run.device}, which says nothing about --gpu={name}; give one of them"
             )
         return processor(run, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks)
+    if name is not None:
+        return find_gpu(name)
     known = gpu_of_product(run.device)
-    if name is None and known is None:
+    if known is None:
         raise ConfigError(
             f"--from was measured on {run.device}, which is not known; say with --gpu which it is most like"
         )
-    return known if name is None and known is not None else find_gpu(str(name))
+    return known
 
 
 def _measured(folder: Path, machine_gpus: int) -> "Measured":

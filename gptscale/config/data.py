@@ -10,7 +10,7 @@ from gptscale.config.section import Count, Folder, Fraction, Section, Seed
 
 
 class SourceConfig(Section):
-    """The text a corpus is made from, read by `datasets.load_dataset`."""
+    """The text a corpus is made from."""
 
     path: str
     """A file, a glob, a folder, a Hub dataset's name, or python-library for the text inside Python."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -40,10 +41,7 @@ class Columns:
                 joined.append(columns[name])
         whole = pc.binary_join_element_wise(*joined, pa.scalar("", pa.large_string()))
         filled = [pc.greater(pc.binary_length(column), 0) for column in columns.values()]
-        some = filled[0]
-        for mask in filled[1:]:
-            some = pc.or_(some, mask)
-        return as_texts(pc.if_else(some, whole, pa.scalar("", pa.large_string())))
+        return as_texts(pc.if_else(reduce(pc.or_, filled), whole, pa.scalar("", pa.large_string())))
 
     def most_bytes(self, column_bytes: int, rows: int) -> int:
         """What the texts of so many rows cannot exceed, if their columns together have so many bytes."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +93,7 @@ class Corpora:
             samples = count_samples(len(part.train), cfg.model.context_length, cfg.stride)
             return Sampler(samples, cfg.stride, cfg.run.seed, cfg.data.shuffle_block_samples)
 
-        lengths = [len(part.train) for part in self.parts]
-        firsts = tuple(sum(lengths[:number]) for number in range(len(lengths)))
+        firsts = tuple(accumulate((len(part.train) for part in self.parts[:-1]), initial=0))
         return MixedSampler(self.names, self.mixture, tuple(map(of_one, self.parts)), firsts)
 
     def window_counts(self, count: int | None) -> list[int | None]:

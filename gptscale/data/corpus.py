@@ -171,7 +171,7 @@ def _check_val(tokens: int, cfg: Config) -> None:
     needed = cfg.model.context_length + 1
     if tokens < needed:
         raise DataError(
-            f"validation split holds {tokens:,} tokens, one window needs {needed:,}; raise "
-            f"data.validation_fraction={cfg.data.validation_fraction}, use data.split=tail, "
-            f"or lower model.context_length={cfg.model.context_length}"
+            f"validation split holds {tokens:,} tokens, one window needs {needed:,}; prepare another data.dir with "
+            f"more than data.validation_fraction={cfg.data.validation_fraction} or with data.split=tail"
+            + (f", or lower model.context_length={cfg.model.context_length}" if tokens > 1 else "")
         )

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from gptscale.config.data import SourceConfig
-from gptscale.errors import DataError
+from gptscale.errors import DataError, first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -27,11 +27,16 @@ def find_revision(cfg: SourceConfig) -> str:
         return cfg.revision
     if is_offline():
         raise DataError(
-            f"data.source.path={cfg.path} is no file or folder here, and HF_HUB_OFFLINE forbids to ask the Hub what "
+            f"data.source.path={cfg.path} {_no_path(cfg)}, and HF_HUB_OFFLINE forbids to ask the Hub what "
             f"revision {cfg.revision or 'is newest'} stands for; set data.source.revision to the 40 digits of the "
             "commit that HF_HOME holds, or unset HF_HUB_OFFLINE"
         )
     return _ask(cfg)
+
+
+def _no_path(cfg: SourceConfig) -> str:
+    """Why the Hub is asked for what may have been meant as a path."""
+    return "is no file or folder here" if cfg.format == "auto" else "is no path with data.source.format=hub"
 
 
 def _ask(cfg: SourceConfig) -> str:
@@ -40,11 +45,10 @@ def _ask(cfg: SourceConfig) -> str:
     try:
         found = huggingface_hub.HfApi().dataset_info(cfg.path, revision=cfg.revision)
     except Exception as error:  # httpx, huggingface_hub and the socket each have their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data.source.path={cfg.path} is no file or folder here, and the Hub gave no such dataset ("
-            f"{type(error).__name__}: {reason}); check the path, the network (HTTPS_PROXY, HF_ENDPOINT) and HF_TOKEN, "
-            "or set HF_HUB_OFFLINE=1 and data.source.revision to use what HF_HOME holds"
+            f"data.source.path={cfg.path} {_no_path(cfg)}, and the Hub gave no such dataset ("
+            f"{type(error).__name__}: {first_line(error)}); check the path, the network (HTTPS_PROXY, HF_ENDPOINT) and "
+            "HF_TOKEN, or set HF_HUB_OFFLINE=1 and data.source.revision to use what HF_HOME holds"
         ) from None
     assert found.sha is not None
     return found.sha

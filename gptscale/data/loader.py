@@ -117,7 +117,6 @@ class StepLoader:
         self.sequences_per_step = sequences_per_step
         self._position_shift = position_shift
         self._skipped = tuple(skipped)
-        self.micro_batches_per_step = -(-sequences_per_step // (micro_batch_sequences * world))
         self._windows = _Windows(stream, context_length, micro_batch_sequences, Buffers(pin))
         self._rank, self._world = rank, world
         self._found_from, self._found = 0, np.empty((0, sequences_per_step), np.int64)
@@ -129,7 +128,7 @@ class StepLoader:
             self._read_another()
 
     def next_step(self) -> list[MicroBatch]:
-        """This rank's micro-batches of the next step, micro_batches_per_step of them.
+        """This rank's micro-batches of the next step; every rank has equally many.
 
         Raises what reading them raised, and IndexError after the last step.
         """
@@ -178,9 +177,13 @@ class StepLoader:
 
 def evenly_spaced_windows(stream: TokenStream, context_length: int, count: int | None) -> Ints:
     """The starts of up to count fixed windows that do not overlap, spread evenly; null takes all."""
-    windows = count_samples(len(stream), context_length, context_length)
+    return spread(count_samples(len(stream), context_length, context_length), count, context_length)
+
+
+def spread(windows: int, count: int | None, stride: int) -> Ints:
+    """The starts of up to count of so many windows that lie stride apart, spread evenly; null takes all."""
     taken = windows if count is None else min(count, windows)
-    return np.arange(taken) * windows // max(taken, 1) * context_length
+    return np.arange(taken) * windows // max(taken, 1) * stride
 
 
 def eval_batches(

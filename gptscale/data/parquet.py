@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from gptscale.data.columns import Columns, arrow_types
 from gptscale.data.source_files import changed, rows_by_file, unreadable
 from gptscale.data.texts import Texts
+from gptscale.errors import first_line
 
 _BATCH_BYTES = 2**22  # of text, as the row group's mean length has it; the tokenizer takes up to twice as much
 _READ_BYTES = 2**20  # of a column at once, so that a row group is never in memory whole
@@ -82,8 +83,7 @@ def _unreadable_is_said(file: Path, path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise unreadable(path, "parquet", f"{file.name}: {reason}") from None
+        raise unreadable(path, "parquet", f"{file.name}: {first_line(error)}") from None
 
 
 def _read_rows(file: Any, names: list[str], start: int, stop: int) -> Iterator[Any]:

@@ -54,6 +54,11 @@ def summary(manifest: Manifest) -> list[str]:
     if manifest.left_out:
         lines.append(f"left out: {manifest.left_out:,} documents, too short or too long")
     s = manifest.settings
+    if not val and s.validation_fraction > 0:
+        lines.append(
+            "WARNING: no document fell to validation, which a training needs; prepare another data.dir with "
+            "data.split=tail, the end of every document, or with a larger data.validation_fraction"
+        )
     if s.split == "adopted":
         return [*lines, f"fingerprint: {manifest.fingerprint}"]
     how = f"seed {s.split_seed}, by document" if s.split == "hash" else "the end of every document"

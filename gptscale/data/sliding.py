@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gptscale.data.loader import IGNORE, Ints, MicroBatch
+from gptscale.data.loader import IGNORE, Ints, MicroBatch, spread
 from gptscale.data.stream import TokenStream
 
 
@@ -13,8 +13,7 @@ def sliding_windows(stream: TokenStream, context_length: int, stride: int, count
     """The starts of windows that lie stride apart, up to count of them spread evenly; null takes all."""
     predicted = len(stream) - 1
     windows = 1 + max(0, -(-(predicted - context_length) // stride)) if predicted > 0 else 0
-    taken = windows if count is None else min(count, windows)
-    return np.arange(taken) * windows // max(taken, 1) * stride
+    return spread(windows, count, stride)
 
 
 def sliding_batches(

@@ -208,17 +208,9 @@ def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
 def _open_hub(cfg: SourceConfig) -> Source | Streamed:
     revision = find_revision(cfg)
     columns = text_columns(cfg)
-    about: dict[str, Any] = {
-        "path": cfg.path,
-        "kind": "hub",
-        "name": cfg.name,
-        "split": cfg.split,
-        "revision": revision,
-    }
-    about |= {"data_files": list(cfg.data_files)} if cfg.data_files else {}
-    about |= describe_columns(cfg)
-    options: dict[str, Any] = {"name": cfg.name, "revision": revision, "split": cfg.split}
+    options: dict[str, Any] = {"name": cfg.name, "split": cfg.split, "revision": revision}
     options |= {"data_files": list(cfg.data_files)} if cfg.data_files else {}
+    about = {"path": cfg.path, "kind": "hub", **options, **describe_columns(cfg)}
     if cfg.streaming:
         about["streaming"] = True
         return _open_stream(cfg.path, options, columns, cfg, about)

@@ -4,7 +4,7 @@ A batch of documents goes from the file to the tokenizer in this form, so no doc
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ def pieces(texts: Texts) -> Iterator[memoryview]:
 def excerpts_of(texts: Texts, documents: int, size: int) -> Texts:
     """So many bytes of the beginning and of the middle of some texts, spread evenly."""
     every = max(1, len(texts) // documents)
-    chosen = [piece for number, piece in enumerate(pieces(texts)) if number % every == 0]
+    chosen = islice(pieces(texts), 0, None, every)
     starts = [piece[at : at + size] for piece in chosen for at in (0, len(piece) // 2)]
     return list_texts(str(start, "utf-8", "ignore") for start in starts)  # a cut through a character leaves it out
 

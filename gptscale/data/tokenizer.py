@@ -1,7 +1,7 @@
 """Tokenizers by name: GPT-2's, plain bytes, and tiktoken's other encodings."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,6 @@ from gptscale.data.bpe import GPT2_RANKS_SHA256, gpt2_bpe, tiktoken_bpe
 from gptscale.data.byte_tokenizer import ByteTokenizer
 from gptscale.data.texts import Bytes, Offsets, Texts
 from gptscale.data.vocabulary import Ids, bytes_of
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Tokenizer(Protocol):
@@ -75,18 +72,6 @@ def known_ranks(name: str) -> str | None:
     if name == "bytes":
         return str(ByteTokenizer().identity["ranks_sha256"])
     return GPT2_RANKS_SHA256 if name == "gpt2" else None
-
-
-def text_to_ids(text: str, tokenizer: Tokenizer) -> "torch.Tensor":
-    """Encode one text as a batch of one, (1, T) int64."""
-    import torch  # not by those who only prepare: it takes seconds and 200 MB
-
-    return torch.tensor([tokenizer.encode(text)], dtype=torch.int64)
-
-
-def ids_to_text(ids: "torch.Tensor", tokenizer: Tokenizer) -> str:
-    """Decode (1, T) or (T,) ids."""
-    return tokenizer.decode(ids.reshape(-1).tolist())
 
 
 def ids_to_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:

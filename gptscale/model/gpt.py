@@ -162,14 +162,18 @@ class GPTModel(nn.Module):
         return model_size(self.cfg).parameters
 
 
+def unfilled_model(cfg: ModelConfig) -> GPTModel:
+    """A model on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        return GPTModel(cfg, seed=None)
+
+
 def seeded_weights(cfg: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Each parameter's name and first value, on the CPU, drawn from its own stream of (seed, name).
 
     See `initial_weights`; the padding of the vocabulary is zero.
     """
-    with torch.device("meta"):
-        model = GPTModel(cfg, seed=None)
-    for name, p in model.named_parameters():
+    for name, p in unfilled_model(cfg).named_parameters():
         drawn = initial_weights(name, p.shape, cfg, _stream(seed, name))
         if name in ("tok_emb.weight", "out_head.weight"):
             drawn[cfg.vocab_size :] = 0

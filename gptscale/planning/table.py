@@ -29,7 +29,7 @@ def lines(plan: Outlook, reached: str, length: str) -> Iterator[str]:
     yield _row("GPU counts", f"{', '.join(map(str, plan.legal_gpu_counts)) or 'none'} divide the step without filling")
     yield _row("rates", f"{plan.gpu} at {plan.rates.flops / 1e12:,.3g} TFLOP/s, {reached}; {_links(plan.rates)}")
     yield ""
-    yield from _aligned([list(HEADINGS), *(_cells(engine, plan) for engine in plan.engines)])
+    yield from aligned([list(HEADINGS), *(_cells(engine, plan) for engine in plan.engines)])
     yield ""
     yield _row(
         "step time",
@@ -82,7 +82,8 @@ def _cells(engine: EngineOutlook, plan: Outlook) -> list[str]:
     return [name, *(f"{part / GIB:.2f}" for part in parts), largest, _seconds(engine.step_s)]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The rows of a table as lines, the first column on the left, numbers on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *cells in rows:
         yield "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))])

@@ -17,7 +17,6 @@ from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import (
     Fragment,
-    gradient_fragments,
     materialize_state,
     parameter_name,
     share,
@@ -164,7 +163,7 @@ class Engine:
 
     def _updated_fragments(self) -> list[Fragment]:
         """This rank's share of the weights that are being updated, and of their gradients."""
-        return list(share(gradient_fragments(self.bare_model), self.rank, self.world))
+        return list(share(whole_fragments(self.bare_model, lambda p: {"gradient": p.grad}), self.rank, self.world))
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
@@ -203,7 +202,7 @@ class Engine:
 
     def weight_fragments(self) -> list[Fragment]:
         """The ranges of the weights alone, as far as this rank holds them, before the first step."""
-        return whole_fragments(self.bare_model, self.optimizer)
+        return self._whole_state()
 
     def loaded(self) -> None:
         """Put what was written into the wanted fragments to use. All ranks call this together.
@@ -217,7 +216,10 @@ class Engine:
                         dist.broadcast(tensor, src=rank)
 
     def _share_of(self, rank: int) -> list[Fragment]:
-        return list(share(whole_fragments(self.bare_model, self.optimizer), rank, self.world))
+        return list(share(self._whole_state(), rank, self.world))
+
+    def _whole_state(self) -> list[Fragment]:
+        return whole_fragments(self.bare_model, lambda p: self.optimizer.state[p])
 
     def parameter_names(self) -> list[str]:
         """All parameters of the model, by the names that checkpoints use."""

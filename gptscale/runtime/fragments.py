@@ -4,8 +4,9 @@ Under every engine a rank's share of a parameter is one contiguous range of its 
 flattening. A checkpoint made of such ranges can be read back under any other engine.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Fragment:
     def narrow(self, start: int, stop: int) -> "Fragment":
         """The part of this fragment from start to stop, counted from the fragment's own start."""
         cut = {kind: view[start:stop] for kind, view in self.tensors.items()}
-        return Fragment(self.name, self.shape, self.start + start, cut, self.scalars)
+        return replace(self, start=self.start + start, tensors=cut)
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,15 @@ def parameter_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def whole_fragments(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Fragment]:
-    """One fragment per parameter, for engines that keep every parameter whole on every rank."""
+def whole_fragments(model: nn.Module, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
+    """One fragment per parameter with its state, for engines that keep every parameter whole on every rank."""
     fragments = []
     for name, p in model.named_parameters():
-        state = optimizer.state[p]
+        state = state_of(p)
         dense = {kind: t.detach().view(-1) for kind, t in state.items() if t.shape == p.shape}
         scalars = {kind: t for kind, t in state.items() if t.shape != p.shape}
         tensors = {"weight": p.detach().view(-1), **dense}
         fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, scalars))
-    return fragments
-
-
-def gradient_fragments(model: nn.Module) -> list[Fragment]:
-    """Weight and gradient of every parameter, for engines that keep both whole on every rank."""
-    fragments = []
-    for name, p in model.named_parameters():
-        assert p.grad is not None
-        tensors = {"weight": p.detach().view(-1), "gradient": p.grad.view(-1)}
-        fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, {}))
     return fragments
 
 

@@ -20,7 +20,7 @@ from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share
-from gptscale.runtime.launch import PARALLELISM_ASKED, launched_dp_shard_size
+from gptscale.runtime.launch import PARALLELISM_ASKED, launched_dp_shard_size, unsaid
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.row_muon import RowMuon, first_element, local_rows
 from gptscale.runtime.unfilled import Unfilled
@@ -42,7 +42,7 @@ class Fsdp2Engine(Engine):
         self.name = "fsdp2" if self._copies == 1 else "hsdp"
 
     def _start_accelerator(self) -> Accelerator:
-        with _unsaid("ACCELERATE_USE_FSDP", PARALLELISM_ASKED):  # Accelerate is to know of the ranks only
+        with unsaid("ACCELERATE_USE_FSDP", PARALLELISM_ASKED):  # Accelerate is to know of the ranks only
             return Accelerator(
                 cpu=not ranks.has_cuda(),
                 mixed_precision="no",
@@ -150,16 +150,6 @@ def _agreed_dp_shard_size() -> int:
             "set dp_shard_size of parallelism_config"
         )
     return sizes[0]
-
-
-@contextmanager
-def _unsaid(*variables: str) -> Iterator[None]:
-    """Within it the environment has none of these variables."""
-    said = {name: os.environ.pop(name) for name in variables if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(said)
 
 
 def _keeps_gathered() -> bool:

@@ -1,6 +1,8 @@
 """What the launcher set up, read from the environment: ranks, engine, timeouts. Imports no torch."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from gptscale.config.schema import Precision
@@ -149,6 +151,16 @@ def _parallel_size(name: str) -> int:
 def says_yes(variable: str) -> bool:
     """Whether an environment variable is set to one of the words for yes."""
     return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+
+
+@contextmanager
+def unsaid(*variables: str) -> Iterator[None]:
+    """Within it the environment has none of these variables."""
+    said = {name: os.environ.pop(name) for name in variables if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(said)
 
 
 def life() -> str | None:

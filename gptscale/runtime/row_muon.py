@@ -40,8 +40,7 @@ class RowMuon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update all parameters, unless `found_inf` says that a gradient is not finite."""
         assert closure is None
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
+        if getattr(self, "found_inf", False):
             return
         for group, exchange in zip(self._muon, self._exchanges, strict=True):
             self._update(group, exchange)

@@ -37,9 +37,13 @@ def told(of_ranks: Sequence[Sequence[Row]]) -> Iterator[str]:
             yield f"{row.verdict:4}  {row.name:15} {row.found}{where}{f': {row.advice}' if row.advice else ''}"
 
 
+ASKING_S = 10.0
+"""How long a command of the machine may take to answer; a run does not hang on it."""
+
+
 def output_of(*command: str) -> str:
-    """What a command of the machine prints; nothing where there is none or it fails."""
+    """What a command of the machine prints; nothing where there is none, or it fails or hangs."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=ASKING_S, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""

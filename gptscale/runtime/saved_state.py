@@ -55,10 +55,14 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     return found
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def unpickling_problem(error: Exception) -> str:
+    """What torch's reader of tensors and plain values says, in one line and without its own advice."""
     said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
-    first = next(iter(said), type(error).__name__)
+    return next(iter(said), type(error).__name__)
+
+
+def _refusal(path: Path, error: Exception) -> str:
     return (
         f"{path} cannot be read as tensors and plain values, and is not read as anything else, since a pickle can run "
-        f"code ({first}); save it again without that, or the weights alone as safetensors"
+        f"code ({unpickling_problem(error)}); save it again without that, or the weights alone as safetensors"
     )

@@ -2,11 +2,9 @@
 
 import os
 import re
-import subprocess
 from datetime import datetime
 
-ASKING_S = 10.0
-"""How long the scheduler may take to answer; a run does not hang on it."""
+from gptscale.runtime.rows import output_of
 
 
 def job_name() -> str | None:
@@ -33,10 +31,6 @@ def _as_commands_name_it() -> str:
 
 
 def _end_of(job: str) -> float | None:
-    command = ["scontrol", "show", "job", job]
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=ASKING_S, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+    text = output_of("scontrol", "show", "job", job)
     found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)  # in local time; Unknown without a limit
     return datetime.fromisoformat(found[1]).timestamp() if found else None

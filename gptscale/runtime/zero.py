@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -19,7 +19,7 @@ from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import Fragment
-from gptscale.runtime.launch import launched_world
+from gptscale.runtime.launch import launched_world, unsaid
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.scratch import Scratch
 from gptscale.runtime.unfilled import Unfilled, is_unfilled
@@ -36,6 +36,9 @@ from gptscale.runtime.zero_fragments import (
     zero_pieces,
 )
 from gptscale.runtime.zero_muon import ZeroMuon
+
+# What DeepSpeed calls at every step has other names since torch 2.13.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
 class ZeroEngine(Engine):
@@ -75,7 +78,7 @@ class ZeroEngine(Engine):
             # A kernel for inference, which every start would compile or load under a lock file. A rank that is killed
             # meanwhile leaves the file, and all later starts on this home directory would wait for it for ever.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        with _without("ACCELERATE_CONFIG_DS_FIELDS"):  # the configuration is complete; the launch file is part of it
+        with unsaid("ACCELERATE_CONFIG_DS_FIELDS"):  # the configuration is complete; the launch file is part of it
             zero = self._config["zero_optimization"]
             plugin = DeepSpeedPlugin(
                 hf_ds_config=self._config,
@@ -88,7 +91,7 @@ class ZeroEngine(Engine):
             )
         # On a CPU Accelerate guesses the backend wrong under DeepSpeed, and then sees a world of one.
         backend = None if ranks.has_cuda() else "gloo"
-        with _without("ACCELERATE_USE_CPU"):  # with it Accelerate would leave DeepSpeed out
+        with unsaid("ACCELERATE_USE_CPU"):  # with it Accelerate would leave DeepSpeed out
             return Accelerator(
                 mixed_precision="bf16" if self.settings.precision == "bf16-sharded" else "no",
                 gradient_accumulation_steps=self.settings.accumulation,
@@ -239,14 +242,3 @@ def _import_muon_of_deepspeed() -> None:
             importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = compile_
-
-
-@contextmanager
-def _without(variable: str) -> Iterator[None]:
-    """Hide an environment variable."""
-    value = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[variable] = value

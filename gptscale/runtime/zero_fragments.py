@@ -7,6 +7,7 @@ What ZeRO-3 has put out to NVMe comes into memory one flat tensor at a time, and
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -195,5 +196,4 @@ def _fragment(piece: Piece, flat: Tensor, state: dict[str, Tensor]) -> Fragment:
 
 
 def _copy(fragment: Fragment) -> Fragment:
-    tensors = {kind: t.clone() for kind, t in fragment.tensors.items()}
-    return Fragment(fragment.name, fragment.shape, fragment.start, tensors, fragment.scalars)
+    return replace(fragment, tensors={kind: t.clone() for kind, t in fragment.tensors.items()})

@@ -67,8 +67,8 @@ class Tracker:
     One rank keeps the record, so a failure of it waits for `check`, where the ranks can agree to end.
     """
 
-    def __init__(self, *sinks: Sink | None) -> None:
-        self._sinks = [sink for sink in sinks if sink is not None]
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = list(sinks)
         self._failure: Exception | None = None
 
     def log(self, record: Record) -> None:

@@ -20,7 +20,7 @@ from threading import Thread
 from typing import Any
 
 from gptscale.config.schema import Config
-from gptscale.errors import TrainingError
+from gptscale.errors import TrainingError, first_line
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
 from gptscale.tracking.starts import last_start
@@ -66,7 +66,9 @@ def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "Wand
     try:
         return WandbSink(wandb, cfg, run_dir, step, facts)
     except Exception as error:  # W&B raises more kinds of errors than its own
-        LOG.warning("W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", _line(error))
+        LOG.warning(
+            "W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", first_line(error)
+        )
         _tear_down(wandb)
         return None
 
@@ -129,7 +131,7 @@ class WandbSink:
         try:
             self._run = _online(self._wandb, self._options, step, self._cfg.wandb.rewind)
         except Exception as error:
-            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _line(error))
+            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", first_line(error))
             _tear_down(self._wandb)
             return False
         self._define_axes()
@@ -160,7 +162,7 @@ class WandbSink:
             if self._failed:
                 raise
             self._failed = True
-            LOG.warning("W&B records offline from here, for wandb sync, since it failed: %s", _line(error))
+            LOG.warning("W&B records offline from here, for wandb sync, since it failed: %s", first_line(error))
             _tear_down(self._wandb)
             self._begin_offline()
             return False
@@ -209,7 +211,7 @@ class WandbSink:
                 artifact.add_reference(folder.as_uri(), checksum=False)
             self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
         except Exception as error:
-            LOG.warning("W&B did not take checkpoint %s: %s", folder, _line(error))
+            LOG.warning("W&B did not take checkpoint %s: %s", folder, first_line(error))
 
     def _replay(self) -> None:
         """Write the history so far, as the files of the run folder have it, in the order of its steps."""
@@ -279,12 +281,7 @@ def _options(wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str,
 
 def _run_id(path: Path, step: int) -> str:
     """The id kept in the run folder; a start from nothing makes another, since W&B takes no step a second time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if step and path.exists() and (kept := path.read_text().strip()):
         return kept
     path.write_text(made := secrets.token_hex(4))
     return made
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -9,7 +9,7 @@ from gptscale.config.schema import Config
 from gptscale.model.gpt import seeded_weights
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.fragments import Fragment
-from gptscale.weights.gpt2 import check_source, read_parameters
+from gptscale.weights.gpt2 import check_source, notes_on, read_parameters
 from gptscale.weights.source import Source
 
 
@@ -48,7 +48,10 @@ def _fill(parameters: Iterable[tuple[str, Tensor]], engine: Engine) -> None:
 
 
 def _told(source: Source, cfg: Config) -> list[str]:
-    lines = [f"starting from {source.origin}", *source.notes]
-    if (known := source.fields["context_length"]) > cfg.model.context_length:
-        lines.append(f"positions: the first {cfg.model.context_length} of {known}")
+    lines = [f"starting from {source.origin}", *notes_on(source, cfg.model)]
+    if source.tokenizer not in (None, cfg.data.tokenizer):
+        lines.append(
+            f"WARNING: these weights were trained with the tokenizer {source.tokenizer}, and this run has "
+            f"data.tokenizer={cfg.data.tokenizer}"
+        )
     return lines

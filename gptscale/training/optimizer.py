@@ -57,8 +57,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         AdamW reads that flag on the device; Muon cannot, and waits for it here.
         """
         assert closure is None
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
+        if getattr(self, "found_inf", False):
             return
         self._share()
         self._muon.step()

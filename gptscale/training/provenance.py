@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from typing import Any
 
 import gptscale
 from gptscale.disk import write_whole
+from gptscale.runtime.rows import output_of
 from gptscale.tracking.starts import PROVENANCE_FILE, last_start
 
 PACKAGES = (
@@ -63,8 +63,8 @@ def _environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": (_git("status", "--porcelain") or "").splitlines(),
+        "git_commit": _git("rev-parse", "HEAD") or None,
+        "git_changes": _git("status", "--porcelain").splitlines(),
     }
 
 
@@ -75,10 +75,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*args: str) -> str | None:
-    """What git says of the working folder; None outside a repository or without git."""
-    try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+def _git(*args: str) -> str:
+    """What git says of the working folder; nothing outside a repository or without git."""
+    return output_of("git", *args).strip()

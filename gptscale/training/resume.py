@@ -43,9 +43,7 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
         load_initial_weights(cfg, engine)
         return TrainState(segments=[plan.segment]), plan
     path, manifest = found
-    _check_goes_on(path, manifest)
-    check_same_run(cfg, manifest)
-    check_same_data(cfg, data_fingerprint, path, manifest)
+    _check_same(cfg, data_fingerprint, path, manifest)
     load_fragments(path, manifest, engine, engine.wanted_fragments(), engine.parameter_names())
     engine.loaded()
     engine.load_scaler_state(manifest.ledger["loss_scaler"])
@@ -73,21 +71,16 @@ def check_goes_on(cfg: Config, data_fingerprint: str) -> None:
     except CheckpointError:
         return
     if manifest is not None:
-        _check_goes_on(checkpoints[0], manifest)
-        check_same_run(cfg, manifest)
-        check_same_data(cfg, data_fingerprint, checkpoints[0], manifest)
+        _check_same(cfg, data_fingerprint, checkpoints[0], manifest)
 
 
-def _check_goes_on(path: Path, manifest: CheckpointManifest) -> None:
-    """Raise CheckpointError for weights that nobody has trained, such as `gptscale import` writes."""
+def _check_same(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointManifest) -> None:
+    """Raise for weights that nobody has trained, such as `gptscale import` writes, for another run and other data."""
     if "samples" not in manifest.ledger:
         raise CheckpointError(
             f"{path} holds weights and no training to go on with; move it away and start from it with model.init_from"
         )
-
-
-def check_same_data(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointManifest) -> None:
-    """Raise CheckpointError unless the corpus is the one that the checkpoint's positions count in."""
+    _check_same_run(cfg, manifest)
     if manifest.data_fingerprint != fingerprint:
         raise CheckpointError(
             f"{path} was trained on data {manifest.data_fingerprint[:12]}, but {_where(cfg)} holds "
@@ -99,7 +92,7 @@ def _where(cfg: Config) -> str:
     return f"data.dir={cfg.data.dir}" if cfg.data.dir else "data.mixture"
 
 
-def check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
+def _check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     """Raise TrainingError unless a checkpoint's run and the config's are the same function of their step."""
     now: dict[str, Any] = cfg.model_dump(mode="json")
     model = [("model", field) for field in now["model"] if field not in FREE_OF_MODEL]

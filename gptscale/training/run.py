@@ -20,7 +20,7 @@ from gptscale.data.skip import positions_of
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.errors import GptscaleError
 from gptscale.model.flops import flops_per_token
-from gptscale.model.gpt import GPTModel
+from gptscale.model.gpt import GPTModel, unfilled_model
 from gptscale.runtime import ranks
 from gptscale.runtime.compiled import find_compiled
 from gptscale.runtime.device import describe_device, peak_flops
@@ -119,8 +119,7 @@ def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: Stop
     torch.set_float32_matmul_precision("high" if cfg.train.tf32 else "highest")
     if cfg.train.compile:
         find_compiled(engine)
-    with torch.device("meta"):  # each rank fills what it holds of it: from a checkpoint, a seed or other weights
-        model = GPTModel(cfg.model, seed=None)
+    model = unfilled_model(cfg.model)  # each rank fills what it holds of it: from a checkpoint, a seed or other weights
     model.recompute = cfg.train.activation_checkpointing
     engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), cfg.train.compile)
     for line in summary(cfg, plan, engine, model, corpora):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
-from gptscale.errors import WeightsError
+from gptscale.errors import WeightsError, first_line
 from gptscale.model.gpt import GPTModel
 
 TOLERANCE = 1e-4
@@ -33,8 +33,7 @@ def their_logits(folder: Path, tokens: Tensor) -> Tensor | str:
     try:
         theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     except Exception as error:  # transformers' kinds are many
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"transformers cannot read this source ({first})"
+        return f"transformers cannot read this source ({first_line(error)})"
     return theirs(tokens).logits  # type: ignore[no-any-return]
 
 

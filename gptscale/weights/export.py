@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
 from gptscale.data.tokenizer import Tokenizer
-from gptscale.errors import WeightsError
+from gptscale.errors import WeightsError, first_line
 from gptscale.weights.files import INDEX, pack, write_tensors
 from gptscale.weights.gpt2 import parameter_shapes, to_layout
 from gptscale.weights.huggingface import FIELDS, FIXED, GELU, OUR_TOKENIZER
@@ -67,8 +67,9 @@ def write_nanogpt(
     try:
         torch.save(checkpoint, folder / "ckpt.pt")
     except RuntimeError as error:  # what torch makes of a full disk
-        first = next(iter(str(error).splitlines()), "")
-        raise WeightsError(f"ckpt.pt could not be written whole ({first}); make room on the disk of --to") from None
+        raise WeightsError(
+            f"ckpt.pt could not be written whole ({first_line(error)}); make room on the disk of --to"
+        ) from None
 
 
 def transformers_config(cfg: ModelConfig, end_of_text: int, dtype: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def find_weights(name: str) -> Source:
         return _open_folder(path)
     if path.is_file():
         return open_file(path)
-    if path.suffix in (".pth", ".pt", ".bin") or name.startswith(("/", "./", "../", "~")):
+    if path.suffix in (".pth", ".pt", ".bin", ".safetensors") or name.startswith(("/", "./", "../", "~")):
         raise WeightsError(f"{name} does not exist; give a file, a folder, a run or a Hub name")
     folder = download(hub_name(name))
     return huggingface.open_folder(folder, f"{hub_name(name)} at {folder.name[:12]}")

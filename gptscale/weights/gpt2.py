@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import WeightsError
-from gptscale.model.gpt import GPTModel
+from gptscale.model.gpt import unfilled_model
 from gptscale.weights.source import Layout, Source, all_finite
 
 
@@ -99,7 +99,6 @@ TABLES = ("tok_emb.weight", "out_head.weight")
 class Place:
     """Where one parameter lies in a layout."""
 
-    ours: str
     theirs: tuple[str, ...]
     """Tensors whose rows, one after the other, are ours."""
     transposed: bool
@@ -113,16 +112,13 @@ def name_table(n_layers: int, layout: Layout) -> dict[str, Place]:
         names = (names,) if isinstance(names, str) else names
         for block in range(n_layers) if "{}" in row.ours else (0,):
             theirs = tuple(name.format(block) for name in names)
-            ours = row.ours.format(block)
-            places[ours] = Place(ours, theirs, row.matrix and layout in TRANSPOSED)
+            places[row.ours.format(block)] = Place(theirs, row.matrix and layout in TRANSPOSED)
     return places
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of a model, without vocabulary padding; a tied head is the embedding."""
-    with torch.device("meta"):
-        model = GPTModel(cfg, seed=None)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: tuple(p.shape) for name, p in unfilled_model(cfg).named_parameters()}
     return {name: (cfg.vocab_size, *shape[1:]) if name in TABLES else shape for name, shape in shapes.items()}
 
 
@@ -146,15 +142,25 @@ def check_source(source: Source, cfg: ModelConfig) -> None:
         )
 
 
+def notes_on(source: Source, cfg: ModelConfig) -> list[str]:
+    """What the reader of a source's weights should be told, now that a model of this config takes them."""
+    notes = list(source.notes)
+    for name in source.assumed:
+        guess, taken = source.fields[name], getattr(cfg, name)
+        known = "is" if taken == guess else f"is the model section's, and {name}={guess} would be"
+        notes.append(f"{source.origin} does not say its {name}; {name}={taken} {known} GPT-2's for its size")
+    if (known_positions := source.fields["context_length"]) > cfg.context_length:
+        notes.append(f"positions: the first {cfg.context_length} of {known_positions}")
+    return notes
+
+
 def read_parameters(source: Source, cfg: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Our parameters in float32 as the source has them, one after the other; check_source comes first.
 
     Rows of padding are zero. Raises WeightsError for a value that is not finite.
     """
     table = name_table(cfg.n_layers, source.layout)
-    with torch.device("meta"):
-        model = GPTModel(cfg, seed=None)
-    for name, p in model.named_parameters():
+    for name, p in unfilled_model(cfg).named_parameters():
         place = table[name]
         if name == "out_head.weight" and place.theirs[0] not in source.tensors:
             place = table["tok_emb.weight"]
@@ -220,7 +226,7 @@ def _check_fields(source: Source, cfg: ModelConfig) -> None:
             f"{source.origin} knows {said['context_length']} positions, fewer than model.context_length="
             f"{cfg.context_length}; set model.context_length={said['context_length']} or less"
         )
-    same = {"vocab_size", "emb_dim", "n_heads", "n_layers", "gelu"}
+    same = {"vocab_size", "emb_dim", "n_heads", "n_layers", "gelu"} - set(source.assumed)
     same |= {name for name in ("qkv_bias", "norm_bias") if said.get(name)}  # lacking ones become zero
     same |= {"tie_embeddings"} if said["tie_embeddings"] is False else set()  # a tied one is copied into a head
     wrong = {name: said[name] for name in sorted(same & said.keys()) if said[name] != now[name]}

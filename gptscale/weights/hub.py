@@ -3,7 +3,7 @@
 import difflib
 from pathlib import Path
 
-from gptscale.errors import WeightsError
+from gptscale.errors import WeightsError, first_line
 
 NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -60,14 +60,15 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
-        first = next(iter(str(error).splitlines()), "")
         raise WeightsError(
-            f"the Hub has no model {repo} for you ({type(error).__name__}: {first}); check the name, or set HF_TOKEN"
+            f"the Hub has no model {repo} for you ({type(error).__name__}: {first_line(error)}); check the name, "
+            "which is no path here either, or set HF_TOKEN"
         ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         offline = constants.HF_HUB_OFFLINE
         why = "HF_HUB_OFFLINE=1" if offline else f"the Hub cannot be reached ({type(error).__name__})"
         raise WeightsError(
             f"{repo} is not in the Hub's cache, and {why}; on a machine with a network run "
-            f"`hf download {repo}` and set HF_HOME to a copy of its cache, or give the folder itself"
+            f"`hf download {repo}` and set HF_HOME to a copy of its cache, or give the path of a folder, which {repo} "
+            "is not here"
         ) from None

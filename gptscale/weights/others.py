@@ -83,5 +83,4 @@ def _book(path: Path, tensors: Tensors) -> Source:
     heads = {size["emb_dim"]: size["n_heads"] for size in GPT2_SIZES.values()}.get(emb_dim)
     if heads is None:
         return Source(str(path), "book", fields, tensors)
-    note = f"{path} does not say its heads; n_heads={heads} is GPT-2's for emb_dim={emb_dim}"
-    return Source(str(path), "book", {**fields, "n_heads": heads}, tensors, notes=(note,))
+    return Source(str(path), "book", {**fields, "n_heads": heads}, tensors, assumed=("n_heads",))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gptscale.errors import WeightsError
+from gptscale.runtime.saved_state import unpickling_problem
 from gptscale.weights.source import Stored, floats
 
 CODE = ("unsupported GLOBAL", "Unsupported global", "unrecognized function", "Can only create new object")
@@ -27,9 +28,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
                 f"{path} holds more than tensors and plain values, which could run code, so it was not loaded; "
                 "save its state_dict alone, best as safetensors"
             ) from None
-        said = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
-        first = next(iter(said), type(error).__name__)
-        raise WeightsError(f"{path} is cut short or no file of torch.save ({first}); copy it again") from None
+        raise WeightsError(
+            f"{path} is cut short or no file of torch.save ({unpickling_problem(error)}); copy it again"
+        ) from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state_dict; save model.state_dict()")
     return content

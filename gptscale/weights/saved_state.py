@@ -10,11 +10,12 @@ from torch import Tensor
 
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import CheckpointError
-from gptscale.model.gpt import GPTModel
+from gptscale.model.gpt import GPTModel, unfilled_model
 from gptscale.runtime.fragments import parameter_name
 from gptscale.runtime.saved_state import MOMENTS, SavedState, read_torch_file
 from gptscale.runtime.zero_saved import read_zero_state, zero_folder
 from gptscale.weights.files import open_tensors
+from gptscale.weights.source import all_finite
 
 
 def read_saved_state(path: Path, model_config: ModelConfig) -> SavedState:
@@ -22,8 +23,7 @@ def read_saved_state(path: Path, model_config: ModelConfig) -> SavedState:
 
     Raises CheckpointError for what is no such folder, or holds another model or optimizer.
     """
-    with torch.device("meta"):
-        model = GPTModel(model_config, seed=None)
+    model = unfilled_model(model_config)
     if folder := zero_folder(path):
         return _fitted(folder, read_zero_state(folder), model)
     if (path / "optimizer.bin").is_file():
@@ -95,13 +95,21 @@ def _fitted_kind(
     bare = {parameter_name(name): tensor for name, tensor in held.items()}
     fitted = {}
     for name, p in model.named_parameters():
-        tensor = next((bare[alias] for alias in names[id(p)] if alias in bare), None)
+        aliases = [alias for alias in names[id(p)] if alias in bare]
+        tensor = bare[aliases[0]] if aliases else None
         if tensor is None or tensor.shape != p.shape:
             shape = "none" if tensor is None else list(tensor.shape)
             raise CheckpointError(
                 f"{folder} does not fit model: {kind} of {name} has the shape {shape}, not {list(p.shape)}; "
                 "give the model section that it was trained with"
             )
+        if not all(torch.equal(tensor, bare[alias]) for alias in aliases[1:]):
+            raise CheckpointError(
+                f"{folder} does not fit model: {kind} of {' and of '.join(aliases)} differ there, and the model ties "
+                "them; set model.tie_embeddings=false"
+            )
+        if not all_finite(tensor):
+            raise CheckpointError(f"{folder}: {kind} of {name} has values that are not finite; take an earlier save")
         fitted[name] = tensor
     if unknown := sorted(bare.keys() - {alias for aliases in names.values() for alias in aliases}):
         raise CheckpointError(

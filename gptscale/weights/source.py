@@ -39,6 +39,8 @@ class Source:
     """False where no layer at all has a bias."""
     folder: Path | None = None
     """Where transformers finds the same model, if it can read it."""
+    assumed: tuple[str, ...] = ()
+    """Fields that it does not say, and that a model section may have otherwise."""
     notes: tuple[str, ...] = ()
     """What a reader should be told."""
     tokenizer: str | None = None

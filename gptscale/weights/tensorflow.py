@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gptscale.errors import WeightsError
+from gptscale.errors import WeightsError, first_line
 from gptscale.weights.source import Source, Stored, check_counts
 
 HPARAMS = "hparams.json"
@@ -42,8 +42,9 @@ def _reader(folder: Path) -> Any:
     try:
         return tensorflow.train.load_checkpoint(str(folder))
     except Exception as error:  # TensorFlow's kinds are many
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"{folder} holds no whole TensorFlow checkpoint ({first}); copy it again") from None
+        raise WeightsError(
+            f"{folder} holds no whole TensorFlow checkpoint ({first_line(error)}); copy it again"
+        ) from None
 
 
 def _hparams(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Our tokenizers as the files that transformers' AutoTokenizer reads, written without it."""
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,9 @@ from gptscale.data.tokenizer import Tokenizer
 
 PRINTABLE = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 """Bytes that stand for themselves in GPT-2's vocabulary; the others, in order, are characters from 256 on."""
+
+_POSSESSIVE_COUNT = re.compile(r"(\\p\{\w+\}\{\d+,\d+\})\+")
+"""Such as \\p{N}{1,3}+ in tiktoken's patterns, which Oniguruma, the reader of the export, takes as repeated."""
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, context_length: int) -> None:
@@ -38,7 +42,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     if tokenizer.name == "gpt2":
         cut = {**byte_level, "use_regex": True}  # the library's own pattern is GPT-2's
     elif tokenizer.pattern is not None:
-        split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+        pattern = _POSSESSIVE_COUNT.sub(r"(?>\1)", tokenizer.pattern)
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         cut = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     return {
         "version": "1.0",

@@ -134,8 +134,8 @@ def test_a_validation_split_without_one_window_is_refused(cfg: Config) -> None:
     check_corpus(corpus, fits.model_copy(update={"train": cfg.train.model_copy(update={"tokens_per_step": 10})}))
     too_long = with_model(cfg, context_length=11)
     match = (
-        r"validation split holds 11 tokens, one window needs 12; raise data.validation_fraction=0.25, "
-        r"use data.split=tail, or lower model.context_length=11"
+        r"validation split holds 11 tokens, one window needs 12; prepare another data.dir with more than "
+        r"data.validation_fraction=0.25 or with data.split=tail, or lower model.context_length=11"
     )
     with pytest.raises(DataError, match=match):
         check_corpus(

@@ -11,7 +11,7 @@ import pytest
 from gptscale.config.data import SourceConfig
 from gptscale.config.schema import Config
 from gptscale.data import job as module
-from gptscale.data.corpus import open_corpus
+from gptscale.data.corpus import check_corpus, open_corpus
 from gptscale.data.embedded import TextList
 from gptscale.data.job import open_job
 from gptscale.data.manifest import load_manifest
@@ -350,6 +350,18 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path, make
     with pytest.raises(DataError, match=match):
         run(cfg)
     assert not list(cfg.data.dir.iterdir())  # so that the mended settings may use the folder
+
+
+@pytest.mark.parametrize(("fraction", "warned"), [(0.001, True), (0, False)])
+def test_a_corpus_without_validation_is_told_where_some_was_asked_for(
+    fraction: float, warned: bool, tmp_path: Path, make_config: Make
+) -> None:
+    (tmp_path / "x.txt").write_text("line 0, which is long enough for a step")
+    cfg = make_config(tmp_path / "x.txt", data={"validation_fraction": fraction})
+    said = run(cfg)
+    assert any("WARNING: no document fell to validation" in line for line in said) == warned
+    with pytest.raises(DataError, match=rf"validation split holds 0 tokens, .*_fraction={fraction}.*data.split=tail$"):
+        check_corpus(open_corpus(cfg.data.dir), cfg)
 
 
 def test_a_folder_that_cannot_be_made_is_named(text: Path, make_config: Make) -> None:

@@ -304,6 +304,8 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
     with pytest.raises(DataError, match=r"owner/name is no file or folder here.*\(ConnectionError: no route to host\)"):
         source("owner/name")
+    with pytest.raises(DataError, match=r"owner/name is no path with data.source.format=hub, and the Hub gave no such"):
+        source("owner/name", format="hub")
 
 
 def test_a_hub_dataset_that_cannot_be_loaded_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

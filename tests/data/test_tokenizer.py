@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
-import torch
 
 from gptscale.data import bpe
 from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
 from gptscale.data.texts import utf8
-from gptscale.data.tokenizer import Tokenizer, ids_to_text, known_ranks, load_tokenizer, text_to_ids
+from gptscale.data.tokenizer import Tokenizer, known_ranks, load_tokenizer
 from gptscale.data.vocabulary import identity_of
 from gptscale.errors import DataError
 
@@ -108,14 +107,6 @@ def test_token_bytes_add_up_to_the_bytes_of_the_text(name: str) -> None:
     assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
     assert tokenizer.token_bytes.shape == (tokenizer.n_vocab,)
     assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
-
-
-def test_text_to_ids_adds_a_batch_axis_and_ids_to_text_takes_it_away(gpt2: Tokenizer) -> None:
-    ids = text_to_ids("Hello world", gpt2)
-    assert ids.tolist() == [[15496, 995]]
-    assert ids.dtype == torch.int64
-    assert text_to_ids("", gpt2).shape == (1, 0)
-    assert ids_to_text(ids, gpt2) == "Hello world" == ids_to_text(ids[0], gpt2)
 
 
 def test_gigatoken_and_tiktoken_agree_on_python_source_and_odd_texts(gpt2: Tokenizer) -> None:

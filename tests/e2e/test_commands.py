@@ -250,7 +250,7 @@ def flip_bit(path: Path) -> None:
          "unknown key data.mixture.0.weigth; did you mean weight?"),
         (["demo", "CONFIG", "data.source=null"], "names no data.source, from which a demo makes its corpus"),
         (["prepare", "CONFIG", "data.dir=new", "data.source.split=test"],
-         "data.source.split='test' is of no use: "),
+         "all of which is read; set data.source.split=train, or name the very files by data.source.path"),
         (["prepare", "CONFIG", "data.dir=new", "data.source.text_column=body"],
          "data.source.text_column='body' is of no use: "),
         (["report", ".", "--live", "--to", "x.html"], "--live serves the page and writes nothing; leave out --to"),

@@ -127,6 +127,9 @@ def test_a_run_on_one_machine_ends_with_a_checkpoint_when_its_launcher_is_told_t
     command = f"{LOCAL} {cfg.run.dir.with_suffix('.yaml')}"
     with machines(cfg, [command], RANKS="2", ENGINE="cpu") as (launcher,):
         await_checkpoint(cfg)
+        launcher.send_signal(signal.SIGUSR1)  # of which torch's launcher would die alone
+        time.sleep(0.5)
+        assert launcher.poll() is None
         launcher.terminate()
         launcher.wait(60)
     stopped = re.search(r"stopped at step (\d+) with a checkpoint; the same command goes on from there", said(cfg))

@@ -39,7 +39,7 @@ class Notebook:
 
 def test_every_sink_gets_every_call() -> None:
     first, second = Notebook(), Notebook()
-    with Tracker(first, None, second) as tracker:
+    with Tracker(first, second) as tracker:
         tracker.log({"step": 1})
         tracker.sample(1, "a", "b")
         tracker.histograms({"step": 1}, {"parameters/w": Histogram(0, 1, [3])})

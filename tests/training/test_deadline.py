@@ -143,7 +143,7 @@ def test_a_scheduler_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.M
 
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    monkeypatch.setattr(slurm.subprocess, "run", silent)
+    monkeypatch.setattr(subprocess, "run", silent)
     assert slurm.job_end() is None
 
 

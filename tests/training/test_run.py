@@ -2,6 +2,7 @@ import gc
 import signal
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from gptscale.runtime import compiled
 from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.tracking.tracker import Tracker
-from gptscale.training import look, loop, meter, run, summary
+from gptscale.training import initial, look, loop, meter, run, summary
 from gptscale.training.folder import take_alone
 from gptscale.training.look import Look
 from gptscale.training.run import train
@@ -440,3 +441,22 @@ def test_what_is_left_is_told_by_the_pace_of_this_start(
         assert train(parse_config(values))
     before = read_manifest(list_checkpoints(Path(values["run"]["dir"]))[1]).ledger["time_s"]
     assert given == [((2, 0), {"first_time_s": 0.0}), ((4, 2), {"first_time_s": before})]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "gpt2", None])
+def test_weights_of_another_tokenizer_are_said(
+    tokenizer: str | None,
+    cfg: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(cfg)
+    found = replace(initial.open_weights(str(cfg.run.dir)), tokenizer=tokenizer)
+    monkeypatch.setattr(initial, "open_weights", lambda name: found)
+    values = cfg.model_dump(mode="json")
+    values["run"]["dir"] = str(tmp_path / "second")
+    values["model"]["init_from"] = str(cfg.run.dir)
+    train(parse_config(values, "test"))
+    said = "trained with the tokenizer gpt2, and this run has data.tokenizer=bytes" in capsys.readouterr().out
+    assert said == (tokenizer == "gpt2")

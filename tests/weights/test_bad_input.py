@@ -57,7 +57,7 @@ def test_an_index_that_does_not_fit_its_files(saved: Any, tmp_path: Path) -> Non
     refused(folder, tmp_path, "index.json cannot be read .*; copy it again")
     next(folder.glob("*-00002-*")).unlink()
     index.write_text(json.dumps(content))
-    refused(folder, tmp_path, "00002-of-000.*safetensors is cut short or no safetensors file")
+    refused(folder, tmp_path, "00002-of-000.*safetensors is missing; copy it again")
 
 
 def changed(folder: Path, change: Any) -> None:

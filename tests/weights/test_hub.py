@@ -62,6 +62,7 @@ def test_what_the_cache_lacks_is_said_with_what_to_set(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith(
         "gptscale: openai-community/gpt2-xl is not in the Hub's cache, and HF_HUB_OFFLINE=1; on a machine with a network"
     )
+    assert done.stderr.endswith("or give the path of a folder, which openai-community/gpt2-xl is not here\n")
     assert not list(tmp_path.glob("*ours*"))
 
 
@@ -74,7 +75,8 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
 
 def test_a_name_that_the_hub_does_not_allow_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        WeightsError, match="the Hub has no model some one/gpt2 for you .*; check the name, or set HF_TOKEN"
+        WeightsError,
+        match="the Hub has no model some one/gpt2 for you .*; check the name, which is no path here either",
     ):
         import_weights("some one/gpt2", tmp_path / "ours")
 

@@ -91,7 +91,10 @@ def test_the_books_heads_are_gpt2s_where_its_width_is_and_asked_for_elsewhere(
 ) -> None:
     torch.save(book_state(random_gpt2(n_embd=768, n_head=12, n_layer=1)), tmp_path / "model.pth")
     assert import_weights(str(tmp_path / "model.pth"), tmp_path / "ours", BYTES).model.n_heads == 12
-    assert "does not say its heads; n_heads=12 is GPT-2's for emb_dim=768" in capsys.readouterr().out
+    assert "does not say its n_heads; n_heads=12 is GPT-2's for its size" in capsys.readouterr().out
+    others = import_weights(str(tmp_path / "model.pth"), tmp_path / "others", [*BYTES, "model.n_heads=16"])
+    assert others.model.n_heads == 16
+    assert "n_heads=16 is the model section's, and n_heads=12 would be GPT-2's for its size" in capsys.readouterr().out
     torch.save(book_state(random_gpt2()), tmp_path / "small.pth")
     with pytest.raises(
         WeightsError, match="does not say how many heads its emb_dim=48 is divided into; give model.n_heads"

@@ -1,15 +1,18 @@
 """In and out: what transformers computes before and after is the same, bit for bit."""
 
 import json
+import random
 import sys
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 import torch
 import transformers
 from safetensors.torch import load_file, save_file, save_model
+from tiktoken_ext import openai_public
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptscale.checkpoint.imported import write_imported
@@ -19,6 +22,8 @@ from gptscale.cli.export import export
 from gptscale.cli.import_weights import import_weights
 from gptscale.config.load import parse_config
 from gptscale.config.schema import ModelConfig
+from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
+from gptscale.data.ranks import read_ranks
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import WeightsError
 from gptscale.model.gpt import GPTModel
@@ -200,6 +205,22 @@ def test_the_tokenizer_of_an_export_gives_our_ids(tmp_path: Path) -> None:
             assert ids == [*expected[0], *(i for piece in expected[1:] for i in [ours.end_of_text, *piece])]
             assert theirs.decode(ids) == text
         assert (theirs.eos_token_id, theirs.model_max_length) == (ours.end_of_text, 1024)
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base", "p50k_base"])
+def test_the_pattern_of_an_export_cuts_as_tiktokens_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = read_ranks(GPT2_RANKS, GPT2_RANKS_SHA256)  # in place of those that tiktoken would download
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: ranks)
+    settings = {**getattr(openai_public, name)(), "special_tokens": {"<|endoftext|>": 50256}, "explicit_n_vocab": None}
+    ours = BpeTokenizer(name, tiktoken.Encoding(**settings))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    write_tokenizer(tmp_path, ours, 1024)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    letters = random.Random(0)
+    texts = ["".join(letters.choices("aB é日1234567890 '\n\tsl.!?-_", k=30)) for _ in range(500)]
+    assert [theirs(text)["input_ids"] for text in texts] == [ours.encode(text) for text in texts]
 
 
 def test_a_float16_that_would_overflow_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,30 @@ def test_groups_whose_order_shapes_do_not_tell_are_refused(tmp_path: Path) -> No
         read_saved_state(tmp_path, cfg)
 
 
+def test_a_head_of_its_own_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_state(tmp_path, model, optimizer)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    head = weights["tok_emb.weight"].clone()
+    save_file({**weights, "out_head.weight": head}, tmp_path / "model.safetensors")
+    assert "out_head.weight" not in read_saved_state(tmp_path, SMALL).tensors["weight"]
+    save_file({**weights, "out_head.weight": head + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"weight of \w+.weight and of \w+.weight differ .* model.tie_embeddings=f"
+    ):
+        read_saved_state(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    model, optimizer = trained()
+    model.blocks[0].ff.fc.weight.data[1, 2] = value
+    with pytest.raises(
+        CheckpointError, match=r"weight of blocks.0.ff.fc.weight has values that are not finite; take an"
+    ):
+        read_saved_state(save_state(tmp_path, model, optimizer), SMALL)
+
+
 class Harmful:
     """Unpickled as pickle likes it, makes a folder."""
 
