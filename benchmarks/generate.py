@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     asked = parser.parse_args()
     shape = {name: getattr(asked, name) for name in ("emb_dim", "n_layers", "n_heads") if getattr(asked, name)}
-    cfg = ModelConfig(preset=asked.preset, **shape)
+    cfg = ModelConfig(preset=asked.preset if len(shape) < 3 else None, **shape)
     if PROMPT_TOKENS + asked.new_tokens > cfg.context_length:
         parser.error(f"--new-tokens can be {cfg.context_length - PROMPT_TOKENS} at most")
     device, dtype = default_device(), getattr(torch, asked.dtype)

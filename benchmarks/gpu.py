@@ -14,6 +14,7 @@ Steps take batches that lie on the GPU; the whole loop reads its own samples and
 """
 
 import argparse
+import math
 import signal
 import statistics
 import tempfile
@@ -98,8 +99,8 @@ def main() -> int:
     asked = parser.parse_args()
     if not (asked.tiny or torch.cuda.is_available()):
         parser.error("needs a CUDA device; benchmarks/train.py measures a CPU")
-    if asked.minutes <= 0:
-        parser.error("--minutes has to be above 0")
+    if not 0 < asked.minutes < math.inf:
+        parser.error("--minutes has to be a number above 0")
     if found_compiler(local_device()) is None:
         parser.error("nothing here can be compiled: install gcc and g++, or name them in CC and CXX")
     sizes = dict.fromkeys(GPT2, Size(SHAPES["tiny"], SEQUENCES["tiny"], 0)) if asked.tiny else GPT2

@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CalledProcessError
 
 from pydantic import ValidationError
 
@@ -50,6 +51,8 @@ def told(main: Callable[[], int | None]) -> int:
         return main() or 0
     except ValidationError as error:
         said = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+    except CalledProcessError as error:
+        said = f"{' '.join(map(str, error.cmd))} ended with exit code {error.returncode}; its words stand above"
     except (GptscaleError, OSError) as error:
         said = str(error)
     print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)

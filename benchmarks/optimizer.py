@@ -3,12 +3,14 @@
     python benchmarks/optimizer.py [--parameters 100e6] [--rounds 9] [--device cpu]
 
 Times one update of each, in turn within every round, so that a busy machine slows both. On a CPU DeepSpeed's is
-DeepSpeedCPUAdam, on CUDA FusedAdam; DeepSpeed builds them with a C++ compiler at the first use. Prints the medians,
+DeepSpeedCPUAdam, on CUDA FusedAdam; DeepSpeed builds them with a C++ compiler. Prints the medians,
 their ratio with its spread over the rounds, and by how much the two disagree.
 """
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -24,13 +26,18 @@ WARM_UP_ROUNDS = 2
 def main() -> None:
     """Time both and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=100e6)
+    parser.add_argument("--parameters", type=lambda text: positive(str(int(float(text)))), default="100e6")
     parser.add_argument("--rounds", type=positive, default=9)
-    parser.add_argument("--device", type=torch.device, default=default_device())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device().type)
     arguments = parser.parse_args()
-    optimizers = both(int(arguments.parameters), arguments.device)
-    times = interleaved({name: make.step for name, make in optimizers.items()}, arguments.rounds, arguments.device)
-    print(f"\nAdamW, {arguments.parameters / 1e6:g} M parameters, fp32, on {describe_device(arguments.device)}\n")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder  # in the user's own, one killed start leaves a lock for ever
+        optimizers = both(arguments.parameters, device)
+    times = interleaved({name: make.step for name, make in optimizers.items()}, arguments.rounds, device)
+    print(f"\nAdamW, {arguments.parameters / 1e6:g} M parameters, fp32, on {describe_device(device)}\n")
     for name, seconds in times.items():
         print(f"{name:20} {1000 * statistics.median(seconds):8.2f} ms")
     ratios = sorted(theirs / ours for ours, theirs in zip(*times.values(), strict=True))

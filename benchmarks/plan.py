@@ -37,14 +37,6 @@ QUIET = [
     "checkpoint.every_steps=null",
 ]
 BASE = "as it is"
-VARIANTS = {
-    BASE: [],
-    "micro-batches of 2": ["train.micro_batch_sequences=2"],
-    "steps twice as large": ["train.tokens_per_step=4096"],
-    "twice as deep": ["model.n_layers=8"],
-    "half as wide again": ["model.emb_dim=288"],
-    "blocks computed again": ["train.activation_checkpointing=true"],
-}
 
 
 def main() -> int:
@@ -56,8 +48,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     fixed = [*QUIET, f"train.steps={arguments.steps}", *arguments.overrides]
-    configs = {name: load_config(arguments.config, [*fixed, *changes]) for name, changes in VARIANTS.items()}
-    prepare(next(iter(configs.values())))
+    changes = variants(load_config(arguments.config, fixed))
+    configs = {name: load_config(arguments.config, [*fixed, *changed]) for name, changed in changes.items()}
+    prepare(configs[BASE])
     runs = interleaved(configs, arguments.rounds)
     print(f"\n{describe_device(default_device())}, medians of {arguments.rounds} rounds\n")
     print(f"{'':24}measured   predicted / measured (least to most)")
@@ -70,6 +63,18 @@ def main() -> int:
         print(f"{name:24}{took:6.3f} s   {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
     print(f"\nlargest error {worst:.1%}; at most {LARGEST_ERROR:.0%} is asked")
     return 0 if worst <= LARGEST_ERROR else 1
+
+
+def variants(cfg: Config) -> dict[str, list[str]]:
+    """What is changed in each, as overrides."""
+    return {
+        BASE: [],
+        "micro-batches of 2": ["train.micro_batch_sequences=2"],
+        "steps twice as large": [f"train.tokens_per_step={2 * cfg.train.tokens_per_step}"],
+        "twice as deep": [f"model.n_layers={2 * cfg.model.n_layers}"],
+        "half as wide again": [f"model.emb_dim={3 * cfg.model.emb_dim // 2}"],
+        "blocks computed again": ["train.activation_checkpointing=true"],
+    }
 
 
 def interleaved(configs: dict[str, Config], rounds: int) -> dict[str, list[Measured]]:
@@ -86,7 +91,8 @@ def trained(cfg: Config, folder: Path) -> Measured:
     """Train in a new folder and read its record."""
     cfg = cfg.model_copy(update={"run": cfg.run.model_copy(update={"dir": folder})})
     with contextlib.redirect_stdout(io.StringIO()):
-        train(cfg)
+        if not train(cfg):
+            raise SystemExit("stopped by a signal")
     return measured(folder, cfg, describe_device(default_device()), Launch("none", 1), read_log(folder / LOG_FILE))
 
 

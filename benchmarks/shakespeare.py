@@ -56,6 +56,8 @@ def main() -> int:
     parser.add_argument("--nanogpt", type=folder_with("train.py"), required=True, help="path of nanoGPT's repository")
     parser.add_argument("--rounds", type=positive, default=3)
     asked = parser.parse_args()
+    if not asked.text.read_bytes().isascii():
+        parser.error("the text has to be ASCII, so that our bytes are its characters, as nanoGPT counts them")
     shares = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

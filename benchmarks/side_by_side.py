@@ -138,13 +138,17 @@ class Turn:
     peak_bytes: int
 
 
+ENDING_S = 40.0
+"""How long a launcher may take to end its ranks; torch's kills them after 30."""
+
+
 class Contestant:
     """A loop, seen from outside; started at once, it rests after its first step. Close it, or use `with`."""
 
     def __init__(
         self, name: str, setup: Setup, launcher: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> None:
-        self.name, self.setup = name, setup
+        self.name, self.setup, self._launched = name, setup, bool(launcher)
         if not launcher:  # where there are several GPUs, Trainer would take all of them
             first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             env = {"CUDA_VISIBLE_DEVICES": first_gpu, **(env or {})}
@@ -193,6 +197,10 @@ class Contestant:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:  # nobody knows how long it would go on
+            if self._launched:  # a launcher that is killed leaves its ranks at work
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(ENDING_S)
             self._process.kill()
         self.close()
 

@@ -1,8 +1,8 @@
 """What watching a run costs: tokens/s with all of tracking on, and with none, in turn.
 
-    python benchmarks/tracking.py [CONFIG] [section.key=value ...]
+    python benchmarks/tracking.py [--config configs/demo.yaml] [section.key=value ...]
 
-Trains the config (configs/demo.yaml) in pairs: once with log.jsonl, W&B offline, TensorBoard and the console, once
+Trains the config in pairs: once with log.jsonl, W&B offline, TensorBoard and the console, once
 with no sink at all; everything else is the same. Speed is taken from the starts of the steps after the first tenth, so
 logging between steps counts, and evaluations and checkpoints do not. Prints each pair and the median of their ratios;
 exits with 1 if it is below 0.98.
@@ -31,7 +31,7 @@ LEAST = 0.98
 def main() -> int:
     """Measure and compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, nargs="?", default=CONFIG)
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--pairs", type=positive, default=5)
     parser.add_argument("--steps", type=at_least(2), default=100)
@@ -73,9 +73,11 @@ def rate(cfg: Config, folder: Path, watched: bool) -> float:
         run._open_tracker = lambda *args: Tracker()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run.train(cfg)
+            finished = run.train(cfg)
     finally:
         loop.train_step, run._open_tracker = train_step, open_tracker
+    if not finished:
+        raise SystemExit("stopped by a signal")
     warm = starts[len(starts) // 10 :]
     return (len(warm) - 1) * cfg.train.tokens_per_step / (warm[-1] - warm[0])
 

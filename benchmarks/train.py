@@ -69,10 +69,10 @@ def main() -> int:
         seconds = interleaved(contestants, asked.rounds, asked.steps)
     rows = results(contestants, seconds, sequences)
     show(rows, asked, model)
-    if asked.json:
-        asked.json.write_text(json.dumps(rows, indent=2) + "\n")
     same = all(row["loss_difference"] <= TOLERANCE for row in rows)
     print(f"gate: {'same' if same else 'DIFFERENT'} losses over {asked.gate_steps} steps, to {TOLERANCE} nats")
+    if asked.json:
+        asked.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0 if same else 1
 
 
@@ -93,6 +93,8 @@ def arguments() -> argparse.Namespace:
     for peer in ("nanogpt", "book"):
         if peer in (asked.only or ()) and not getattr(asked, peer):
             parser.error(f"--only {peer} needs --{peer} PATH")
+    if asked.json and not asked.json.parent.is_dir():
+        parser.error(f"--json={asked.json} would lie in a folder that is not there")
     return asked
 
 

@@ -34,7 +34,8 @@ def train(contest: Contest) -> None:
         return next_step(loader)
 
     StepLoader.next_step = taking_turns  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    beside = Path(contest.setup.batches).parent  # which is removed after a contest that broke off, too
+    with tempfile.TemporaryDirectory(dir=beside) as folder, contextlib.redirect_stdout(io.StringIO()):
         tokens = prose_ids().astype(np.uint16)
         for split, part in (("train", tokens[:-20_000]), ("val", tokens[-20_000:])):
             part.tofile(Path(folder, f"{split}.bin"))

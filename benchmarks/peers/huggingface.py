@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def train(contest: Contest) -> None:
     model.load_state_dict({**weights, "lm_head.weight": weights["transformer.wte.weight"]})
     del weights  # memory is compared
     inputs, _ = next(contest.batches())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=Path(setup.batches).parent) as folder:
         arguments = TrainingArguments(
             folder,
             per_device_train_batch_size=len(inputs),

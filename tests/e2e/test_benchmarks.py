@@ -63,6 +63,9 @@ def test_a_loop_that_was_killed_is_one_line(tmp_path: Path) -> None:
         ("train.py --gate-steps 0", "argument --gate-steps: 0 is below 1"),
         ("train.py --only book", "--only book needs --book PATH"),
         ("generate.py --emb-dim 65", "generate.py: n_heads=12 does not divide emb_dim=65"),
+        ("train.py --json /nowhere/x.json", "--json=/nowhere/x.json would lie in a folder that is not there"),
+        ("optimizer.py --parameters nan", "argument --parameters: invalid"),
+        ("gpu.py --tiny --minutes nan", "--minutes has to be a number above 0"),
         ("checkpoint.py", "start it with torchrun"),
         ("plan.py --config /nowhere", "plan.py: config file /nowhere does not exist"),
     ],
@@ -73,6 +76,34 @@ def test_a_mistaken_start_is_one_line(args: str, said: str) -> None:
     assert done.returncode == 2, done.stderr
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_writing_text_can_be_tried_with_a_small_model() -> None:
+    shape = ["--emb-dim=64", "--n-layers=2", "--n-heads=4"]
+    done = run(str(BENCHMARKS / "generate.py"), *shape, "--new-tokens=16")
+    assert "the ways wrote the same tokens" in done.stdout, done.stderr
+
+
+LAUNCHED = """
+import os, sys, time
+from pathlib import Path
+from side_by_side import SHAPES, Contestant, Setup, write_batches
+write_batches(Path(sys.argv[1]), 1, 2, SHAPES["tiny"]["context_length"])
+setup = Setup("gptscale_step", SHAPES["tiny"], sys.argv[1], precision="fp32", compile=False)
+torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+with Contestant("two", setup, torchrun) as two:
+    two.wait()
+    print(*Path(f"/proc/{two._process.pid}/task/{two._process.pid}/children").read_text().split(), flush=True)
+    raise SystemExit
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_a_contest_that_breaks_off_leaves_no_rank_at_work(tmp_path: Path) -> None:
+    done = run("-c", LAUNCHED, str(tmp_path / "batches.npy"))
+    ranks = done.stdout.split()
+    assert len(ranks) == 2, done.stderr
+    assert not [rank for rank in ranks if Path(f"/proc/{rank}").exists()]
 
 
 def test_the_gpu_benchmark_tells_of_losses_that_differ_and_of_bounds_that_are_missed() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from gptscale.config.schema import ModelConfig
@@ -101,3 +102,15 @@ def test_a_compiled_model_takes_it_where_nothing_is_dropped(drop_rate: float, ta
     if not drop_rate:
         assert abs(losses[0] - losses[1]) < 1e-3
         assert (grads[0] - grads[1]).norm() < 3 * ROUNDING * grads[0].norm()
+
+
+def test_a_second_step_compiles_nothing() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    model = GPTModel(ModelConfig(**MODEL, drop_rate=0.0), seed=1).bfloat16()
+    compiled, tokens, graphs = torch.compile(model, dynamic=False), torch.arange(64)[None], []
+    for _ in range(3):
+        compiled(tokens, tokens).backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 3  # the model, attention forward and backward, and the head
+    assert graphs[1:] == graphs[:1] * 2
