@@ -312,3 +312,18 @@ def test_a_key_in_netrc_is_found_and_not_shown(tmp_path: Path) -> None:
 def test_a_copy_is_counted_as_a_read_and_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "best_s", lambda work, device: 2.0)
     assert probe.copy_bytes_per_s(torch.device("cpu")) == 64 * 2**20
+
+
+def test_what_is_written_is_forced_to_disk_before_the_clock_is_read(
+    tmp_path: Path, on_disk: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: float(len(on_disk)))  # goes on as files are synced
+    assert probe.write_bytes_per_s(tmp_path, size=3 * probe.MIB) == 3 * probe.MIB
+    assert on_disk == [f"sync .probe-{os.getpid()}"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_time_does_not_count_and_the_shortest_of_the_rest_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 15.0, 20.0, 23.0, 30.0, 34.0])  # 1 s to warm up, then 5, 3 and 4
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    assert probe.best_s(lambda: None, torch.device("cpu"), times=3) == 3

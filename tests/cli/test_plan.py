@@ -76,6 +76,12 @@ def test_the_table_has_everything_and_ends_with_the_verdict(say: Say) -> None:
     assert text.splitlines()[-1].startswith("verdict      fits: ")
 
 
+def test_the_columns_of_the_table_are_what_they_are_called(say: Say) -> None:
+    text = say(GPT2, gpus=8, engine="zero1")
+    row = next(line for line in text.splitlines() if line.startswith("> zero1")).split()
+    assert row[2:5] == ["0.52", "0.46", "0.12"]  # GiB of 124,475,904 elements at 4 + 4/8, 4 and 8/8 bytes
+
+
 def test_machines_with_a_copy_each_are_planned_beside_the_rest(say: Say) -> None:
     text = say(GPT2, gpus=16, engine="fsdp2")
     assert "400 GB/s from GPU to GPU, 450 within a machine, 50 for each to its like in another" in text

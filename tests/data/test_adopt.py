@@ -1,5 +1,6 @@
 """Other projects' token files become a corpus where they lie, and ours are read by an independent reader of llm.c's."""
 
+import glob
 import os
 import struct
 from collections.abc import Callable
@@ -79,6 +80,14 @@ def test_patterns_give_files_in_order_and_adopting_again_is_allowed(tmp_path: Pa
     assert open_corpus(tmp_path / "corpus").train.read(0, 10).tolist() == [1] * 5 + [2] * 5
 
 
+def test_the_order_of_a_pattern_is_not_the_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [str(nanogpt(tmp_path / f"train_{number}.bin", [number] * 5)) for number in (2, 1)]
+    monkeypatch.setattr(glob, "glob", lambda pattern: files)
+    val = str(nanogpt(tmp_path / "val.bin", IDS))
+    adopt(tmp_path / "corpus", [str(tmp_path / "train_*.bin")], [val], say=lambda line: None)
+    assert open_corpus(tmp_path / "corpus").train.read(0, 10).tolist() == [1] * 5 + [2] * 5
+
+
 def test_a_file_that_is_there_is_no_pattern(tmp_path: Path) -> None:
     for name in ("x[1].bin", "x1.bin", "val.bin"):
         nanogpt(tmp_path / name, IDS)
@@ -99,6 +108,9 @@ def test_damage_to_an_adopted_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"adopted file .*train.bin has 14 bytes, not 16 as when it was adopted; put it"
     ):
+        open_corpus(tmp_path / "corpus")
+    nanogpt(train, [*IDS, 1])
+    with pytest.raises(DataError, match="train.bin has 18 bytes, not 16 as when it was adopted"):
         open_corpus(tmp_path / "corpus")
     train.unlink()
     with pytest.raises(DataError, match=r"adopted file .*train.bin cannot be read: No such file or directory; put it"):
@@ -122,8 +134,18 @@ def test_what_is_no_token_file_is_refused(tmp_path: Path) -> None:
     assert "holds id 60,000, and tokenizer gpt2 has 50,257; it is no such file, or choose" in refused(tmp_path, path)
     llmc(path, IDS).write_bytes(path.read_bytes()[:-1])
     assert "has 1,039 bytes, but its header says 1,040; copy it again" in refused(tmp_path, path)
+    llmc(path, IDS).write_bytes(path.read_bytes() + bytes(2))
+    assert "has 1,042 bytes, but its header says 1,040; copy it again" in refused(tmp_path, path)
     llmc(path, IDS, "<u4")
     assert "tokens of two widths" in refused(tmp_path, path)
+
+
+def test_a_file_is_looked_at_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptscale.data.adopt._TOKENS_AT_ONCE", 5)
+    train, val = nanogpt(tmp_path / "train.bin", IDS * 3), nanogpt(tmp_path / "val.bin", IDS)
+    first = adopt(tmp_path / "corpus", [str(train)], [str(val)], say=lambda line: None).shards[0]
+    assert (first.documents, first.text_bytes) == (6, 3 * (11 + 11))
+    assert "holds id 50,257, and tokenizer gpt2 has 50,257" in refused(tmp_path, nanogpt(train, [*IDS, 50257]))
 
 
 def test_files_of_other_kinds_are_no_token_files(tmp_path: Path) -> None:
@@ -183,6 +205,15 @@ def test_a_damaged_index_of_megatron_is_refused(tmp_path: Path) -> None:
     assert "bytes, which do not hold its 1 sequences; copy it again" in refused(tmp_path, path)
     megatron(path, [IDS])
     nanogpt(path, IDS[1:])
+    assert "does not describe" in refused(tmp_path, path)
+
+
+def test_sequences_in_another_order_are_refused(tmp_path: Path) -> None:
+    path = megatron(tmp_path / "train.bin", [IDS[:4], IDS[4:]])
+    index = path.with_suffix(".idx")
+    content = bytearray(index.read_bytes())
+    content[34 + 8 : 34 + 24] = struct.pack("<qq", 8, 0)  # behind a head of 34 bytes and two lengths
+    index.write_bytes(content)
     assert "does not describe" in refused(tmp_path, path)
 
 

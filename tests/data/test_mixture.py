@@ -74,6 +74,7 @@ def test_weights_that_hardly_repeat_are_refused() -> None:
     )
     with pytest.raises(ConfigError, match=match):
         mixture_of((0.123457, 0.7))
+    assert mixture_of((0.33333, 0.66667)).period == 100_000
 
 
 def test_the_assignment_never_changes_silently() -> None:

@@ -11,6 +11,7 @@ import pytest
 from gptscale.config.data import SourceConfig
 from gptscale.config.schema import Config
 from gptscale.data import job as module
+from gptscale.data import unit
 from gptscale.data.corpus import check_corpus, open_corpus
 from gptscale.data.embedded import TextList
 from gptscale.data.job import open_job
@@ -396,6 +397,15 @@ def test_documents_of_other_lengths_are_left_out_and_counted(tmp_path: Path, mak
     assert "left out: 3 documents, too short or too long" in said
     with pytest.raises(DataError, match=r"another corpus \(source.min_characters 2 there, 3 here\)"):
         run(make_config(tmp_path / "x.txt", source={**source, "min_characters": 3}, data={"validation_fraction": 0}))
+
+
+def test_what_every_batch_leaves_out_is_counted(
+    tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit, "BATCH_BYTES", 1)
+    (tmp_path / "x.txt").write_text("a\nlong enough\nb\nc\nand this one too")
+    cfg = make_config(tmp_path / "x.txt", source={"min_characters": 5}, data={"validation_fraction": 0})
+    assert prepare(cfg, lambda line: None).left_out == 3
 
 
 def test_lengths_that_leave_nothing_are_refused(tmp_path: Path, make_config: Make) -> None:

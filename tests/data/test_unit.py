@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gptscale.config.data import DataConfig
 from gptscale.config.schema import Config
 from gptscale.data import embedded, side
 from gptscale.data import unit as module
@@ -49,6 +50,10 @@ def cfg(tmp_path: Path, make_config: Callable[..., Config]) -> Config:
 
 def make(cfg: Config, unit: Unit = WHOLE) -> tuple[ShardEntry, ...]:
     return write_unit(unit, SOURCE, TOKENIZER, cfg.data, SETTINGS).seal().shards
+
+
+def all_train(cfg: Config) -> DataConfig:
+    return cfg.data.model_copy(update={"validation_fraction": 0.0})
 
 
 def test_units_cover_the_documents_and_only_the_last_is_short() -> None:
@@ -110,6 +115,21 @@ def test_more_tokens_than_a_shard_can_count_go_on_in_the_next(cfg: Config, monke
     left = {path.name for path in cfg.data.dir.glob("*.bin")}
     assert left == {shard.file for shard in other} == {"train-00010.bin", "val-00010.bin", "val-00010-1.bin"}
     assert sum(shard.tokens for shard in (first, second)) == one_val.tokens
+
+
+def test_documents_of_a_later_batch_start_behind_those_before(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_BYTES", 4)
+    monkeypatch.setattr(side, "_FEW_BYTES", 1)  # two and two of the documents are encoded at once
+    monkeypatch.setattr(side, "MOST_TOKENS", 12)  # which they have, with an end of text each
+    source = TextList(["ab", "cd", "ef", "gh"], {})
+    (train,) = write_unit(WHOLE, source, TOKENIZER, all_train(cfg), SETTINGS).seal().shards
+    assert read_starts(cfg.data.dir / train.file).tolist() == [[0, 0], [3, 1], [6, 2], [9, 3]]
+
+
+def test_the_longest_documents_are_named(cfg: Config) -> None:
+    source = TextList(["abc", "a", "abcde", "ab", "abc"], {})
+    (train,) = write_unit(Unit(0, 0, 5), source, TOKENIZER, all_train(cfg), SETTINGS).seal().shards
+    assert train.longest == ((6, 2), (4, 0), (4, 4))  # tokens with the end of text; the first of equals
 
 
 def test_a_finished_unit_is_known_by_its_receipt(cfg: Config) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -58,6 +59,28 @@ def test_what_fails_in_a_worker_is_raised_here_and_no_worker_is_left(
     assert str(raised.value) != f"in {os.getpid()}"
     assert multiprocessing.active_children() == []
     assert not list(cfg.data.folder.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_unit_that_cannot_be_sealed_is_told_though_more_follow(
+    number: int, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = unit.WrittenUnit.seal
+
+    def fail_once(written: unit.WrittenUnit) -> unit.Receipt:
+        if written.receipt_path.name == f"unit-{number:05d}.json":
+            raise ZeroDivisionError("once")
+        return seal(written)
+
+    monkeypatch.setattr(unit.WrittenUnit, "seal", fail_once)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for ever"))
+    signal.alarm(60)
+    try:
+        with pytest.raises(ZeroDivisionError, match="once"):
+            prepare(cfg, lambda line: None, workers=2)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_worker_begins_a_unit_while_the_one_before_is_on_its_way_to_the_disk(

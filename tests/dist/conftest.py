@@ -36,6 +36,9 @@ ENGINES: dict[str, dict[str, str]] = {
 }
 """What `accelerate launch` tells its processes, for torchrun."""
 
+OFFLOAD = {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
+"""The optimizer's state of ZeRO in the machine's memory."""
+
 
 @dataclass(frozen=True)
 class Done:

@@ -1,6 +1,7 @@
 """A checkpoint of any engine goes on under any other, with any number of ranks."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.schema import Config
+from gptscale.tracking.starts import recorded_starts
 from gptscale.weights.files import open_tensors
-from tests.dist.conftest import ENGINES, changed, forked, launch
+from tests.dist.conftest import ENGINES, OFFLOAD, changed, forked, launch
 from tests.dist.crossing_worker import STEPS
 from tests.dist.worker import state_hash
 
@@ -82,6 +84,31 @@ def test_the_same_engine_goes_on_bit_for_bit(
     assert cfg.model.drop_rate > 0
     found = crossed(engine, world, precision)[str(step_dir(cfg.run.dir, SAVED_AT))]
     assert found["losses"] == losses(cfg)[SAVED_AT:]
+
+
+@pytest.mark.parametrize("engine", ["zero2", pytest.param("zero3", marks=pytest.mark.long)])
+def test_a_run_with_its_moments_in_cpu_memory_goes_on_bit_for_bit(
+    plain_values: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    whole, before = (offloaded(plain_values, tmp_path / str(steps), engine, steps) for steps in (4, 2))
+    shutil.copytree(before.run.dir, tmp_path / "after" / "run")
+    after = offloaded(plain_values, tmp_path / "after", engine, 4)
+    assert [start["from_step"] for start in recorded_starts(after.run.dir)] == [0, 2]
+    assert losses(after) == losses(whole)
+
+
+def offloaded(values: dict[str, Any], folder: Path, engine: str, steps: int) -> Config:
+    cfg = changed(
+        values,
+        folder,
+        train={"steps": steps},
+        optim={"decay_steps": 4, "warmup_steps": 1},
+        checkpoint={"every_steps": 2},
+        eval={"sequences": 4, "train_sequences": None},
+        sample={"prompts": []},
+    )
+    started(cfg, engine, 2, **OFFLOAD)
+    return cfg
 
 
 @pytest.mark.parametrize(("engine", "world"), INTO)

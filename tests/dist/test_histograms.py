@@ -9,9 +9,8 @@ import pytest
 
 from gptscale.config.schema import Config
 from gptscale.model.gpt import GPTModel
-from tests.dist.conftest import ENGINES, changed, forked, launch
+from tests.dist.conftest import ENGINES, OFFLOAD, changed, forked, launch
 from tests.dist.histogram_worker import samples
-from tests.dist.test_muon import OFFLOAD
 
 pytestmark = pytest.mark.dist
 WORKER = str(Path(__file__).with_name("histogram_worker.py"))

@@ -20,9 +20,10 @@ from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.runtime import muon
 from gptscale.runtime.fragments import Piece
 from gptscale.runtime.muon import Muon
+from gptscale.runtime.muon_exchange import _owners
 from gptscale.runtime.row_muon import RowMuon
 from gptscale.runtime.zero_muon import ZeroMuon
-from tests.dist.conftest import ENGINES, Done, changed, forked, launch
+from tests.dist.conftest import ENGINES, OFFLOAD, Done, changed, forked, launch
 from tests.dist.test_crossing import saved_state
 from tests.dist.test_options import losses, six_steps
 from tests.dist.worker import state_hash
@@ -33,8 +34,6 @@ MUON = {"optim": {"name": "muon"}}
 
 # Muon may orthogonalize in bf16, so other orders of summation show at 1e-3 of an update, far below the loss's change.
 CLOSE = 5e-4
-
-OFFLOAD = {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +96,21 @@ def two_more_steps(values: dict[str, Any], folder: Path, engine: str, steps: int
     return done
 
 
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_a_gradient_that_is_not_finite_moves_neither_weights_nor_momentum(
-    plain_values: dict[str, Any], tmp_path: Path
+    plain_values: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    done = six_steps(plain_values, tmp_path, "zero3", env={"FAULT": "nan:1"}, **MUON)
+    done = six_steps(plain_values, tmp_path, engine, env={"FAULT": "nan:1"}, **MUON)
     assert done.log("health/skipped_steps") == [0, 1, 0, 0, 0, 0]
     for rank in range(2):
         folder = done.cfg.run.dir.parent
         assert (folder / f"before-nan-{rank}").read_text() == (folder / f"after-nan-{rank}").read_text()
+
+
+def test_matrices_that_all_ranks_hold_are_shared_out_among_them() -> None:
+    held = [[Piece(str(n), (4, 8), 16 * rank, 16, 0, 16 * n) for n in range(6)] for rank in range(2)]
+    owners = list(_owners(held).values())
+    assert (owners.count(0), owners.count(1)) == (3, 3)
 
 
 # Of 3 ranks: the ends of the ranges of a concatenation, so that one matrix is cut twice, some are whole, and

@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from gptscale.config.schema import ModelConfig, OptimizerConfig
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.distributed import start_engine
+from gptscale.training.optimizer import build_optimizer
 from tests.dist.conftest import ENGINES, Done, changed, forked, launch
+from tests.dist.test_hsdp import meet, on_two_ranks
 from tests.dist.worker import state_hash
 
 pytestmark = pytest.mark.dist
 LONG = pytest.mark.long  # another way of what the others show
+SMALL = ModelConfig(vocab_size=16, context_length=4, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
 
 
 def in_bf16(values: dict[str, Any], folder: Path, launcher: list[str], engine: str, **train: Any) -> Done:
@@ -54,3 +60,35 @@ def test_bf16_sharded_starts_from_the_fp32_weights_and_stays_close(
     weights = {f"weight/{name}": p.detach().flatten() for name, p in model.named_parameters()}
     assert done.watched["start"] == state_hash(weights)
     assert done.log("train/loss") == pytest.approx(one_process[0], rel=1e-2)
+
+
+def test_bf16_sharded_adds_gradients_up_in_fp32_under_fsdp2() -> None:
+    on_two_ranks(add_gradients_of_bf16)
+
+
+def add_gradients_of_bf16(rank: int, port: int) -> None:
+    meet(rank, port, **ENGINES["fsdp2"])
+    engine, model = start_engine("bf16-sharded", 1), GPTModel(SMALL, seed=1)
+    engine.prepare(model, build_optimizer(model, OptimizerConfig(), engine.device), compile_model=False)
+    tokens = torch.arange(4)[None] + rank
+    with engine.accumulate():
+        engine.backward(engine.model(tokens, tokens))
+    mine = engine.model.get_parameter("blocks.0.ff.fc.weight").grad.to_local()
+    # the mean of two numbers of 8 bits takes more of them, but for some
+    assert (mine == mine.bfloat16()).float().mean() < 0.5
+
+
+def test_the_bare_model_is_evaluated_in_bf16_under_zero() -> None:
+    on_two_ranks(evaluate_in_bf16)
+
+
+def evaluate_in_bf16(rank: int, port: int) -> None:
+    meet(rank, port, **ENGINES["zero2"])
+    engine, model, same = start_engine("bf16", 1), GPTModel(SMALL, seed=1), GPTModel(SMALL, seed=1).eval()
+    engine.prepare(model, build_optimizer(model, OptimizerConfig(), engine.device), compile_model=False)
+    tokens = torch.arange(4)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = same(tokens, tokens)
+    with engine.evaluating():
+        assert engine.bare_model(tokens, tokens) == expected
+    assert expected != same(tokens, tokens)  # in fp32

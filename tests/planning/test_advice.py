@@ -52,6 +52,11 @@ def test_the_smallest_change_is_named(config: Make, gib: float, engine: str, gpu
     assert nearest_that_fits(config(), Launch(engine, gpus, 4), card(gib)) == nearest
 
 
+def test_a_gpu_that_cannot_compute_the_run_is_not_named(config: Make) -> None:
+    cfg = config(train={"precision": "bf16"})
+    assert nearest_that_fits(cfg, Launch("zero2", 2, 4), card(1.5)) == "--gpu l4"  # a T4 has the memory, but no bf16
+
+
 @pytest.mark.parametrize(
     ("gib", "nearest"),
     [(9.5, "train.activation_checkpointing=true train.micro_batch_sequences=1"), (7, None)],

@@ -102,6 +102,25 @@ def test_a_processor_has_the_peak_that_its_utilisation_was_measured_against(conf
     assert cpu.memory_gib == 8
 
 
+def test_a_processor_of_several_ranks_has_the_peak_of_one(config: Make) -> None:
+    run = Measured(config(), Launch("ddp", 2, 4), "CPU, 2 threads", 1000.0, 0.25, None)
+    assert processor(run, 2**30).peak_flops(run.cfg.train) == pytest.approx(500 * 221_376 / 0.25)
+
+
+def test_products_of_a_processor_may_be_faster_than_its_whole_step(config: Make) -> None:
+    run = Measured(config(), Launch("none", 1, 4), "CPU, 2 threads", 1e9, 0.9, None)
+    cpu = processor(run, 2**30)  # half of the time was beside the products, so these took the other half
+    mfu = calibrated_mfu(run, cpu)
+    assert mfu > 1.8  # a little of it updates
+    again = step_time(run.cfg, run.launch, plan_rates(run.cfg, cpu, run.launch, mfu=mfu))
+    assert again.total_s == pytest.approx(run.cfg.train.tokens_per_step / 1e9)
+
+
+def test_blocks_that_are_computed_again_are_moved_two_times_more(config: Make) -> None:
+    again = config(train={"activation_checkpointing": True})
+    assert moved_bytes(again, 4) * 5 == moved_bytes(config(), 4) * 7
+
+
 @pytest.mark.parametrize("tokens_per_s", [1e3, 1e9])
 def test_a_run_on_a_processor_is_predicted_as_it_was(config: Make, tokens_per_s: float) -> None:
     cfg = config()  # one micro-batch is 4 sequences of 32 tokens

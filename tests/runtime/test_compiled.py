@@ -155,6 +155,18 @@ def test_what_is_compiled_is_kept_in_the_users_cache_for_this_torch(home: Path) 
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(found)
 
 
+def test_another_processor_has_a_folder_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home directory is often that of several kinds of machines, and code for one may not run on the other."""
+    read, found = Path.read_text, set()
+    for flags in ("sse4_2", "sse4_2 avx512f"):
+        cpu = {Path("/proc/cpuinfo"): f"processor: 0\nflags: {flags}\n"}
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setattr(Path, "read_text", lambda path, *a, cpu=cpu, **b: cpu.get(path) or read(path, *a, **b))
+        keep_in_users_cache()
+        found.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert len(found) == 2
+
+
 def test_torchs_own_word_is_nobodys(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", cache_dir())  # which torch has put there itself
     keep_in_users_cache()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.zero_saved import read_zero_state
 from gptscale.weights.saved_state import read_saved_state
 
 SMALL = ModelConfig(vocab_size=10, context_length=4, emb_dim=8, n_heads=2, n_layers=1)
@@ -245,6 +246,13 @@ def test_zero_checkpoints_that_cannot_be_used_are_refused(tmp_path: Path, damage
     damage(zero_files(tmp_path))
     with pytest.raises(CheckpointError, match=message):
         read_saved_state(tmp_path, SMALL)
+
+
+def test_ranks_are_put_together_by_their_numbers(tmp_path: Path) -> None:
+    zero_files(tmp_path, ranks=11, partition_count=[11])  # 10 comes behind 9, not behind 1
+    torch.save({"param_shapes": [{"w": torch.Size([22])}]}, tmp_path / "mp_rank_00_model_states.pt")
+    found = read_zero_state(tmp_path).tensors
+    assert [found[kind]["w"].tolist() for kind in ("weight", "exp_avg")] == [list(range(22))] * 2
 
 
 @pytest.mark.parametrize("latest", [True, False])
