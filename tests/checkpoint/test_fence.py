@@ -174,6 +174,31 @@ def test_a_sweep_leaves_what_a_later_start_is_writing(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [names[2], "step-00000001"]
 
 
+def test_a_sweep_takes_a_folder_away_before_it_empties_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unfinished = tmp_path / "checkpoints" / ".unfinished-step-00000007-000001"
+    unfinished.mkdir(parents=True)
+    emptied: list[Path] = []
+    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: emptied.append(path))
+    sweep(tmp_path, 2)
+    assert not unfinished.exists()  # so who still writes it cannot give it a name when half of it is gone
+    assert [path.name[:29] for path in emptied] == [".old-unfinished-step-00000007"]
+
+
+def test_a_sweep_is_of_what_the_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    asked: list[Path] = []
+
+    def seen_now(folder: Path) -> None:
+        asked.append(folder)
+        (folder / ".unfinished-step-00000007-000001").mkdir()  # by another machine, before
+
+    monkeypatch.setattr(module, "refresh", seen_now)
+    sweep(tmp_path, 2)
+    assert asked == [folder]
+    assert list(folder.iterdir()) == []
+
+
 class Unseen(Fence):
     """A start whose number has not yet come to anybody's eyes."""
 

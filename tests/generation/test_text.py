@@ -42,6 +42,13 @@ def test_a_seed_decides_the_text_and_training_mode_is_left_as_it_was(model: GPTM
     assert model.training
 
 
+def test_a_text_goes_on_with_what_the_ranks_agree_on() -> None:
+    texts = generate_text(
+        Alphabet(), BYTES, ["a", "m"], temperature=0, max_new_tokens=3, agreed=lambda drawn: [t + 1 for t in drawn]
+    )
+    assert texts == ["aceg", "moqs"]
+
+
 def test_text_ends_at_the_end_of_text_another_token_or_its_length() -> None:
     write = partial(generate_text, Alphabet(), BYTES, ["w", "d"], temperature=0)
     assert write(max_new_tokens=6) == ["wxyz", "defghij"]

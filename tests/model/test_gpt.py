@@ -1,6 +1,7 @@
 """GPTModel against an independent implementation and published figures."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +217,29 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     b, c = GPTModel(cfg, seed=9).state_dict(), GPTModel(cfg, seed=10).state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["tok_emb.weight"], c["tok_emb.weight"])
+
+
+def test_dropout_is_where_gpt2_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    drop, attend = F.dropout, F.scaled_dot_product_attention
+
+    def noted_drop(x: torch.Tensor, p: float, training: bool, inplace: bool) -> torch.Tensor:
+        rates.append(p if training else 0.0)
+        return drop(x, p, training, inplace)
+
+    def noted_attend(*qkv: torch.Tensor, dropout_p: float, **options: Any) -> torch.Tensor:
+        rates.append(dropout_p)
+        return attend(*qkv, dropout_p=dropout_p, **options)
+
+    monkeypatch.setattr(F, "dropout", noted_drop)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted_attend)
+    cfg = ModelConfig(vocab_size=64, context_length=8, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.25)
+    model = GPTModel(cfg)
+    for training, rate in ((True, 0.25), (False, 0.0)):
+        model.train(training)(torch.zeros(1, 8, dtype=torch.int64))
+        # the embeddings, and in both blocks attention's weights and what either half adds to the stream
+        assert rates == [rate] * (1 + 2 * 3)
+        rates.clear()
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,13 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
+from gptscale.runtime import device
 from gptscale.runtime.device import (
     computes_bf16,
     describe_device,
     free_bytes,
     keeping_freed_memory,
+    local_device,
     matmul_flops,
     peak_flops,
 )
@@ -32,6 +35,24 @@ def test_a_known_gpu_is_measured_against_its_data_sheet(monkeypatch: pytest.Monk
 def test_a_cpu_is_measured_against_its_own_matrix_product() -> None:
     assert 1e9 < peak_flops(torch.device("cpu"), torch.float32) < 1e14
     assert describe_device(torch.device("cpu")).startswith("CPU")
+
+
+def test_a_matrix_product_counts_a_multiplication_and_an_addition_for_each_term(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = count(0, 0.1)  # every look at it comes 0.1 s after the last
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    # a sum of 1024 products for each of 1024 x 1024 elements
+    assert matmul_flops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.1)
+
+
+def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert local_device() == torch.device("cuda", 3)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert local_device() == torch.device("cpu")
 
 
 def test_a_device_that_has_bf16_multiplies_it_about_as_fast_as_fp32_and_one_that_has_not_does_not() -> None:

@@ -17,6 +17,14 @@ def test_a_signal_sets_the_flag_and_the_old_handler_comes_back(number: signal.Si
     assert signal.getsignal(number) is before
 
 
+def test_the_notice_that_a_slurm_job_asks_for_is_heard() -> None:
+    with StopRequest() as stop:
+        handler = signal.getsignal(signal.SIGUSR1)
+        assert callable(handler)  # by itself it ends a process
+        handler(signal.SIGUSR1, None)
+    assert stop.received is signal.SIGUSR1
+
+
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     with StopRequest():
         os.kill(os.getpid(), signal.SIGINT)

@@ -19,3 +19,12 @@ def test_what_the_backend_prints_is_no_output_of_ours(
     ranks.join()
     print("after")
     assert capfd.readouterr() == ("before\nafter\n", "[Gloo] Rank 0 is connected\n")
+
+
+def test_a_rank_waits_for_the_others_before_it_parts_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.dist, "barrier", lambda group: done.append("all are here"))
+    monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: done.append("parted"))
+    ranks.leave()
+    assert done == ["all are here", "parted"]

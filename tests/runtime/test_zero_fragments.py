@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gptscale.errors import CheckpointError, ConfigError
+from gptscale.runtime.loss_scale import LossScale
 from gptscale.runtime.zero_fragments import TESTED_VERSIONS, check_deepspeed, check_links, zero_fragments
 
 
@@ -59,3 +60,28 @@ def test_a_save_that_would_mix_up_the_names_is_refused_and_names_the_parameter()
         CheckpointError, match=r"^bias: DeepSpeed's fp32 weights are not the model's; nothing was saved"
     ):
         check_links(fragments, model, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_zero_gives_to_a_checkpoint_was_compared_with_the_model() -> None:
+    from gptscale.runtime.zero import ZeroEngine  # takes seconds
+
+    model, zero = under_zero_2()
+    engine = ZeroEngine.__new__(ZeroEngine)
+    vars(engine).update(bare_model=model, _zero=zero, _stage=2)
+    assert [fragment.name for fragment in engine.owned_fragments()] == ["weight", "bias"]
+    zero.optimizer.param_groups[0]["params"][0][-1] += 1
+    with pytest.raises(CheckpointError, match=r"^bias: .* are not the model's; nothing was saved"):
+        engine.owned_fragments()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zero_is_told_the_loss_scale_that_a_run_goes_on_with() -> None:
+    from gptscale.runtime.zero import ZeroEngine
+
+    told: list[float] = []
+    engine = ZeroEngine.__new__(ZeroEngine)
+    zero = SimpleNamespace(override_loss_scale=told.append)
+    vars(engine).update(_zero=zero, _loss_scale=LossScale(torch.device("cpu")))
+    engine.load_scaler_state({"scale": 1024.0, "steps": 3})
+    assert told == [1024.0]  # and not what a run begins with, with which the first step could overflow

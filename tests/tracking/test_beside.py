@@ -1,6 +1,8 @@
 """A view that works beside training: nobody waits for it, and its failure is its own."""
 
 import logging
+import subprocess
+import sys
 from threading import Event, current_thread
 from typing import Any
 
@@ -87,8 +89,29 @@ def test_a_view_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) -> N
     slow.sign.set()
 
 
+HANGING = """
+from threading import Event
+from gptscale.tracking.beside import Beside
+Beside("W&B", Event().wait, patience_s=lambda: 0.1).close(False)
+"""
+
+
+def test_a_view_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    assert subprocess.run([sys.executable, "-c", HANGING], timeout=60).returncode == 0
+
+
 def test_a_view_that_does_not_open_is_silent(caplog: pytest.LogCaptureFixture) -> None:
     view = Beside("W&B", lambda: None, patience_s=lambda: 10)
     view.log({"step": 1})
     view.close(False)
     assert caplog.messages == []
+
+
+def test_a_view_that_has_failed_keeps_nothing_in_memory() -> None:
+    slow = Slow(ConnectionResetError("Connection lost"))
+    view = Beside("W&B", lambda: slow, patience_s=lambda: 10)
+    view.log({"step": 1})
+    slow.sign.set()
+    view._thread.join(10)
+    view.log({"step": 2})
+    assert view._todo.empty()

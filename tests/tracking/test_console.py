@@ -102,6 +102,13 @@ def test_the_pace_starts_at_the_resumed_step_and_follows_the_last_records() -> N
     assert pace.left_s(200) == pytest.approx(128.0)
 
 
+def test_what_is_left_of_a_resumed_run_goes_by_the_steps_of_this_start() -> None:
+    stream = io.StringIO()
+    console = Console(30, first_step=20, stream=stream, first_time_s=100.0)
+    console.log(training(21, 102.0))  # 2 s a step, 9 steps left
+    assert stream.getvalue() == "step 21/30  loss 3.000  ppl 20.1  left 0:00:18\n"
+
+
 def test_a_checkpoint_is_told() -> None:
     stream = io.StringIO()
     console = Console(100, stream=stream)

@@ -110,6 +110,15 @@ def test_resumes_checkpoints_skips_spikes_and_rollbacks_are_events(tmp_path: Pat
     assert events[2]["text"] == "2026-01-01 from step 10 on 2 x CPU"
 
 
+def test_resumes_before_a_run_began_anew_are_no_events(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tiny")
+    starts = [{"time": f"day {day}", "from_step": step} for day, step in enumerate((0, 10, 0, 5))]
+    (run / "provenance.json").write_text(json.dumps({"starts": starts}))
+    events = page_data([run])["runs"][0]["events"]
+    shown = ["day 2 from step 0 on 1 x ?", "day 3 from step 5 on 1 x ?"]
+    assert [e["text"] for e in events if e["kind"] == "resume"] == shown
+
+
 def test_of_a_long_run_every_nth_training_record_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptscale.tracking.page.MOST_RECORDS", 4)
     run = made_run(tmp_path / "tiny")

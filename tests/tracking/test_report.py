@@ -105,6 +105,12 @@ def test_a_chart_shows_each_metric_against_steps_tokens_epochs_and_time() -> Non
     assert [list(axes.lines[0].get_xdata()) for axes in others] == [[640, 1280], [0.1, 0.2], [0.25, 0.5]]
 
 
+@pytest.mark.parametrize(("steps", "dotted"), [((10,), True), ((10, 20), False)])
+def test_a_curve_of_one_point_is_seen(steps: tuple[int, ...], dotted: bool) -> None:
+    (axes,) = _figure(CHARTS[2], [training(step, 5.0) for step in steps], "tiny").axes
+    assert [line.get_marker() == "o" for line in axes.lines] == [dotted]
+
+
 @pytest.mark.parametrize(("last", "scale"), [(20.0, "log"), (200.0, "linear")])
 def test_perplexity_is_drawn_in_decades_when_it_falls_by_more_than_ten(last: float, scale: str) -> None:
     records = [

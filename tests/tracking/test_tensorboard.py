@@ -49,6 +49,22 @@ def test_a_histogram_has_its_bins(tmp_path: Path) -> None:
     assert filled == {-0.5: 5, 0.5: 2, 1.0: 1}  # each by the upper end of its bin
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_sample_stands_under_its_prompt_and_begins_with_it(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = TensorboardSink(tmp_path)
+    sink.sample(7, "the", " cat\nsat")
+    sink.sample(7, "a", " dog")
+    sink.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = {tag: found.Tensors(tag)[0] for tag in found.Tags()["tensors"]}
+    assert {tag: (event.step, event.tensor_proto.string_val[0]) for tag, event in shown.items()} == {
+        "sample/'the'/text_summary": (7, b"    the cat\n    sat"),
+        "sample/'a'/text_summary": (7, b"    a dog"),
+    }
+
+
 def test_a_missing_package_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"tensorboard=true needs the tensorboard package: run pip install tensorb"):

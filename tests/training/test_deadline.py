@@ -112,6 +112,17 @@ def test_the_nearer_of_two_ends_counts(values: dict[str, Any], monkeypatch: pyte
     assert (deadline.end, deadline.reason) == (150.0, "run.stop_after=100s is nearly over")
 
 
+def test_before_a_checkpoint_was_timed_it_is_given_the_time_of_a_slow_disk(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    values["run"]["stop_after"] = "1000s"
+    # weights and two moments of 10^9 parameters are 12 GB: 120 s at 100 MB/s, and half as long again
+    for gone_s, near in ((800.0, False), (830.0, True)):
+        deadline = open_deadline(parse_config(values), 10**9, started=time.monotonic() - gone_s)
+        assert deadline.near(None) is near
+
+
 def test_a_time_of_day_that_jumps_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     deadline, now = Deadline(time.monotonic() + 3600), time.time
     for jump_s in (0, 86_400, -86_400):

@@ -94,6 +94,15 @@ def test_speed_and_time_are_those_of_the_interval(clock: Clock, device: str) -> 
     assert meter.read(lr=0.5)["train/tokens_per_s"] == 160
 
 
+def test_what_an_interval_waited_for_is_not_counted_in_the_next(clock: Clock) -> None:
+    meter = made()
+    step(meter, clock, seconds=(2, 3, 0))
+    assert meter.read(lr=0.5)["time/data_s"] == 2
+    step(meter, clock, seconds=(0, 3, 2))
+    record = meter.read(lr=0.5)
+    assert (record["time/data_s"], record["time/compute_s"], record["time/rest_s"]) == (0, 3, 2)
+
+
 def test_waiting_for_data_while_the_device_computes_is_no_loss(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     marks = iter([Mark(Clock(0)), Mark(Clock(6))])
     monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: next(marks))

@@ -20,8 +20,8 @@ from gptscale.training.plan import Plan, make_plan
 from gptscale.training.step import StepResult, train_step
 
 
-def one_update(cfg: Config, clip_norm: float | None = None) -> tuple[GPTModel, StepResult]:
-    """Train a new model for the first step."""
+def one_update(cfg: Config, clip_norm: float | None = None, step: int = 0) -> tuple[GPTModel, StepResult]:
+    """Train a new model for one step, on the samples of the first."""
     corpus = open_corpus(cfg.data.dir)
     plan = make_plan(cfg, count_samples(len(corpus.train), 32, cfg.stride), 1)
     engine = start_engine(cfg.train.precision, plan.accumulation)
@@ -29,7 +29,7 @@ def one_update(cfg: Config, clip_norm: float | None = None) -> tuple[GPTModel, S
         model = GPTModel(cfg.model, cfg.run.seed)
         engine.prepare(model, build_optimizer(model, cfg.optim, engine.device), compile_model=False)
         with loader(cfg, plan) as steps:
-            result = train_step(engine, plan, steps.next_step(), seed=1, step=0, lr=1e-2, clip_norm=clip_norm)
+            result = train_step(engine, plan, steps.next_step(), seed=1, step=step, lr=1e-2, clip_norm=clip_norm)
         return model, result
     finally:
         engine.close()
@@ -84,6 +84,12 @@ def test_one_update_equals_adamw_written_out(values: dict[str, Any]) -> None:
         # At the first step both moments, freed of their bias, are the gradient and its square.
         expected = decayed - 1e-2 * g / (g.abs() + 1e-3)
         torch.testing.assert_close(dict(model.named_parameters())[name], expected, atol=1e-6, rtol=0, msg=name)
+
+
+def test_dropout_has_other_masks_at_every_step_and_those_of_a_step_again(values: dict[str, Any]) -> None:
+    cfg = with_values(values, model={"drop_rate": 0.5})
+    first, again, later = (float(one_update(cfg, step=step)[1].loss) for step in (0, 0, 1))  # of the same sequences
+    assert first == again != later
 
 
 def test_clipping_scales_the_gradient_to_the_limit_and_reports_the_norm_before(values: dict[str, Any]) -> None:
