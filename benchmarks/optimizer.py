@@ -26,7 +26,7 @@ WARM_UP_ROUNDS = 2
 def main() -> None:
     """Time both and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=lambda text: positive(str(int(float(text)))), default="100e6")
+    parser.add_argument("--parameters", type=lambda text: positive(f"{float(text):.0f}"), default="100e6")
     parser.add_argument("--rounds", type=positive, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device().type)
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """A model from a checkpoint, for evaluation, generation and export."""
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def load_verified(
 
 def is_replaced(folder: Path, path: Path) -> bool:
     """Whether a checkpoint that was found in a run is gone: a training that goes on keeps only its last ones."""
-    return folder != path and not folder.is_dir()
+    return folder != path and not os.path.lexists(folder)
 
 
 def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Stored]:

@@ -55,7 +55,7 @@ def run_evaluate(
         raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
     ranks.join()
     results: dict[str, Any] = {}
-    with ranks.explaining():
+    with ranks.explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
         questions = ranks.agree(lambda: read_questions(cloze)) if cloze is not None else []
         subject = Subject(checkpoint, best=best)
         if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus

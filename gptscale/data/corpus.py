@@ -75,7 +75,7 @@ def check_corpus(corpus: Corpus, cfg: Config) -> None:
             f"data.dir={cfg.data.dir} was prepared with {difference}; set that again, or prepare another data.dir"
         )
     _check_train(len(corpus.train), cfg)
-    _check_val(len(corpus.val), cfg)
+    _check_val(corpus, cfg)
 
 
 def check_split(corpus: Corpus, cfg: Config, split: Split, folder: Path) -> None:
@@ -167,11 +167,10 @@ def _check_train(tokens: int, cfg: Config) -> None:
         )
 
 
-def _check_val(tokens: int, cfg: Config) -> None:
-    needed = cfg.model.context_length + 1
+def _check_val(corpus: Corpus, cfg: Config) -> None:
+    tokens, needed, made = len(corpus.val), cfg.model.context_length + 1, corpus.manifest.settings
     if tokens < needed:
-        raise DataError(
-            f"validation split holds {tokens:,} tokens, one window needs {needed:,}; prepare another data.dir with "
-            f"more than data.validation_fraction={cfg.data.validation_fraction} or with data.split=tail"
-            + (f", or lower model.context_length={cfg.model.context_length}" if tokens > 1 else "")
-        )
+        more = f"prepare another data.dir with more than data.validation_fraction={made.validation_fraction} or with "
+        mend = "adopt it again with longer --val files" if made.split == "adopted" else more + "data.split=tail"
+        shorter = f", or lower model.context_length={cfg.model.context_length}" if tokens > 1 else ""
+        raise DataError(f"validation split holds {tokens:,} tokens, one window needs {needed:,}; {mend}{shorter}")

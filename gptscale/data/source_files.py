@@ -83,7 +83,7 @@ def check_read(cfg: SourceConfig, kind: str) -> None:
     unread = {"name", "revision", "split", "data_files", *(("text_column", "template") if kind == "text" else ())}
     for name, field in SourceConfig.model_fields.items():
         if name in unread and (value := getattr(cfg, name)) != field.default:
-            unset = "null" if field.default is None else field.default
+            unset = {None: "null", (): "[]"}.get(field.default, field.default)
             raise DataError(
                 f"data.source.{name}={value!r} is of no use: {cfg.path} is {kind} on this machine, all of which is "
                 f"read; set data.source.{name}={unset}, or name the very files by data.source.path"

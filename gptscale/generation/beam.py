@@ -53,7 +53,7 @@ def beam_search(
             break
         context.select([parent for _, parent in going_on])
         context.append([h.tokens[-1] for h in running])
-    if not finished:
+    if not finished and max_new_tokens:
         raise WeightsError("the model gives no finite logits after this prompt; choose an earlier checkpoint")
     return finished[:n_best]
 

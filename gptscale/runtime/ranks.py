@@ -223,16 +223,16 @@ def tell_once(tell: Callable[[], None]) -> None:
 
 
 @contextmanager
-def explaining() -> Iterator[None]:
-    """Raise in place of an error that the other ranks do not know of what explains it."""
+def explaining(out_of_memory: str) -> Iterator[None]:
+    """Raise in place of an error that the other ranks do not know of what explains it, with what to do for memory."""
     try:
         yield
     except Exception as error:
-        instead = _explained(error)
+        instead = _explained(error, out_of_memory)
         raise instead from (error.__cause__ if instead is error else error)
 
 
-def _explained(error: Exception) -> Exception:
+def _explained(error: Exception, out_of_memory: str) -> Exception:
     """What to raise instead of an error that the other ranks do not know of.
 
     The first rank that fails alone leaves a note and says why; the others, whose next exchange then breaks
@@ -247,10 +247,7 @@ def _explained(error: Exception) -> Exception:
                 return PeerError("another rank failed; it says why")
             _store.set(FAILURE, str(launched_rank()))
     if isinstance(error, torch.OutOfMemoryError):
-        return RankError(
-            f"rank {launched_rank()} ran out of memory: {error}; lower train.micro_batch_sequences, "
-            "or shard over more ranks"
-        )
+        return RankError(f"rank {launched_rank()} ran out of memory: {error}; {out_of_memory}")
     return RankError(_lost(error)) if broken else error
 
 

@@ -51,7 +51,7 @@ def _told(source: Source, cfg: Config) -> list[str]:
     lines = [f"starting from {source.origin}", *notes_on(source, cfg.model)]
     if source.tokenizer not in (None, cfg.data.tokenizer):
         lines.append(
-            f"WARNING: these weights were trained with the tokenizer {source.tokenizer}, and this run has "
+            f"WARNING: {source.origin} names the tokenizer {source.tokenizer}, and this run has "
             f"data.tokenizer={cfg.data.tokenizer}"
         )
     return lines

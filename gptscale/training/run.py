@@ -62,7 +62,7 @@ def train(cfg: Config) -> bool:
     """
     with StopRequest() as stop:
         ranks.join()
-        with ranks.explaining():
+        with ranks.explaining("lower train.micro_batch_sequences, or shard over more ranks"):
             finished = _train_together(cfg, stop)
     if stop.received is signal.SIGINT and not finished:
         raise KeyboardInterrupt

@@ -103,13 +103,13 @@ def _fitted_kind(
                 f"{folder} does not fit model: {kind} of {name} has the shape {shape}, not {list(p.shape)}; "
                 "give the model section that it was trained with"
             )
+        if not all_finite(tensor):
+            raise CheckpointError(f"{folder}: {kind} of {name} has values that are not finite; take an earlier save")
         if not all(torch.equal(tensor, bare[alias]) for alias in aliases[1:]):
             raise CheckpointError(
                 f"{folder} does not fit model: {kind} of {' and of '.join(aliases)} differ there, and the model ties "
                 "them; set model.tie_embeddings=false"
             )
-        if not all_finite(tensor):
-            raise CheckpointError(f"{folder}: {kind} of {name} has values that are not finite; take an earlier save")
         fitted[name] = tensor
     if unknown := sorted(bare.keys() - {alias for aliases in names.values() for alias in aliases}):
         raise CheckpointError(

@@ -50,6 +50,21 @@ def test_a_checkpoint_that_cannot_be_reached_is_not_passed_over(
         load_model(cfg.run.dir)
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_an_entry_that_is_no_folder_is_passed_over(
+    is_link: bool, cfg: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(cfg)
+    newest = list_checkpoints(cfg.run.dir)[0]
+    shutil.rmtree(newest)
+    if is_link:
+        newest.symlink_to("/nowhere")
+    else:
+        newest.write_text("x")
+    load_model(cfg.run.dir)
+    assert f"passing over a bad checkpoint: {newest}" in caplog.text
+
+
 def test_a_path_without_a_checkpoint_is_answered_with_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere does not exist; give a run folder"):
         load_model(tmp_path / "nowhere")

@@ -69,6 +69,11 @@ def test_a_token_file_is_recognised_and_read_where_it_lies(kind: str, tmp_path: 
     data = {"dir": tmp_path / "corpus", "tokenizer": "gpt2", "source": None}
     cfg = make_config("x", data=data, model={"vocab_size": 50257})
     check_corpora(open_corpora(cfg), cfg)
+    longer = make_config("x", data=data, model={"vocab_size": 50257, "context_length": 8})
+    with pytest.raises(
+        DataError, match=r"holds 8 tokens, one window needs 9; adopt it again with longer --val files, or"
+    ):
+        check_corpora(open_corpora(longer), longer)
 
 
 def test_patterns_give_files_in_order_and_adopting_again_is_allowed(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_a_loop_that_was_killed_is_one_line(tmp_path: Path) -> None:
         ("generate.py --emb-dim 65", "generate.py: n_heads=12 does not divide emb_dim=65"),
         ("train.py --json /nowhere/x.json", "--json=/nowhere/x.json would lie in a folder that is not there"),
         ("optimizer.py --parameters nan", "argument --parameters: invalid"),
+        ("optimizer.py --parameters inf", "argument --parameters: invalid"),
         ("gpu.py --tiny --minutes nan", "--minutes has to be a number above 0"),
         ("checkpoint.py", "start it with torchrun"),
         ("plan.py --config /nowhere", "plan.py: config file /nowhere does not exist"),

@@ -251,6 +251,7 @@ def flip_bit(path: Path) -> None:
         (["demo", "CONFIG", "data.source=null"], "names no data.source, from which a demo makes its corpus"),
         (["prepare", "CONFIG", "data.dir=new", "data.source.split=test"],
          "all of which is read; set data.source.split=train, or name the very files by data.source.path"),
+        (["prepare", "CONFIG", "data.dir=new", "data.source.data_files=[a.txt]"], "read; set data.source.data_files=[], or"),
         (["prepare", "CONFIG", "data.dir=new", "data.source.text_column=body"],
          "data.source.text_column='body' is of no use: "),
         (["report", ".", "--live", "--to", "x.html"], "--live serves the page and writes nothing; leave out --to"),

@@ -129,6 +129,7 @@ def test_beam_search_reads_the_prompt_once(model: GPTModel, monkeypatch: pytest.
 
 def test_a_model_without_numbers_finds_no_text(model: GPTModel) -> None:
     model.final_norm.weight.data[0] = torch.nan
+    assert search_text(model, BYTES, "ab", beams=2, max_new_tokens=0) == []
     with pytest.raises(WeightsError, match="no finite logits after this prompt; choose an earlier checkpoint"):
         search_text(model, BYTES, "ab", beams=2, max_new_tokens=5)
 

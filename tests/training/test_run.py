@@ -458,5 +458,5 @@ def test_weights_of_another_tokenizer_are_said(
     values["run"]["dir"] = str(tmp_path / "second")
     values["model"]["init_from"] = str(cfg.run.dir)
     train(parse_config(values, "test"))
-    said = "trained with the tokenizer gpt2, and this run has data.tokenizer=bytes" in capsys.readouterr().out
+    said = " names the tokenizer gpt2, and this run has data.tokenizer=bytes" in capsys.readouterr().out
     assert said == (tokenizer == "gpt2")

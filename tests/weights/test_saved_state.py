@@ -118,6 +118,16 @@ def test_a_head_of_its_own_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
         read_saved_state(tmp_path, SMALL)
 
 
+def test_a_tied_weight_that_is_not_finite_is_no_other_head(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    model.tok_emb.weight.data[1, 2] = torch.nan
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    save_state(tmp_path, model, optimizer)
+    save_file({**weights, "out_head.weight": weights["tok_emb.weight"].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="weight of tok_emb.weight has values that are not finite"):
+        read_saved_state(tmp_path, SMALL)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     model, optimizer = trained()
