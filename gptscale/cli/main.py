@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import traceback
+from errno import EDQUOT, ENAMETOOLONG, ENOSPC
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from gptscale.cli import (
 from gptscale.errors import GptscaleError, PeerError, RankError, TakenOverError
 from gptscale.runtime.launch import check_launch_variables, launched_rank, launched_world
 
+FULL = (ENOSPC, EDQUOT)
 USERS_MISTAKE, OUR_MISTAKE, INTERRUPTED = 2, 1, 130
 
 WRITER = "checkpoint"
@@ -109,7 +111,12 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Give a process whose output was closed a place for it, and let a character that cannot be shown be its code."""
+    """Give a process whose output was closed a place for it, and let a character that cannot be shown be its code.
+
+    A closed input is one that has ended.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115  # to the process' end
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -122,6 +129,10 @@ def _refusal(error: Exception) -> str | None:
     """What to tell where the system refuses a path, in whichever library that was; None for any other error."""
     if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
         return f"{error.object!r} cannot be a path or a word in this locale; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.filename or 'the output'} cannot be written: {error.strerror}; free some space there"
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
+        return f"{error.filename or 'a path'}: {error.strerror}; choose a shorter one"
     if not isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.filename is None:
         return None
     mend = "let this user read and write it" if isinstance(error, PermissionError) else "move away what is there"
@@ -147,8 +158,11 @@ def _end(code: int, *, at_once: bool = False) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # its reader is gone, which Python would say again at its end
+        except OSError as error:  # its reader is gone, which Python would say again at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if error.errno in FULL and stream is sys.stdout and code == 0:
+                print(f"gptscale: {_refusal(error)}", file=sys.stderr)
+                code = USERS_MISTAKE
     if at_once or launched_world() > 1:
         os._exit(code)
     sys.exit(code)

@@ -65,7 +65,7 @@ def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Re
     if need is not None:
         all_tasks = " by all tasks" if len(units) < len(job.units) else ""
         say(f"disk: about {need.needed / 1e9:,.3g} GB to write{all_tasks}, {need.free / 1e9:,.3g} GB free")
-    progress = Progress(len(units), say)
+    progress = Progress(len(units), say, job.data.split)
     receipts: dict[int, Receipt] = {}
     with _nothing_left_half(job.data.folder), closing(do_units(job, units, workers)) as done:
         for unit, receipt, made in done:
@@ -104,9 +104,10 @@ def _check_not_empty(manifest: Manifest, data: DataConfig) -> None:
         remove_all(data.folder)
     source = data.given_source
     if not manifest.shards and manifest.left_out:
+        limits = {"min_characters": source.min_characters, "max_characters": source.max_characters}
+        said = ", ".join(f"data.source.{name}={value}" for name, value in limits.items() if value is not None)
         raise DataError(
-            f"data.source.path={source.path}: all documents are empty or left out by data.source.min_characters="
-            f"{source.min_characters}, max_characters={source.max_characters}; widen them"
+            f"data.source.path={source.path}: all documents are empty or left out by {said}; widen the limits"
         )
     if not manifest.shards:
         raise DataError(f"data.source.path={source.path} holds only empty documents")

@@ -1,7 +1,7 @@
 """What a preparation says while it works, and at its end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gptscale.data.manifest import Manifest, ShardEntry, Split
 from gptscale.data.unit import Receipt, Unit
@@ -14,16 +14,17 @@ Say = Callable[[str], None]
 class Progress:
     """Counts units as they are done; speed and time left are those of the units made now."""
 
-    def __init__(self, units: int, say: Say) -> None:
+    def __init__(self, units: int, say: Say, how: str = "hash") -> None:
         self._units = units
         self._say = say
+        self._how = how
         self._began = time.monotonic()
         self._done = self._made = self._documents = self._tokens = self._made_bytes = 0
 
     def add(self, unit: Unit, receipt: Receipt, made: bool) -> None:
         """Count a unit and say where the preparation stands."""
         self._done += 1
-        self._documents += sum(shard.documents for shard in receipt.shards)
+        self._documents += _documents(receipt.shards, self._how)
         self._tokens += sum(shard.tokens for shard in receipt.shards)
         if made:
             self._made += 1
@@ -45,7 +46,7 @@ def summary(manifest: Manifest) -> list[str]:
     lines = [_sizes(manifest, split) for split in ("train", "val")]
     total, val = (_total(manifest.shards, "tokens"), _total(manifest.of("val"), "tokens"))
     lines.append(
-        f"all: {_total(manifest.shards, 'documents'):,} documents, {total:,} tokens, "
+        f"all: {_documents(manifest.shards, manifest.settings.split):,} documents, {total:,} tokens, "
         f"{_total(manifest.shards, 'text_bytes') / total:.2f} bytes per token, {val / total:.2%} for validation"
     )
     longest = sorted(((*found, shard.file) for shard in manifest.shards for found in shard.longest), reverse=True)
@@ -72,6 +73,11 @@ def _sizes(manifest: Manifest, split: Split) -> str:
         f"{split}: {_total(shards, 'documents'):,} documents, {_total(shards, 'text_bytes'):,} bytes, "
         f"{_total(shards, 'tokens'):,} tokens"
     )
+
+
+def _documents(shards: "Sequence[ShardEntry]", how: str) -> int:
+    """Those that were split; by the tail, each has a part on both sides."""
+    return sum(shard.documents for shard in shards if how != "tail" or shard.split == "train")
 
 
 def _total(shards: "list[ShardEntry] | tuple[ShardEntry, ...]", field: str) -> int:

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from gptscale.config.schema import Precision
 from gptscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gptscale.config.schema import Precision
 
 EngineKind = Literal["plain", "zero", "fsdp2"]
 
@@ -43,7 +45,7 @@ def check_meeting_point() -> None:
         )
 
 
-def check_launch_agrees(precision: Precision, accumulation: int, clip_norm: float | None) -> None:
+def check_launch_agrees(precision: "Precision", accumulation: int, clip_norm: float | None) -> None:
     """Raise ConfigError where the launch says something else than the run's config, which alone decides.
 
     Accelerate's launcher says 1 and no where nobody said anything; other values are meant.

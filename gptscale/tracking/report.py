@@ -90,7 +90,7 @@ def write_report(run_dir: Path) -> list[Path]:
         return [_write(chart, records, folder, title=run_dir.resolve().name) for chart in charts]
     except OSError as error:
         raise TrainingError(
-            f"cannot write into {folder}: {error.strerror}; mend its permissions or move it, "
+            f"cannot write into {folder}: {error.strerror}; free some space, mend its permissions or move it, "
             "or use --live, which writes nothing"
         ) from None
 

@@ -101,3 +101,21 @@ def test_a_start_whose_run_goes_on_elsewhere_leaves_before_anything_marks_it_as_
 ) -> None:
     ends_with(monkeypatch, TakenOverError("by a later start"))
     assert left == [USERS_MISTAKE]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # the disk is full at the first line, or at the end
+def test_an_output_on_a_full_disk_is_one_line(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "gptscale", "plan", str(ROOT / "configs" / "gpt2-124m.yaml"), "--gpus", "8"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--tokens", "1e9"], stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.stderr == "gptscale: the output cannot be written: No space left on device; free some space there\n"
+    assert done.returncode == 2
+
+
+def test_a_closed_input_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    main._open_streams()
+    with sys.stdin:
+        assert sys.stdin.read() == ""

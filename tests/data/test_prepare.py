@@ -410,7 +410,7 @@ def test_what_every_batch_leaves_out_is_counted(
 
 def test_lengths_that_leave_nothing_are_refused(tmp_path: Path, make_config: Make) -> None:
     (tmp_path / "x.txt").write_text("a\nb")
-    match = r"left out by data.source.min_characters=5, max_characters=None; widen them"
+    match = r"left out by data.source.min_characters=5; widen the limits"
     with pytest.raises(DataError, match=match):
         run(make_config(tmp_path / "x.txt", source={"min_characters": 5}))
 
@@ -449,3 +449,10 @@ def test_a_corpus_is_not_finished_with_a_shard_that_was_cut_short(tmp_path: Path
     with pytest.raises(DataError, match=r"1 of 3 units are not there: 1; run their tasks again"):
         finish(cfg, lambda line: None)
     assert not (cfg.data.dir / "manifest.json").exists()
+
+
+def test_documents_that_were_cut_in_two_count_once(tmp_path: Path, make_config: Make) -> None:
+    (tmp_path / "x.txt").write_text("aaaa\nbbbb\ncccc")
+    said = run(make_config(tmp_path / "x.txt", data={"split": "tail", "validation_fraction": 0.25}))
+    assert any("; 1/1 units, 3 documents, 18 tokens" in line for line in said)  # 12 of text, and 6 ends of text
+    assert any(line.startswith("all: 3 documents, 18 tokens") for line in said)

@@ -256,6 +256,7 @@ def flip_bit(path: Path) -> None:
          "data.source.text_column='body' is of no use: "),
         (["report", ".", "--live", "--to", "x.html"], "--live serves the page and writes nothing; leave out --to"),
         (["report", "nowhere"], "nowhere"),
+        (["evaluate", "y" * 300], "yyy/manifest.json: File name too long; choose a shorter one"),
         (["trace", "nowhere", "--step", "1"], "nowhere holds no config.yaml; give a run folder that `gptscale train` has written to"),
         (["trace", ".", "--step", "0"], "Invalid value for '--step'"),
         (["prove-resume", "CONFIG", "--engine-before", "zero4"], "engine zero4 is unknown; choose one of none, ddp, zero1"),
