@@ -73,7 +73,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write_log(tmp_path / "run", [training(10, 5.0)])
     (tmp_path / "run" / "report").write_text("")
     with pytest.raises(
-        TrainingError, match=r"cannot write into .*report: File exists; free some space, mend its permissions or move it, or use --live"
+        TrainingError,
+        match=r"cannot write into .*report: File exists; free some space, mend its permissions or move it, or use --live",
     ):
         write_report(tmp_path / "run")
 
