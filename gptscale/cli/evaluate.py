@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -134,7 +135,6 @@ class Subject:
 
         A mixture is followed by each of its corpora. All ranks call this together.
         """
-        from gptscale.data.corpus import open_corpus
         from gptscale.errors import ConfigError
         from gptscale.runtime import ranks
 
@@ -142,19 +142,20 @@ class Subject:
         if unknown := [name for name in names if name not in (*known, "all")]:
             raise ConfigError(f"--set={unknown[0]} is not in eval.sets; known are {', '.join(known)} and all")
         for name in dict.fromkeys(known if "all" in names else names or (split,)):
-            is_set = name in self.cfg.eval.sets
-            if self.cfg.data.mixture and not is_set and not data_dir:
+            if self.cfg.data.mixture and name not in self.cfg.eval.sets and not data_dir:
                 yield from self._over_mixture("train" if name == "train" else "val", windows)
-                continue
-            setting = f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir"
+            else:
+                yield name, self._over(ranks.agree(partial(self._open, name, data_dir, windows)), windows)
 
-            def open_stream(name: str = name, setting: str = setting, is_set: bool = is_set) -> "TokenStream":
-                folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
-                corpus = open_corpus(folder, setting)
-                part = corpus.evaluated_split if is_set else ("train" if name == "train" else "val")
-                return self._stream(corpus, part, folder, windows)
+    def _open(self, name: str, data_dir: Path | None, windows: Windows) -> "TokenStream":
+        """A validation set of the run by its name, or a split of its own corpus or of another one."""
+        from gptscale.data.corpus import open_corpus
 
-            yield name, self._over(ranks.agree(open_stream), windows)
+        is_set = name in self.cfg.eval.sets
+        folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
+        corpus = open_corpus(folder, f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir")
+        split: Split = "train" if name == "train" else "val"
+        return self._stream(corpus, corpus.evaluated_split if is_set else split, folder, windows)
 
     def _over_mixture(self, split: "Split", windows: Windows) -> "Iterator[tuple[str, Evaluation]]":
         """The loss by weight and that of each corpus, as training has them."""
