@@ -16,10 +16,11 @@ def new_folder(to: Path) -> Iterator[Path]:
     """
     if to.exists():
         raise _exists(to)
+    unfinished = f".unfinished-{to.name}-"
     with ExitStack() as stack:
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
-            scratch = stack.enter_context(closing(Scratch(to.parent, f".unfinished-{to.name}-")))
+            scratch = stack.enter_context(closing(Scratch(to.parent, unfinished)))
             folder = scratch.path / to.name  # with the permissions of any new folder
             folder.mkdir()
             yield folder
@@ -27,6 +28,9 @@ def new_folder(to: Path) -> Iterator[Path]:
         except OSError as error:
             if to.exists():  # another command was quicker
                 raise _exists(to) from error
+            refused = str(error.filename or to)
+            if unfinished not in refused and not to.is_relative_to(refused):
+                raise  # of what is read to fill it
             raise WeightsError(f"cannot write {to} ({error}); choose another folder, or make room there") from error
 
 

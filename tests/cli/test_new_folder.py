@@ -1,5 +1,6 @@
 """A folder that a verb makes is whole, also where two make the same."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,9 @@ def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
     said = r"cannot write .*file/a .*; choose another folder, or make room there"
     with pytest.raises(WeightsError, match=said), new_folder(tmp_path / "file" / "a"):
         pass
+
+
+def test_a_refusal_of_what_fills_it_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), new_folder(tmp_path / "a"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "source"))
+    assert list(tmp_path.iterdir()) == []
