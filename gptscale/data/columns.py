@@ -1,7 +1,7 @@
 """From the columns of a table to the text of each document: one column, or several joined by a template."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from string import Formatter
@@ -14,6 +14,8 @@ from gptscale.config.data import SourceConfig
 from gptscale.data.texts import Texts, as_texts
 from gptscale.errors import DataError
 
+_BYTE_ORDER_MARK = "\ufeff"
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -23,6 +25,8 @@ class Columns:
     """The setting and its value, for errors."""
     parts: tuple[tuple[str, str | None], ...]
     """Each a literal and the column after it; the last may have none."""
+    marked: bool = False
+    """Whether a text may begin with a byte order mark, which is no text."""
 
     @property
     def names(self) -> list[str]:
@@ -32,6 +36,8 @@ class Columns:
     def texts(self, table: Any) -> Texts:
         """The documents' texts, from a table or a record batch. A document whose columns are all empty is empty."""
         columns = {name: as_texts(table.column(name)) for name in self.names}
+        if self.marked:
+            columns = {name: pc.utf8_ltrim(column, _BYTE_ORDER_MARK) for name, column in columns.items()}
         if len(self.parts) == 1 and self.parts[0][0] == "":
             return columns[self.names[0]]
         joined = []
@@ -79,6 +85,11 @@ def _type(arrow_type: Any) -> str:
 def only_column(name: str) -> Columns:
     """The one column of a source that has no choice of columns."""
     return Columns(f"column {name}", (("", name),))
+
+
+def plain_text() -> Columns:
+    """The column of files of text; `datasets` keeps the mark that some editors put before the first line."""
+    return replace(only_column("text"), marked=True)
 
 
 def describe_columns(cfg: SourceConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from gptscale.data.files import bytes_half_written
 from gptscale.data.job import Job
 from gptscale.data.streamed import Streamed
 from gptscale.data.texts import flat, list_texts
@@ -24,7 +25,7 @@ _STARTS_BYTES = 16  # a document's start: two int64
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that units will take, and those that are free."""
+    """Bytes that units will take, and those that are free for them."""
 
     needed: int
     free: int
@@ -33,7 +34,7 @@ class Need:
 def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     """What these units will take, judged by documents from all over some of them; None for streamed files.
 
-    It is never more than one token for every byte of the source, since one huge document may stand among tiny ones.
+    It is never more than what all bytes of the source take, since one huge document may stand among tiny ones.
     """
     if isinstance(job.source, Streamed) or not units:
         return None
@@ -51,9 +52,11 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     excerpts = list_texts(excerpt for _, _, excerpt in samples)
     encoded_bytes, tokens = len(flat(excerpts)[0]), len(job.tokenizer.encode_texts(excerpts)[0])
     wanted = sum(unit.stop - unit.start for unit in units if unit.stop is not None)
-    text_tokens = min(wanted * text_bytes / documents * tokens / max(1, encoded_bytes), job.source.most_bytes())
+    wanted_bytes = min(wanted * text_bytes / documents, job.source.most_bytes())
+    text_tokens = wanted_bytes * tokens / max(1, encoded_bytes)
     needed = (text_tokens + wanted) * np.dtype(job.settings.dtype).itemsize + wanted * _STARTS_BYTES
-    return Need(int(needed), shutil.disk_usage(job.data.folder).free)
+    # What other tasks have written of their units is counted as needed, and no longer free.
+    return Need(int(needed), shutil.disk_usage(job.data.folder).free + bytes_half_written(job.data.folder))
 
 
 def _spread(units: Sequence[Unit]) -> list[Unit]:

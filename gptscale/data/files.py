@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptscale import disk
@@ -35,6 +35,15 @@ def remove_leftovers(folder: Path, *, finished: bool = False) -> None:
         elsewhere = finished and found is not None and found["host"] != disk.this_host()
         if found and (elsewhere or _is_leftover(path, found["host"], int(found["pid"]))):
             path.unlink(missing_ok=True)
+
+
+def bytes_half_written(folder: Path) -> int:
+    """What the temporary files of a folder hold, those of other machines too."""
+    total = 0
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 @contextmanager

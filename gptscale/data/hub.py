@@ -64,6 +64,14 @@ def check_revision(table: Any, revision: str, cfg: SourceConfig) -> None:
         )
 
 
+def connection_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises when the network fails: errors of its HTTP library, which are no OSError."""
+    from huggingface_hub import errors
+
+    http: Any = errors  # whose own base comes from that library, which is not the same in every version
+    return (http.HTTPError,)
+
+
 def not_loaded(cfg: SourceConfig, revision: str, reason: str) -> DataError:
     """The error for a dataset that `datasets` cannot load from the Hub or its cache."""
     hint = "; HF_HUB_OFFLINE is set: unset it, or point HF_HOME at a cache that holds it" if is_offline() else ""

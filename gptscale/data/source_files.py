@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptscale.config.data import SourceConfig
@@ -22,8 +23,11 @@ SUFFIXES = {
 }
 COMPRESSED = {".gz", ".zst"}
 _UNKNOWN_COMPRESSION = {".7z", ".br", ".bz2", ".lz4", ".lzma", ".snappy", ".xz", ".z", ".zip", ".zstd"}
-_OF_DATASETS = {"dataset_info.json", "state.json", "dataset_dict.json"}
+_SPLITS = "dataset_dict.json"
+_OF_DATASETS = {"dataset_info.json", "state.json", _SPLITS}
 """What `Dataset.save_to_disk` leaves beside its Arrow files."""
+_MADE_OF_IT = "cache-*.arrow"
+"""What `map`, `filter` and `shuffle` leave beside the files of the dataset that they were made of."""
 
 Stamps = dict[Path, tuple[int, int] | None]
 
@@ -51,6 +55,7 @@ def find_files(cfg: SourceConfig, say: Callable[[str], None] = lambda line: None
     if path.is_file():
         return _kind_of_file(path, cfg), [path]
     if path.is_dir():
+        _check_splits(path, cfg)
         return _of_one_kind(_each_once(_walk(path)), cfg, "the folder", say)
     if glob.has_magic(cfg.path):
         found = (Path(name) for name in glob.glob(str(path), recursive=True))
@@ -63,6 +68,18 @@ def find_files(cfg: SourceConfig, say: Callable[[str], None] = lambda line: None
     if path.exists():
         raise DataError(f"data.source.path={cfg.path} is neither a file nor a folder")
     raise DataError(f"data.source.path={cfg.path} does not exist{_nearby(path)}")
+
+
+def _check_splits(folder: Path, cfg: SourceConfig) -> None:
+    """Refuse several splits that `DatasetDict.save_to_disk` wrote: the text of a test set would be trained on."""
+    if not (folder / _SPLITS).is_file():
+        return
+    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+    if len(splits) > 1:
+        raise DataError(
+            f"data.source.path={cfg.path} holds the splits {', '.join(splits)} of a saved dataset; name one of them "
+            f"(data.source.path={folder / splits[-1]}), or all by a glob ({folder / '*' / '*.arrow'})"
+        )
 
 
 def expand(path: str) -> Path:
@@ -244,7 +261,7 @@ def _of_one_kind(
     files: Sequence[Path], cfg: SourceConfig, where: str, say: Callable[[str], None]
 ) -> tuple[str, list[Path]]:
     wanted = set(SUFFIXES) if cfg.format == "auto" else {cfg.format}
-    files = [path for path in files if path.name not in _OF_DATASETS]
+    files = [path for path in files if not _is_of_datasets(path)]
     kinds = {path: kind for path in files if (kind := kind_of(path)) in wanted and kind is not None}
     _check_compression(files, wanted, cfg, where)
     found = sorted(set(kinds.values()))
@@ -262,6 +279,12 @@ def _of_one_kind(
             f"{passed_over[0]}, whose ending is not one of {found[0]}"
         )
     return found[0], list(kinds)
+
+
+def _is_of_datasets(path: Path) -> bool:
+    """Whether a file is what `datasets` keeps beside the documents of a dataset; the same ones once more, perhaps."""
+    beside = fnmatchcase(path.name, _MADE_OF_IT) and any((path.parent / name).is_file() for name in _OF_DATASETS)
+    return beside or path.name in _OF_DATASETS
 
 
 def _check_compression(files: Sequence[Path], wanted: Collection[str], cfg: SourceConfig, where: str) -> None:

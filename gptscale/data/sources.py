@@ -14,18 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Protocol
-
-import pyarrow as pa
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
-from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, text_columns
+from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, plain_text, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
+from gptscale.data.failures import failures, innermost, reason, reason_in_text
 from gptscale.data.globs import literal_patterns
 from gptscale.data.hub import check_revision, find_revision, not_loaded
-from gptscale.data.jsonlines import is_json_lines, open_json_lines, unpacking_errors
+from gptscale.data.jsonlines import is_json_lines, open_json_lines
 from gptscale.data.manifest import hash_json
 from gptscale.data.parquet import open_parquet
 from gptscale.data.source_files import (
@@ -45,7 +43,6 @@ from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
 _BATCH_ROWS = 256
-_REASON_CHARACTERS = 300
 
 
 class Source(Protocol):
@@ -140,7 +137,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         check_read(cfg, kind)
         described = describe_files(files, root_of(root, files))
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
-        columns = only_column("text") if kind == "text" else text_columns(cfg)
+        columns = plain_text() if kind == "text" else text_columns(cfg)
         about: dict[str, Any] = {"path": cfg.path, "kind": kind}
         about |= {"documents": cfg.documents} if kind == "text" else describe_columns(cfg)
         about["files"] = described
@@ -191,12 +188,13 @@ def _cache_for(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: st
     check_cache_room(files, cache, cfg)
     try:
         yield str(cache)
-    except _failures(datasets) as error:
+    except failures(datasets) as error:
         if is_full(error):
             raise no_room(cfg, cache.parent) from None
-        if isinstance(cause := _innermost(error), DataError):
+        if isinstance(cause := innermost(error), DataError):
             raise cause from None
-        raise unreadable(cfg.path, kind, _reason(error)) from None
+        said = reason_in_text(error, files) if kind == "text" else reason(error)
+        raise unreadable(cfg.path, kind, said) from None
 
 
 def _builder_options(kind: str, cfg: SourceConfig) -> dict[str, Any]:
@@ -216,18 +214,29 @@ def _open_hub(cfg: SourceConfig) -> Source | Streamed:
         return _open_stream(cfg.path, options, columns, cfg, about)
     datasets = _quiet_datasets()
     try:
-        table = datasets.load_dataset(cfg.path, **options)
-    except _failures(datasets) as error:
-        raise not_loaded(cfg, revision, _reason(error)) from None
+        table = _load(cfg.path, options, cfg, about)
+    except failures(datasets) as error:
+        raise not_loaded(cfg, revision, reason(error)) from None
     check_revision(table, revision, cfg)
     return _checked(table, columns, cfg, about)
+
+
+def _load(path: str, options: dict[str, Any], cfg: SourceConfig, about: dict[str, Any], **more: bool) -> Any:
+    """What `datasets` loads. It says only then that a Hub dataset is plain text, each line of which is a row to it."""
+    load = _quiet_datasets().load_dataset
+    found = load(path, **options, **more)
+    if found.info.builder_name != "text" or "sample_by" in options or cfg.documents == "line":
+        return found
+    options |= _builder_options("text", cfg)
+    about["documents"] = cfg.documents
+    return load(path, **options, **more)
 
 
 def _open_stream(
     kind: str, options: dict[str, Any], columns: Columns, cfg: SourceConfig, about: dict[str, Any]
 ) -> Streamed:
     with _failure_is_said(cfg.path):
-        stream = _stream(kind, options)
+        stream = _load(kind, options, cfg, about, streaming=True)
         first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
     if first is None:
         raise DataError(f"data.source.path={cfg.path} holds no documents")
@@ -245,9 +254,9 @@ def _failure_is_said(path: str) -> Iterator[None]:
     datasets = _quiet_datasets()
     try:
         yield
-    except _failures(datasets) as error:
+    except failures(datasets) as error:
         raise DataError(
-            f"data.source.path={path} cannot be streamed: {_reason(error)}; run prepare again when it can be read, "
+            f"data.source.path={path} cannot be streamed: {reason(error)}; run prepare again when it can be read, "
             "which goes on from here"
         ) from None
 
@@ -267,21 +276,3 @@ def _quiet_datasets() -> Any:
     tqdm.tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is ended would leave behind
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     return datasets
-
-
-def _failures(datasets: Any) -> tuple[type[Exception], ...]:
-    """What `datasets` raises for data that is missing, cut short or of another shape; each format has its own."""
-    own = datasets.exceptions.DatasetsError
-    return (*unpacking_errors(), ValueError, RuntimeError, pa.ArrowException, own)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost error in one line; it says what `datasets` only wraps."""
-    error = _innermost(error)
-    return shorten(str(error), _REASON_CHARACTERS) or type(error).__name__
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

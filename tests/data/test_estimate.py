@@ -119,3 +119,25 @@ def test_a_task_needs_room_for_all(tmp_path: Path, make_config: Make, monkeypatc
     said: list[str] = []
     prepare_task(cfg, 0, 10, said.append)
     assert any("to write by all tasks" in line for line in said)
+
+
+def test_a_huge_document_of_words_counts_by_its_tokens(tmp_path: Path, make_config: Make) -> None:
+    path = write(tmp_path / "a.jsonl", ["of the people " * 400_000] + ["a few of the words"] * 5000)
+    cfg = make_config(path, data={"tokenizer": "gpt2"}, model={"vocab_size": 50257})
+    job = open_job(cfg.data)
+    need = estimate_need(job, job.units)
+    assert need is not None
+    assert 2 * (3 * 400_000) < need.needed < 1.2 * (2 * (3 * 400_000 + 6 * 5000) + 16 * 5000)
+
+
+def test_what_other_tasks_have_half_written_is_room_for_them(
+    tmp_path: Path, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", ["x" * 100] * 1000)
+    cfg = make_config(path, data={"documents_per_shard": 100})
+    cfg.data.folder.mkdir()
+    (cfg.data.folder / ".train-00000.bin.elsewhere.1.0123abcd.tmp").write_bytes(bytes(100_000))
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: SimpleNamespace(free=120_000))  # of 218,000
+    said: list[str] = []
+    prepare_task(cfg, 1, 10, said.append)
+    assert any("0.000218 GB to write by all tasks, 0.00022 GB free" in line for line in said)

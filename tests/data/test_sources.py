@@ -255,6 +255,30 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, conte
         source(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("b.txt", "café".encode("latin-1")), ("b.txt.gz", gzip.compress(os.urandom(999))[:500])]
+)
+def test_one_text_of_many_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "c.txt").write_text("fine")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"cannot be read as text: {name}: [^\n]+; mend that file"):
+        source(tmp_path)
+
+
+def test_a_document_that_is_too_long_for_datasets_is_told_how_to_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(*args: Any, **options: Any) -> None:
+        raise RuntimeError("wrapped") from pa.ArrowCapacityError("array cannot contain more than 2147483646 bytes")
+
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=r"more than 2 GiB; cut it into several \(data.source.documents=paragraph"):
+            open_source(SourceConfig(path=str(tmp_path / "a.txt"), streaming=streaming))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
 def test_empty_files_are_no_corpus(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
@@ -464,6 +488,26 @@ def test_zstandard_and_arrow_are_read_and_a_saved_datasets_own_json_is_passed_ov
     assert documents(tmp_path / "saved") == ["u", "v"]
 
 
+@pytest.mark.parametrize("pattern", ["", "*.arrow"])
+def test_what_map_and_filter_leave_in_a_saved_dataset_is_not_read(tmp_path: Path, pattern: str) -> None:
+    datasets.Dataset.from_dict({"text": ["u", "v"]}).save_to_disk(tmp_path / "saved")
+    saved = datasets.load_from_disk(tmp_path / "saved")
+    saved.map(lambda row: {"text": row["text"].upper()})  # of the same columns, so that all of it could be read
+    assert documents(tmp_path / "saved" / pattern) == ["u", "v"]
+    saved.filter(lambda row: row["text"] > "u")
+    assert documents(tmp_path / "saved" / pattern) == ["u", "v"]
+    assert len(list((tmp_path / "saved").glob("cache-*.arrow"))) == 2
+
+
+def test_splits_that_were_saved_together_are_not_mixed(tmp_path: Path) -> None:
+    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"holds the splits test, train of a saved dataset; .*=\S*/saved/train\)"):
+        source(tmp_path / "saved")
+    assert documents(tmp_path / "saved" / "train") == ["train"]
+    assert documents(tmp_path / "saved" / "*" / "*.arrow") == ["test", "train"]
+
+
 def test_a_template_joins_the_columns_of_every_kind(tmp_path: Path) -> None:
     rows = {"title": ["A", "B"], "body": ["x", None]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
@@ -543,6 +587,35 @@ def test_the_file_in_whose_middle_a_stream_breaks_off_is_numbered(tmp_path: Path
     match = r"data.source.path=\S+, file 2 of 2, cannot be streamed: Couldn't cast body: string .*; run prepare again"
     with pytest.raises(DataError, match=match):
         streamed(open_source(SourceConfig(path=str(tmp_path), streaming=True)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_whose_network_fails_in_the_middle_is_one_line(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    def load_dataset(*args: Any, **options: Any) -> None:
+        raise errors.HTTPError("timed out")
+
+    errors: Any = huggingface_hub.errors  # whose base is that of the HTTP library, no OSError in newer versions
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="(cannot be loaded from the Hub|cannot be streamed): timed out"):
+        source("owner/name", revision="0" * 40, streaming=streaming)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, streaming: bool, packed: bool) -> None:
+    content = codecs.BOM_UTF8 + b"one\ntwo"
+    (tmp_path / ("a.txt.gz" if packed else "a.txt")).write_bytes(gzip.compress(content) if packed else content)
+    assert documents_of_any(source(tmp_path, streaming=streaming)) == ["one\ntwo"]
+    assert documents_of_any(source(tmp_path, streaming=streaming, documents="line")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("by", "expected"), [("file", ["one\ntwo\n\nthree\n"]), ("line", ["one", "two", "", "three"])])
+def test_text_of_the_hub_is_cut_as_text_here_is(tmp_path: Path, by: str, expected: list[str], streaming: bool) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    opened: Any = source(tmp_path, format="hub", revision="0" * 40, documents=by, streaming=streaming)
+    assert documents_of_any(opened) == expected
+    assert opened.description.get("documents", "line") == by
 
 
 def test_a_hub_dataset_can_be_streamed_from_chosen_files(monkeypatch: pytest.MonkeyPatch) -> None:
