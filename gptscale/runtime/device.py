@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -153,3 +154,21 @@ def addressed_interfaces() -> list[str]:
     """This machine's network interfaces that have an address; others are down, or nobody's."""
     internet = (socket.AF_INET, socket.AF_INET6)
     return [name for name, known in psutil.net_if_addrs().items() if any(each.family in internet for each in known)]
+
+
+def address_towards(host: str) -> str:
+    """This machine's address on the way to a host, to which nothing is sent; empty where that way is the loopback."""
+    try:
+        family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as s:
+            s.connect(there)
+            here = str(s.getsockname()[0])
+    except OSError:  # the name leads nowhere
+        return ""
+    return "" if ip_address(here).is_loopback else here
+
+
+def interface_with(address: str) -> str | None:
+    """This machine's network interface that has an address."""
+    known = psutil.net_if_addrs().items()
+    return next((name for name, addresses in known if any(each.address == address for each in addresses)), None)

@@ -1,6 +1,7 @@
 """The processes of a run as a group: joining, asking each other, failing together, leaving."""
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gptscale import errors
 from gptscale.errors import GptscaleError, PeerError, RankError, TrainingError
-from gptscale.runtime.device import addressed_interfaces
+from gptscale.runtime.device import address_towards, addressed_interfaces, interface_with
 from gptscale.runtime.launch import (
     check_meeting_point,
     collective_timeout_s,
@@ -45,6 +46,9 @@ TOLD = "gptscale/told"
 
 HEARD = "gptscale/heard"
 """Where the others count themselves as they have seen that, and what follows when all have."""
+
+ADDRESS = "gptscale/address"
+"""Where the ranks of several machines say how they are reached."""
 
 _meeting: c10d.Store | None = None
 """Where the ranks found each other; it outlives their groups."""
@@ -81,6 +85,7 @@ def join() -> None:
         return
     os.environ.setdefault("LOCAL_RANK", str(launched_local_rank()))
     if has_cuda():
+        _check_gpu()
         torch.cuda.set_device(launched_local_rank())
     timeout = timedelta(seconds=collective_timeout_s())
     if alone:
@@ -92,6 +97,8 @@ def join() -> None:
         _joins += 1
         _store = c10d.PrefixStore(f"life-{life() or 0}-group-{_joins}", _meeting)
     _let_gloo_follow_nccl()
+    if not alone:
+        _let_gloo_leave_the_machine(_store)
     backend = "nccl" if has_cuda() else "gloo"
     with _stdout_on_stderr():
         dist.init_process_group(
@@ -129,6 +136,33 @@ def _let_gloo_follow_nccl() -> None:
         found += [name for word in words for name in here if name.startswith(word)]
     if found:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", found[0])
+
+
+def _let_gloo_leave_the_machine(store: c10d.Store) -> None:
+    """Where this host's name means the loopback, as Debian's /etc/hosts has it, take the interface to other machines.
+
+    Gloo would tell them the loopback's address. All ranks call this together.
+    """
+    here = address_towards(os.environ["MASTER_ADDR"])
+    store.set(f"{ADDRESS}-{launched_rank()}", here)
+    on_one_machine = launched_world() == int(os.environ.get("LOCAL_WORLD_SIZE", launched_world()))
+    if on_one_machine or address_towards(socket.gethostname()):
+        return
+    if not here:  # on the machine where all meet, whose own name leads nowhere else
+        said = (store.get(f"{ADDRESS}-{rank}").decode() for rank in range(launched_world()))
+        here = address_towards(next((address for address in said if address), ""))
+    if name := interface_with(here):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _check_gpu() -> None:
+    """Raise RankError if the launcher has started more ranks on this machine than there are GPUs."""
+    number, count = launched_local_rank() + 1, torch.cuda.device_count()
+    if number > count:
+        raise RankError(
+            f"rank {launched_rank()} is number {number} on its machine, where {count} GPUs can be used; start one rank "
+            "for each (--num_processes of all machines, --nproc_per_node of one), or let CUDA_VISIBLE_DEVICES show more"
+        )
 
 
 def grid(device_type: str, dp_shard_size: int) -> DeviceMesh:

@@ -79,7 +79,6 @@ def train_across(machines: list[list[str]], cfg: Any, env: dict[str, str], ranks
     with ExitStack() as stack:
         for number, machine in enumerate(machines):
             settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
-            settings["GLOO_SOCKET_IFNAME"] = LINKS[number]  # it would take the loopback interface
             output = stack.enter_context((folder / f"machine-{number}.txt").open("w"))
             command = [*machine, *node(number, ranks), "-m", "gptscale", "train", str(folder / "config.yaml")]
             process = subprocess.Popen(command, env=settings, stdout=output, stderr=subprocess.STDOUT)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -105,13 +106,51 @@ def test_the_container_file_copies_what_is_there_and_what_an_installation_needs(
     assert json.loads(re.findall(r"^CMD (.*)$", text, re.MULTILINE)[0])[0] in project["scripts"]
 
 
-def test_the_kubernetes_job_is_one_yaml_document() -> None:
+def kubernetes_job() -> Any:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "launch/multinode.md").read_text(), re.DOTALL)
-    job = yaml.safe_load(text)
+    return yaml.safe_load(text)
+
+
+def kubernetes_container(job: Any) -> Any:
     (container,) = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
-    assert container["command"] == ["torchrun", "-m", "gptscale", "train", "configs/gpt2-124m.yaml"]
+    return container
+
+
+def test_the_kubernetes_job_is_one_yaml_document() -> None:
+    job = kubernetes_job()
+    container = kubernetes_container(job)
+    script, config = container["command"][2:]
+    assert 'torchrun -m gptscale train "$0"' in script
+    run_dir = yaml.safe_load((ROOT / config).read_text())["run"]["dir"]
+    assert script.endswith(f"test -e {run_dir}/done\n")
     assert (ROOT / container["command"][-1]).is_file()
     patience = {variable["name"]: int(variable["value"]) for variable in container["env"]}[
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
     ]
     assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["terminationGracePeriodSeconds"] > patience
+
+
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_pod_ends_well_only_if_the_run_is_done(tmp_path: Path, done: bool, told: bool) -> None:
+    """A pod's torchrun ends with 0 when another pod was deleted, too, and OnFailure has to start it again."""
+    torchrun = tmp_path / "torchrun"
+    wait = "trap 'echo told; exit 0' TERM; echo here; while :; do sleep 0.05; done" if told else "echo here"
+    torchrun.write_text(f"#!/bin/bash\n{wait}\n")
+    torchrun.chmod(0o755)
+    if done:
+        (tmp_path / "runs/gpt2-124m").mkdir(parents=True)
+        (tmp_path / "runs/gpt2-124m/done").touch()
+    with subprocess.Popen(
+        kubernetes_container(kubernetes_job())["command"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as pod:
+        assert pod.stdout is not None
+        assert pod.stdout.readline() == "here\n"
+        if told:
+            pod.terminate()
+        assert pod.stdout.read() == ("told\n" if told else "")
+        assert (pod.wait(10) == 0) is done

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,18 @@ def machines(cfg: Config, commands: list[str], **environment: str) -> Iterator[l
         for number, command in enumerate(commands):
             output = stack.enter_context(cfg.run.dir.with_suffix(f".output-{number}").open("w"))
             shell = ["bash", "-c", f"exec {command}"]
-            process = subprocess.Popen(shell, stdout=output, stderr=output, text=True, env={**os.environ, **settings})
+            process = subprocess.Popen(
+                shell, stdout=output, stderr=output, text=True, env={**os.environ, **settings}, start_new_session=True
+            )
             stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(kill_all, process)
             started.append(process)
         yield started
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def said(cfg: Config) -> str:
@@ -88,9 +95,27 @@ def starts(cfg: Config) -> int:
     return len(list((cfg.run.dir / "fence").glob("[0-9]*")))
 
 
-def rank_of(launcher: "subprocess.Popen[str]") -> int:
-    """The process of the only rank that a launcher has started."""
-    return int(Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()[-1])
+def child_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/task/{process}/children").read_text().split()[-1])
+
+
+def pods(cfg: Config) -> AbstractContextManager[list["subprocess.Popen[str]"]]:
+    """What the pods run, with the variables of training-operator 1.7, on machines of one GPU."""
+    job = kubernetes_job()
+    worker = job["pytorchReplicaSpecs"]["Worker"]
+    (container,) = worker["template"]["spec"]["containers"]
+    assert container["command"][-1] == "configs/gpt2-124m.yaml"
+    command = shlex.join([*container["command"][:-1], str(cfg.run.dir.with_suffix(".yaml"))])
+    command = command.replace("runs/gpt2-124m/", f"{cfg.run.dir}/")
+    operator = {
+        "PET_NNODES": str(worker["replicas"]),
+        "PET_NPROC_PER_NODE": "1",
+        "PET_RDZV_BACKEND": job["elasticPolicy"]["rdzvBackend"],
+        "PET_RDZV_ENDPOINT": f"localhost:{free_port()}",
+        "PET_MAX_RESTARTS": str(job["elasticPolicy"]["maxRestarts"]),
+    }
+    own = {variable["name"]: variable["value"] for variable in container["env"]}
+    return machines(cfg, [command, command], **operator, **own)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +149,11 @@ def test_a_run_on_one_machine_ends_with_a_checkpoint_when_its_launcher_is_told_t
 ) -> None:
     values["train"]["steps"] = 100_000
     cfg.run.dir.with_suffix(".yaml").write_text(dump_config(parse_config(values)))
-    command = f"{LOCAL} {cfg.run.dir.with_suffix('.yaml')}"
+    command = f"nohup {LOCAL} {cfg.run.dir.with_suffix('.yaml')}"
     with machines(cfg, [command], RANKS="2", ENGINE="cpu") as (launcher,):
         await_checkpoint(cfg)
         launcher.send_signal(signal.SIGUSR1)  # of which torch's launcher would die alone
+        launcher.send_signal(signal.SIGHUP)  # the terminal is closed
         time.sleep(0.5)
         assert launcher.poll() is None
         launcher.terminate()
@@ -174,23 +200,26 @@ def test_machines_that_ssh_started_train_together(values: dict[str, Any], cfg: C
 def test_pods_train_together_and_start_a_dead_rank_again(values: dict[str, Any], cfg: Config) -> None:
     values["train"]["steps"] = 150
     cfg.run.dir.with_suffix(".yaml").write_text(dump_config(parse_config(values)))
-    job = kubernetes_job()
-    worker = job["pytorchReplicaSpecs"]["Worker"]
-    (container,) = worker["template"]["spec"]["containers"]
-    assert container["command"][-1] == "configs/gpt2-124m.yaml"
-    command = shlex.join([*container["command"][:-1], str(cfg.run.dir.with_suffix(".yaml"))])
-    operator = {  # what training-operator 1.7 sets, on machines of one GPU
-        "PET_NNODES": str(worker["replicas"]),
-        "PET_NPROC_PER_NODE": "1",
-        "PET_RDZV_BACKEND": job["elasticPolicy"]["rdzvBackend"],
-        "PET_RDZV_ENDPOINT": f"localhost:{free_port()}",
-        "PET_MAX_RESTARTS": str(job["elasticPolicy"]["maxRestarts"]),
-    }
-    own = {variable["name"]: variable["value"] for variable in container["env"]}
-    with machines(cfg, [command, command], **operator, **own) as launchers:
+    with pods(cfg) as launchers:
         await_checkpoint(cfg)
-        os.kill(rank_of(launchers[1]), signal.SIGKILL)
+        os.kill(child_of(child_of(launchers[1].pid)), signal.SIGKILL)
         assert [launcher.wait(150) for launcher in launchers] == [0, 0], said(cfg)
     assert (cfg.run.dir / "done").read_text() == "150\n"
     assert steps(cfg) == list(range(1, 151))
     assert starts(cfg) == 2
+
+
+@pytest.mark.dist
+def test_pods_start_again_until_the_run_is_done_when_one_of_them_is_deleted(
+    values: dict[str, Any], cfg: Config
+) -> None:
+    values["train"]["steps"] = 300
+    cfg.run.dir.with_suffix(".yaml").write_text(dump_config(parse_config(values)))
+    with pods(cfg) as launchers:
+        await_checkpoint(cfg)
+        launchers[1].terminate()
+        assert launchers[1].wait(100) != 0, said(cfg)  # the other's torchrun may wait minutes for this one
+    assert not (cfg.run.dir / "done").exists()
+    with pods(cfg) as launchers:
+        assert [launcher.wait(150) for launcher in launchers] == [0, 0], said(cfg)
+    assert steps(cfg) == list(range(1, 301))

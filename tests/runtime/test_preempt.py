@@ -25,6 +25,16 @@ def test_the_notice_that_a_slurm_job_asks_for_is_heard() -> None:
     assert stop.received is signal.SIGUSR1
 
 
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     with StopRequest():
         os.kill(os.getpid(), signal.SIGINT)

@@ -3,7 +3,9 @@
 import os
 
 import pytest
+from torch._C._distributed_c10d import HashStore
 
+from gptscale.errors import RankError
 from gptscale.runtime import ranks
 
 
@@ -28,3 +30,41 @@ def test_a_rank_waits_for_the_others_before_it_parts_from_them(monkeypatch: pyte
     monkeypatch.setattr(ranks.dist, "destroy_process_group", lambda: done.append("parted"))
     ranks.leave()
     assert done == ["all are here", "parted"]
+
+
+def test_ranks_for_which_there_is_no_gpu_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("LOCAL_RANK", "5")
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(ranks, "has_cuda", lambda: True)
+    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(RankError, match="rank 5 is number 6 on its machine, where 4 GPUs can be used; start one rank"):
+        ranks.join()
+
+
+@pytest.mark.parametrize(
+    ("ways", "expected"),
+    [
+        ({"node0": "10.0.0.2"}, "eth-10.0.0.2"),
+        ({"10.0.0.3": "10.0.0.1"}, "eth-10.0.0.1"),  # where all meet, node0 means the loopback too
+        ({"node0": "10.0.0.2", "here": "10.9.9.9"}, None),  # Gloo finds its way by itself
+        ({}, None),  # all on one machine
+    ],
+)
+def test_gloo_goes_where_the_other_machines_are(
+    monkeypatch: pytest.MonkeyPatch, ways: dict[str, str], expected: str | None
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    monkeypatch.setattr(ranks.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(ranks, "address_towards", lambda host: ways.get(host, ""))
+    monkeypatch.setattr(ranks, "interface_with", lambda address: f"eth-{address}" if address else None)
+    store = HashStore()
+    store.set(f"{ranks.ADDRESS}-1", "10.0.0.3" if ways else "")
+    ranks._let_gloo_leave_the_machine(store)
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
