@@ -23,6 +23,7 @@ A client of a network file system may remember what a folder held. A look that h
 deletes a file there first: the server's answer shows the client that its memory is old.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -31,9 +32,11 @@ from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
-from gptscale.checkpoint.layout import checkpoints_dir
+from gptscale.checkpoint.layout import MANIFEST, checkpoints_dir
 from gptscale.errors import TakenOverError, TrainingError
 from gptscale.runtime.slurm import job_name
+
+LOG = logging.getLogger(__name__)
 
 _UNFINISHED = re.compile(r"\.unfinished-step-\d{8,}-(\d{6,})")
 
@@ -66,6 +69,15 @@ class Fence:
     def holds(self, *, fresh: bool = False) -> bool:
         """Whether this number is the last, and still there; fresh asks the server of a network file system."""
         return _newest(self.run_dir, fresh=fresh) == self.number
+
+    def mark(self) -> str | None:
+        """What this start has written at its number, None where this process sees no such file."""
+        folder = _folder(self.run_dir)
+        try:
+            refresh(folder)
+            return (folder / f"{self.number:06d}").read_text(errors="replace")
+        except FileNotFoundError:
+            return None
 
     def check(self, *, fresh: bool = False) -> None:
         """Raise TakenOverError if somebody has taken a number since, and TrainingError if the folder is gone."""
@@ -105,14 +117,38 @@ def sweep(run_dir: Path, number: int) -> None:
         match = _UNFINISHED.fullmatch(leftover.name)
         if match and int(match[1]) > number:
             continue
-        doomed = leftover
-        if not leftover.name.startswith(".old-"):
-            doomed = discarded_dir(leftover)
-            with suppress(FileNotFoundError):  # it became a checkpoint just now
-                leftover.rename(doomed)
-        if doomed.is_symlink():  # to a checkpoint that somebody keeps elsewhere
-            doomed.unlink(missing_ok=True)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove(leftover)
+
+
+def remove(leftover: Path) -> None:
+    """Take away an unfinished or discarded folder, which loses its name before it is emptied. Raises OSError."""
+    doomed = leftover
+    if not leftover.name.startswith(".old-"):
+        doomed = discarded_dir(leftover)
+        with suppress(FileNotFoundError):  # it became a checkpoint just now
+            leftover.rename(doomed)
+    if doomed.is_symlink():  # to a checkpoint that somebody keeps elsewhere
+        doomed.unlink(missing_ok=True)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def discard(checkpoint: Path) -> None:
+    """Take a checkpoint that need not stay away from the others; the next sweep deletes it.
+
+    A folder that cannot be renamed, such as one in a container's image, is deleted where it is, its manifest first.
+    What cannot be deleted either is said, and is no reason to end a run.
+    """
+    try:
+        # A crash in the middle of deleting leaves nothing that looks whole.
+        checkpoint.rename(discarded_dir(checkpoint))
+    except FileNotFoundError:  # somebody has deleted it, who may
+        return
+    except OSError:
+        try:
+            (checkpoint / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
+        except OSError as error:
+            LOG.warning("%s need not stay, but cannot be deleted: %s; do so before the disk is full", checkpoint, error)
 
 
 def _folder(run_dir: Path) -> Path:

@@ -107,5 +107,10 @@ def _set_aside(folders: list[Path], problems: list[str], say: Callable[[str], No
     for folder, problem in zip(folders, problems, strict=True):
         aside = folder.with_name(f"bad-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            raise CheckpointError(
+                f"{problem}. {folder} cannot be renamed to pass it over: {error.strerror}; move it away"
+            ) from None
         say(f"WARNING: passing over a bad checkpoint, now {aside}: {problem}")

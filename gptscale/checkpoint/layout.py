@@ -114,6 +114,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     try:
         names = os.listdir(folder)  # glob would take a folder that cannot be read for an empty one
     except (FileNotFoundError, NotADirectoryError):
+        if folder.is_symlink():  # to a disk that is not there: starting from nothing would hide the loss
+            raise CheckpointError(
+                f"{folder} is a link to {os.readlink(folder)}, which is not there; mount its disk, make that folder, "
+                "or delete the link to start from nothing"
+            ) from None
         return []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}; {_MEND_ACCESS}") from None

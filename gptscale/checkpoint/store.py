@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gptscale.checkpoint.fence import Fence, discarded_dir, sweep, unfinished_dir
+from gptscale.checkpoint.fence import Fence, discard, discarded_dir, remove, sweep, unfinished_dir
 from gptscale.checkpoint.find import Ranks, verified_share
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
     ParameterRecord,
+    checkpoints_dir,
     list_checkpoints,
     part_name,
     read_manifest,
@@ -176,11 +177,11 @@ class Store:
 
         A checkpoint is the weights and Adam's two moments in float32.
         """
-        needed, free = 12 * parameters, shutil.disk_usage(self.run_dir).free
+        needed, free = 12 * parameters, _free_bytes(self.run_dir)
         if free < needed:
             raise CheckpointError(
                 f"run.dir={self.run_dir} has {free / 1e6:,.0f} MB free, but a checkpoint needs {needed / 1e6:,.0f} MB; "
-                "free some space or choose a run.dir on a larger disk"
+                "free some space, lower checkpoint.keep, or choose a run.dir on a larger disk"
             )
 
     def _make_place(self, save: _Save) -> None:
@@ -207,8 +208,7 @@ class Store:
         save.unfinished.rename(save.final)
         sync_folder(save.final.parent)
         safe = time.perf_counter()
-        self._fence.check(fresh=True)
-        self._prune((save.ledger.get("best") or {}).get("step"))
+        self.prune((save.ledger.get("best") or {}).get("step"))
         return safe
 
     def _complete(self, parameters: dict[str, ParameterRecord]) -> dict[str, ParameterRecord]:
@@ -219,13 +219,15 @@ class Store:
             )
         return parameters
 
-    def _prune(self, best_step: int | None) -> None:
-        """Delete what need not stay, after the new one is there."""
+    def prune(self, best_step: int | None) -> None:
+        """Delete what need not stay, when the newest is known to be good; rank 0 alone does.
+
+        Raises TakenOverError if a later start has begun. What cannot be deleted is no reason to end a run.
+        """
+        self._fence.check(fresh=True)
         folders = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(self.run_dir)}
         for step in self._retention.doomed(folders, best_step):
-            with suppress(FileNotFoundError):  # somebody has deleted it, who may
-                # A crash in the middle of deleting leaves nothing that looks whole.
-                folders[step].rename(discarded_dir(folders[step]))
+            discard(folders[step])
         sweep(self.run_dir, self._fence.number)
 
     def _has_good(self, path: Path) -> bool:
@@ -258,7 +260,8 @@ class Store:
             return self._ranks.agree(told)
         except BaseException:
             self._save = None
-            self._on_first(lambda: shutil.rmtree(save.unfinished, ignore_errors=True))
+            with suppress(OSError):  # after a Ctrl-C a commit may be at work, which is to find all of it or nothing
+                self._on_first(lambda: remove(save.unfinished))
             raise
 
 
@@ -271,11 +274,17 @@ def _discard(final: Path, inode: int) -> None:
         raise FileExistsError(f"{final} was written by another process")
 
 
+def _free_bytes(run_dir: Path) -> int:
+    """What is free where checkpoints go, which may be a link to another disk; before the first there is no folder."""
+    folder = checkpoints_dir(run_dir)
+    return shutil.disk_usage(folder if folder.exists() else run_dir).free
+
+
 def _in_words(error: OSError, final: Path) -> CheckpointError:
-    if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(final.parent.parent).free  # the first checkpoint's parent may be what has no room
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = f"{_free_bytes(final.parent.parent) / 1e6:,.0f} MB are free"
         return CheckpointError(
-            f"no room for checkpoint {final}: {free / 1e6:,.0f} MB are free; free some space, lower "
-            "checkpoint.keep, or move run.dir to a larger disk; older checkpoints are whole"
+            f"no room for checkpoint {final}: {free if error.errno == errno.ENOSPC else error.strerror}; "
+            "free some space, lower checkpoint.keep, or move run.dir to a larger disk; older checkpoints are whole"
         )
     return CheckpointError(f"checkpoint {final} could not be written: {error}; older checkpoints are whole")

@@ -49,11 +49,11 @@ class Deadline:
         """The time up to the next question is that of no step."""
         self._asked = None
 
-    def near(self, save_s: float | None, *, writing: bool = False) -> bool:
+    def near(self, save_s: float | None, *, writing: bool = False, look_s: float = 0.0) -> bool:
         """Whether to stop now; ask every step.
 
         save_s is the longest that a checkpoint took, null if none was timed. One that is being written counts besides,
-        since the last one waits for it.
+        since the last one waits for it. look_s is what an evaluation took, which this start may not have met yet.
         """
         now, before = self._clock(), self._asked
         self._asked = now
@@ -63,7 +63,7 @@ class Deadline:
         if self.end is None:
             return False
         saving_s = (self._guessed_save_s if save_s is None else save_s) * (2 if writing else 1)
-        self.over = now + DOUBT * (self._longest_s + saving_s) > self.end
+        self.over = now + DOUBT * (max(self._longest_s, look_s) + saving_s) > self.end
         return self.over
 
 

@@ -1,5 +1,6 @@
 """The run folder: the start that came last may write it, and it says what the run is made of."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,33 @@ from gptscale.training.provenance import write_provenance
 DONE = "done"
 """The marker of a run that has reached its last step; launchers go by it, since an exit code can mean many things."""
 
+SEEN_S = 60.0
+"""How long a network file system's client may go on believing that there is no such folder."""
+
 
 def take_over(run_dir: Path, engine: Engine) -> Fence:
     """Fence off every earlier start in the run folder. All ranks call this together."""
-    number = engine.agree(lambda: take_alone(run_dir).number if engine.is_first else 0)
-    return Fence(run_dir, engine.gather(number)[0])
+    number, mark = engine.gather(engine.agree(lambda: _take(run_dir) if engine.is_first else (0, None)))[0]
+    fence = Fence(run_dir, number)
+    engine.agree(lambda: _check_seen(fence, mark, engine.rank))
+    return fence
+
+
+def _take(run_dir: Path) -> tuple[int, str | None]:
+    fence = take_alone(run_dir)
+    return fence.number, fence.mark()
+
+
+def _check_seen(fence: Fence, mark: str | None, rank: int) -> None:
+    """Raise TrainingError unless this rank looks at the folder of the first, which the first save would need."""
+    until = time.monotonic() + SEEN_S
+    while (found := fence.mark()) != mark and time.monotonic() < until:
+        time.sleep(1)
+    if found != mark:
+        raise TrainingError(
+            f"rank {rank} does not see run.dir={fence.run_dir} as rank 0 has just written it; put it on a disk that "
+            "all machines see, under one path"
+        )
 
 
 def take_alone(run_dir: Path) -> Fence:

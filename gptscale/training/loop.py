@@ -1,5 +1,6 @@
 """The training loop: what happens, and how often. How is one call away."""
 
+import time
 from dataclasses import dataclass
 
 from gptscale.checkpoint.fence import Fence
@@ -124,7 +125,8 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
     except Exception as error:
         failure = error
     stopping, failed, writing = run.engine.any_rank(
-        run.stop.received is not None or run.deadline.near(run.save_cost.longest_s, writing=run.store.writing),
+        run.stop.received is not None
+        or run.deadline.near(run.save_cost.longest_s, writing=run.store.writing, look_s=state.look_s),
         failure is not None,
         run.store.writing,
     )
@@ -202,12 +204,14 @@ def record_rollback(run: Run, state: TrainState, rollback: Rollback) -> None:
 
 def _look(run: Run, state: TrainState) -> None:
     """Evaluate, and write a sample of text."""
+    began = time.monotonic()
     with run.meter.paused():
         measured = run.look.evaluate()
         state.val_loss = measured["val/loss"]
         _log(run, state, measured)
         for prompt, text in run.look.samples(state.step):
             run.tracker.sample(state.step, prompt, text)
+    state.look_s = time.monotonic() - began
 
 
 def _save(run: Run, state: TrainState, *, sound: bool = False) -> bool:

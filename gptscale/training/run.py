@@ -227,6 +227,7 @@ def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> 
 
 def _begin(start: Start, state: TrainState, cause: Rollback | None) -> None:
     """Leave what the run is made of in its folder, if there is room for a checkpoint."""
+    start.store.prune(state.best.step if state.best else None)  # checkpoint.keep may have been lowered to make room
     start.store.check_room(start.model.num_parameters())
     open_folder(
         start.cfg,

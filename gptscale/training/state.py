@@ -33,6 +33,8 @@ class TrainState:
     """Steps up to this one whose update was not finite."""
     time_s: float = 0.0
     """Training time of all starts up to here."""
+    look_s: float = 0.0
+    """How long the last evaluation took, with its samples of text."""
     interval: dict[str, list[float]] = field(default_factory=dict)
     """The log interval that the checkpoint cut in two."""
     segments: list[Segment] = field(default_factory=list)
@@ -72,6 +74,7 @@ class TrainState:
             "recent_losses": self.recent_losses,
             "skips_in_a_row": self.skips_in_a_row,
             "time_s": self.time_s,
+            "look_s": self.look_s,
             "loss_scaler": loss_scaler,
             "interval": {kind: [_finite_or_none(value) for value in values] for kind, values in interval.items()},
             "segments": [asdict(segment) for segment in self.segments],
@@ -86,10 +89,11 @@ class TrainState:
             step=ledger["step"],
             samples=ledger["samples"],
             skipped_windows=list(ledger["skipped_windows"]),
-            rollbacks=ledger.get("rollbacks", 0),  # older ledgers lack these four
+            rollbacks=ledger.get("rollbacks", 0),  # older ledgers lack these five
             recent_losses=list(ledger.get("recent_losses", ())),
             skips_in_a_row=ledger.get("skips_in_a_row", 0),
             time_s=ledger.get("time_s", 0.0),
+            look_s=ledger.get("look_s", 0.0),
             interval={
                 kind: [math.nan if value is None else value for value in values]
                 for kind, values in ledger["interval"].items()

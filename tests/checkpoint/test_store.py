@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from gptscale.checkpoint import find, layout
+from gptscale.checkpoint import store as store_module
 from gptscale.checkpoint.find import load_fragments, newest_good, verified_share
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, Range, list_checkpoints, read_manifest
 from gptscale.checkpoint.portable import write_part
@@ -163,7 +165,9 @@ def test_a_bad_checkpoint_that_cannot_be_set_aside_ends_all_ranks(
     save(store, 1, 2)
     flip_bit(store.run_dir / "checkpoints" / "step-00000002")
     monkeypatch.setattr(Path, "rename", denied)
-    with pytest.raises(PermissionError):
+    with pytest.raises(
+        CheckpointError, match=r"damaged.*cannot be renamed to pass it over: Permission denied; move it"
+    ):
         newest_good(store.run_dir, Telling(), lambda line: None)
     assert "is damaged" in told[0]
     assert "Permission denied" in told[1]
@@ -183,6 +187,67 @@ def test_an_old_checkpoint_that_somebody_deletes_meanwhile_does_not_count_as_a_f
     monkeypatch.setattr(Path, "rename", gone)
     save(store, 3)
     assert [path.name for path in list_checkpoints(store.run_dir)] == ["step-00000003", "step-00000002"]
+
+
+def test_an_old_checkpoint_whose_folder_cannot_be_renamed_is_deleted_where_it_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def in_an_image(path: Path, target: Path) -> Path:
+        if path.name == "step-00000001":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", in_an_image)
+    save(store, 1, 2, 3)
+    assert [path.name for path in list_checkpoints(store.run_dir)] == ["step-00000003", "step-00000002"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied(path: Path, *args: Any, **options: Any) -> Path:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    save(store, 1, 2)
+    monkeypatch.setattr(Path, "rename", denied)
+    monkeypatch.setattr(Path, "unlink", denied)
+    monkeypatch.setattr(store_module, "sweep", lambda *args: None)
+    store._retention = Retention(1)
+    store.prune(None)
+    assert "step-00000001 need not stay, but cannot be deleted: " in caplog.text
+    assert len(list_checkpoints(store.run_dir)) == 2
+
+
+def test_a_commit_that_is_interrupted_finds_all_of_its_folder_or_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1)
+    emptying, rmtree, write = threading.Event(), shutil.rmtree, store_module.write_manifest
+
+    def slow_write(*args: Any) -> None:
+        emptying.wait(10)
+        write(*args)
+
+    def slow_rmtree(folder: Path, **options: Any) -> None:
+        part_of(folder).unlink()
+        emptying.set()
+        wait([commit], timeout=10)
+        rmtree(folder, **options)
+
+    def interrupted(work: Callable[[], Any]) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_module, "write_manifest", slow_write)
+    store.save(2, {"step": 2}, fragments(2.0))
+    store.settle()
+    commit = store._save.work  # type: ignore[union-attr]
+    monkeypatch.setattr(store._ranks, "agree", interrupted)
+    monkeypatch.setattr(shutil, "rmtree", slow_rmtree)
+    with pytest.raises(KeyboardInterrupt):
+        store.settle()
+    assert [path.name for path in list_checkpoints(store.run_dir)] == ["step-00000001"]
 
 
 def test_no_checkpoint_is_no_error(store: Store) -> None:
@@ -320,6 +385,33 @@ def test_a_full_disk_is_said_before_there_is_a_folder_of_checkpoints(
     with pytest.raises(CheckpointError, match=r"no room for checkpoint .*step-00000001: [\d,]+ MB are free"):
         save(store, 1)
     assert not (store.run_dir / "checkpoints").exists()
+
+
+def test_a_quota_that_is_used_up_is_no_disk_with_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def used_up(*args: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr("gptscale.checkpoint.portable.write_tensors", used_up)
+    with pytest.raises(CheckpointError, match=r"no room for checkpoint .*: .*quota exceeded; free some space"):
+        save(store, 1)
+
+
+def test_the_room_is_that_of_the_disk_that_checkpoints_go_to(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (store.run_dir / "checkpoints").symlink_to(elsewhere)
+    usage, asked = shutil.disk_usage, []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path.resolve()) or usage(path))
+    store.check_room(1)
+    assert asked == [elsewhere]
+
+
+def test_a_link_to_checkpoints_on_a_disk_that_is_not_there_is_no_new_run(store: Store, tmp_path: Path) -> None:
+    (store.run_dir / "checkpoints").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(CheckpointError, match=r"checkpoints is a link to .*not mounted, which is not there; mount"):
+        newest_good(store.run_dir, Alone(), print)
 
 
 def test_a_ledger_that_a_full_disk_does_not_take_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -540,7 +540,7 @@ def test_a_disk_without_room_stops_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     code, _, err = command("train", config)
     assert code == 2
-    assert "free some space or choose a run.dir on a larger disk" in err
+    assert "free some space, lower checkpoint.keep, or choose a run.dir on a larger disk" in err
 
 
 def test_our_own_mistake_exits_with_1_and_a_traceback(

@@ -15,6 +15,7 @@ from gptscale.runtime import slurm
 from gptscale.tracking.jsonl import read_log
 from gptscale.training import run
 from gptscale.training.deadline import Deadline, open_deadline
+from gptscale.training.look import Look
 from gptscale.training.run import train
 
 
@@ -62,6 +63,29 @@ def test_a_checkpoint_that_is_being_written_counts_besides() -> None:
         deadline = Deadline(100.0, "", clock=Clock())
         assert not deadline.near(save_s)
         assert deadline.near(save_s, writing=True) is near
+
+
+def test_an_evaluation_that_this_start_has_not_met_yet_has_to_fit() -> None:
+    for look_s, near in ((65.0, False), (66.0, True)):  # 1.5 times that and a checkpoint of 1 s: 99 and 100.5 s
+        assert Deadline(100.0, "", clock=Clock()).near(1.0, look_s=look_s) is near
+
+
+def test_a_later_start_knows_how_long_an_evaluation_takes(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(look: Look) -> dict[str, float]:
+        time.sleep(0.2)
+        return {"val/loss": 3.0}
+
+    told: list[float] = []
+    monkeypatch.setattr(Look, "evaluate", slow)
+    values["sample"]["prompts"] = []
+    values["train"]["steps"] = 10
+    train(parse_config(values))
+    monkeypatch.setattr(Deadline, "near", lambda deadline, save_s, *, writing, look_s: bool(told.append(look_s)))
+    values["train"]["steps"] = 12
+    train(parse_config(values))
+    assert told[0] == pytest.approx(0.2, abs=0.15)
 
 
 def test_a_stop_that_another_rank_was_asked_for_is_not_laid_to_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +216,7 @@ def test_a_run_leaves_itself_the_time_that_its_checkpoints_took(
 ) -> None:
     asked: list[float | None] = []
 
-    def near(deadline: Deadline, save_s: float | None, *, writing: bool) -> bool:
+    def near(deadline: Deadline, save_s: float | None, **what: Any) -> bool:
         asked.append(save_s)
         return False
 

@@ -1,5 +1,6 @@
 """Whose the run folder is, and what a start finds there of earlier ones."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import TakenOverError, TrainingError
 from gptscale.tracking.jsonl import JsonlSink, read_log, read_samples
-from gptscale.training import loop
-from gptscale.training.folder import mark_done, open_folder, take_alone
+from gptscale.training import folder, loop
+from gptscale.training.folder import mark_done, open_folder, take_alone, take_over
 from gptscale.training.run import train
 
 
@@ -68,3 +69,25 @@ def test_an_older_start_that_wakes_up_before_its_first_step_writes_nothing(cfg: 
     with pytest.raises(TrainingError, match="was taken over by a later start"):
         open_folder(cfg, older, 0)
     assert {path: path.read_bytes() for path in cfg.run.dir.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("has_its_own", [False, True])
+def test_ranks_that_see_another_folder_under_the_same_path_end_before_their_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_its_own: bool
+) -> None:
+    class Elsewhere:
+        """Rank 1 of two, on whose machine the folder of rank 0 is not."""
+
+        is_first, rank = False, 1
+
+        def agree(self, work: Callable[[], Any]) -> Any:
+            return work()
+
+        def gather(self, value: Any) -> list[Any]:
+            return [(1, "no job, process 7 on node0\n"), value]
+
+    if has_its_own:  # of a start in which this machine had rank 0
+        take_alone(tmp_path)
+    monkeypatch.setattr(folder, "SEEN_S", 0.0)
+    with pytest.raises(TrainingError, match=r"rank 1 does not see run.dir=.* put it on a disk that all machines see"):
+        take_over(tmp_path, Elsewhere())  # type: ignore[arg-type]

@@ -87,8 +87,8 @@ def test_writing_a_profile_is_no_training_time(
     longest = []
     near = Deadline.near
 
-    def asked(deadline: Deadline, save_s: float | None, writing: bool) -> bool:
-        answer = near(deadline, save_s, writing=writing)
+    def asked(deadline: Deadline, save_s: float | None, **what: Any) -> bool:
+        answer = near(deadline, save_s, **what)
         longest.append(deadline._longest_s)
         return answer
 

@@ -10,6 +10,7 @@ import pytest
 
 from gptscale.checkpoint.imported import write_imported
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir, write_manifest
+from gptscale.checkpoint.store import Store
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.loader import StepLoader
@@ -160,7 +161,7 @@ def test_a_stop_before_the_first_update_leaves_no_checkpoint_and_the_run_can_go_
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", not_finite)
-        patch.setattr(Deadline, "near", lambda deadline, save_s, writing: len(asked.append(None) or asked) > 3)
+        patch.setattr(Deadline, "near", lambda deadline, save_s, **what: len(asked.append(None) or asked) > 3)
         asked: list[None] = []
         assert not train(cfg)
     assert list_checkpoints(cfg.run.dir) == []
@@ -300,3 +301,16 @@ def test_another_context_is_told_as_such(trained: dict[str, Any]) -> None:
 def test_a_stride_that_is_the_contexts_length_may_be_said(trained: dict[str, Any]) -> None:
     assert trained["data"].get("stride") is None
     assert train(changed(trained, train={"steps": 7}, data={"stride": 32}))
+
+
+def test_a_lower_keep_makes_room_before_the_disk_is_asked(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values["sample"]["prompts"] = []
+    train(changed(values, train={"steps": 6}, checkpoint={"every_steps": 2}))
+    left: list[list[str]] = []
+    monkeypatch.setattr(
+        Store, "check_room", lambda store, _: left.append([path.name for path in list_checkpoints(store.run_dir)])
+    )
+    train(changed(values, train={"steps": 7}, checkpoint={"keep": 1, "keep_best": False}))
+    assert left == [["step-00000006"]]

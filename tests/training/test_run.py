@@ -26,6 +26,7 @@ from gptscale.training import initial, look, loop, meter, run, summary
 from gptscale.training.folder import take_alone
 from gptscale.training.look import Look
 from gptscale.training.run import train
+from gptscale.training.state import TrainState
 
 
 def test_the_collector_leaves_alone_what_a_run_begins_with(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +279,7 @@ def test_a_save_is_taken_on_when_no_rank_is_at_work_on_it_any_more() -> None:
         loader=SimpleNamespace(next_step=list),
         tracker=SimpleNamespace(check=lambda: None),
         stop=SimpleNamespace(received=None),
-        deadline=SimpleNamespace(near=lambda save_s, writing: False),
+        deadline=SimpleNamespace(near=lambda save_s, **what: False),
         save_cost=SimpleNamespace(longest_s=None),
         store=SimpleNamespace(writing=False, settle=lambda: taken_on.append(True)),
     )
@@ -286,7 +287,7 @@ def test_a_save_is_taken_on_when_no_rank_is_at_work_on_it_any_more() -> None:
         run.engine = SimpleNamespace(
             is_first=False, any_rank=lambda *flags, elsewhere=elsewhere: (False, False, elsewhere)
         )
-        assert loop._next_batches(run, None) == ([], False)  # type: ignore[arg-type]
+        assert loop._next_batches(run, TrainState()) == ([], False)
         assert bool(taken_on) == (not elsewhere)
 
 

@@ -31,6 +31,7 @@ def test_a_ledger_gives_back_the_whole_state() -> None:
         recent_losses=[3.5, 3.25],
         skips_in_a_row=1,
         time_s=9.5,
+        look_s=1.5,
         interval={"loss": [1.0, 2.0]},
         segments=[Segment(0, 0, 256), Segment(5, 40, 192)],
         best=Best(6, 2.5),
