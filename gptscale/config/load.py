@@ -72,10 +72,15 @@ class _Loader(yaml.SafeLoader):
     """Plain values only: a date stays text, numbers are YAML 1.2's, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key} stands twice", problem_mark=node.start_mark)
+        known: list[Any] = []  # a key that is no text may have no hash
+        for its_node, _ in node.value:
+            if its_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key := self.construct_object(its_node, deep=True)) in known:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key} stands twice; leave out one of them", problem_mark=its_node.start_mark
+                )
+            known.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -107,7 +112,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from None
+        raise ConfigError(f"config file {path} cannot be read: {error}; save it as UTF-8") from None
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -155,7 +160,8 @@ def _describe(error: Any) -> str:
     """One problem as `path: what is wrong (the value), what would be right`."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = list(_fields_at(error["loc"][:-1]))
+        section = _section_at(error["loc"][:-1])
+        known = list(section.model_fields) if section else []
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"unknown key {path}; {hint}"
@@ -166,17 +172,28 @@ def _describe(error: Any) -> str:
         return f"{path}: {message}" if path else message
     message = message[0].lower() + message[1:]
     message = re.sub(r"a valid dictionary or instance of \w+", "a section with its own keys", message)
-    message = message.replace("valid tuple", "list in [brackets]")
-    return f"{path}={error['input']!r}: {message}"
+    message = re.sub(
+        r"is not a valid path for .*", "should be a path, with quotes around one that is a number", message
+    )
+    message = re.sub(r", unable to parse string as an? \w+", ", such as 1000000, 1_000_000 or 1e6", message)
+    message = message.replace("valid tuple", "list in [brackets]").replace("valid dictionary", "{name: value} or {}")
+    return f"{path}={error['input']!r}: {message}{_or_null(error['loc'])}"
 
 
-def _fields_at(loc: Sequence[int | str]) -> Iterator[str]:
-    """The field names of the section that an error's location points to."""
-    section: type[BaseModel] = Config
+def _or_null(loc: Sequence[int | str]) -> str:
+    """What is left to say where null is a value too: who turns something off often tries 0 or none first."""
+    section = _section_at(loc[:-1])
+    field = section.model_fields.get(str(loc[-1])) if section and loc else None
+    return ", or null" if field and type(None) in get_args(field.annotation) else ""
+
+
+def _section_at(loc: Sequence[int | str]) -> type[BaseModel] | None:
+    """The section that an error's location points to, if it is one."""
+    section: type[BaseModel] | None = Config
     for part in loc:
         if isinstance(part, int):  # of a list, whose annotation says what it holds
             continue
-        annotation = section.model_fields[str(part)].annotation
+        annotation = section.model_fields[str(part)].annotation if section else None
         candidates = [annotation, *get_args(annotation)]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, Section))
-    yield from section.model_fields
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, Section)), None)
+    return section

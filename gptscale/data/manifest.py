@@ -126,7 +126,8 @@ def load_manifest(folder: Path, setting: str = "data.dir") -> Manifest:
     try:
         content = (folder / FILE_NAME).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{setting}={folder} holds no corpus; run `gptscale prepare CONFIG`") from None
+        here = "" if folder.is_absolute() else f", or go to where that path begins, which is not {Path.cwd()}"
+        raise DataError(f"{setting}={folder} holds no corpus; run `gptscale prepare CONFIG`{here}") from None
     except OSError as error:
         raise DataError(
             f"{setting}={folder}: its {FILE_NAME} cannot be read: {error.strerror}; let this user read it"

@@ -19,6 +19,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from pydantic import ValidationError
+
 from gptscale.config.schema import Config
 from gptscale.errors import TrainingError, first_line
 from gptscale.tracking.beside import Beside
@@ -67,7 +69,7 @@ def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "Wand
         return WandbSink(wandb, cfg, run_dir, step, facts)
     except Exception as error:  # W&B raises more kinds of errors than its own
         LOG.warning(
-            "W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", first_line(error)
+            "W&B cannot start (%s) and is off until the next start; training and log.jsonl go on", _reason(error)
         )
         _tear_down(wandb)
         return None
@@ -131,7 +133,7 @@ class WandbSink:
         try:
             self._run = _online(self._wandb, self._options, step, self._cfg.wandb.rewind)
         except Exception as error:
-            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", first_line(error))
+            LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _reason(error))
             _tear_down(self._wandb)
             return False
         self._define_axes()
@@ -225,6 +227,16 @@ class WandbSink:
         for step, tell in sorted(told, key=itemgetter(0)):  # which keeps the order within a step
             tell()
             self._reached = step
+
+
+def _reason(error: Exception) -> str:
+    """What W&B says, in one line; of a setting that it does not take, never the value, which may be a key."""
+    if not isinstance(error, ValidationError):
+        return first_line(error)
+    return "; ".join(
+        f"{'.'.join(map(str, its['loc']))}: {its['msg'].removeprefix('Value error, ')}"
+        for its in error.errors(include_input=False)
+    )
 
 
 def _mode(cfg: Config) -> str:

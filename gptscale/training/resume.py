@@ -10,6 +10,7 @@ from gptscale.checkpoint.layout import CheckpointManifest, list_checkpoints, rea
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
+from gptscale.training.folder import DONE, is_done
 from gptscale.training.initial import load_initial_weights
 from gptscale.training.plan import Plan, Segment, make_plan
 from gptscale.training.schedule import lr_at
@@ -63,7 +64,8 @@ def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tu
 def check_goes_on(cfg: Config, data_fingerprint: str) -> None:
     """Raise what `resume` will if the run folder holds another run, before this start takes the folder over.
 
-    Reads the newest manifest alone; where that is damaged, `resume` looks further.
+    Also if that is a finished run without its checkpoints. Reads the newest manifest alone; where that is damaged,
+    `resume` looks further.
     """
     try:
         checkpoints = list_checkpoints(cfg.run.dir)
@@ -72,6 +74,11 @@ def check_goes_on(cfg: Config, data_fingerprint: str) -> None:
         return
     if manifest is not None:
         _check_same(cfg, data_fingerprint, checkpoints[0], manifest)
+    elif is_done(cfg.run.dir):  # a start from nothing would cut all of its record away
+        raise TrainingError(
+            f"{cfg.run.dir} holds the record of a finished run and none of its checkpoints; put them back, choose "
+            f"another run.dir, or remove {cfg.run.dir / DONE} to begin anew and lose that record"
+        )
 
 
 def _check_same(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointManifest) -> None:

@@ -137,7 +137,12 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("train", {"tokens_per_step": 4096}, "train.micro_batch_sequences=8 is more than the 4 sequences of a step"),
         ("optim", {"lr_floor": 1.0}, "lr_floor=1.0 is above lr_peak=0.0006; lower it or raise lr_peak"),
         ("optim", {"warmup_steps": 9, "decay_steps": 9}, "decay_steps=9 ends the schedule within warmup_steps=9; raise it"),
-        ("run", {"dir": None}, "run.dir=None: input is not a valid path"),
+        ("run", {"dir": None}, "run.dir=None: input should be a path, with quotes around one that is a number$"),
+        ("train", {"tokens_per_step": "10M"}, "='10M': input should be a valid integer, such as 1000000, 1_000_000 or 1e6$"),
+        ("optim", {"clip_norm": 0}, "optim.clip_norm=0: input should be greater than 0, or null$"),
+        ("optim", {"eps": 0}, "optim.eps=0: input should be greater than 0$"),
+        ("eval", {"sets": None}, r"eval.sets=None: input should be a \{name: value\} or \{\}$"),
+        ("eval", {"sets": {"a/b": "c"}}, r"eval.sets.a/b.\[key\]='a/b': string should match pattern"),
         ("run", {"dir": ""}, "run.dir: is empty; name a folder"),
         ("data", {"dir": ""}, "data.dir: is empty; name a folder"),
         ("modle", {}, r"unknown key modle; did you mean model\?"),
@@ -175,7 +180,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     [
         ("a: [1", "is not valid YAML"),
         ("", "holds no sections"),
-        ("train: {steps: 1}\ntrain: {steps: 2}", "is not valid YAML: train stands twice"),
+        ("train: {steps: 1}\ntrain: {steps: 2}", "train stands twice; leave out one of them in .*, line 2, column 1"),
         ("[" * 5000, "is not valid YAML: maximum recursion depth exceeded"),
         ("- 1", "holds no sections; a config has at least run:, data: and train:"),
     ],
@@ -192,7 +197,7 @@ def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"config.yaml cannot be read: .*; save it as UTF-8$"):
         load_config(tmp_path / "config.yaml")
 
 

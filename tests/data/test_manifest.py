@@ -75,6 +75,14 @@ def test_a_folder_without_manifest_says_to_prepare(tmp_path: Path, place: str) -
         load_manifest(tmp_path / place)
 
 
+def test_a_relative_folder_without_manifest_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"CONFIG`, or go to where that path begins, which is not {tmp_path}$"):
+        load_manifest(Path("corpora/books"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "where"),
     [('"shards": [', '"shards": ', "as a whole"), ('"hash"', '"hush"', "settings.split"), ("starts_", "", "shards.0")],

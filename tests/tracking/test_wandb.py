@@ -129,6 +129,17 @@ def test_wandbs_own_variable_can_ask_for_less(
         sink.close()
 
 
+def test_a_setting_that_wandb_refuses_is_named_without_its_value(
+    fake: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config("offline", tmp_path)
+    refused = {"run": {"dir": "r"}, "data": {"dir": "d"}, "train": {"steps": 1}, "wandb": {"mode": "s3cret"}}
+    fake.Settings = lambda **_: Config.model_validate(refused)  # type: ignore[assignment]
+    assert open_wandb(cfg, tmp_path) is None
+    assert "W&B cannot start (wandb.mode: Input should be 'disabled', 'offline' or 'online') and is off" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
 def test_an_end_that_a_scheduler_has_set_is_held_up_for_seconds_only(fake: FakeWandb, tmp_path: Path) -> None:
     for urgent, patience_s in ((True, 10.0), (False, 180.0)):
         view = wandb_beside(config("online", tmp_path), tmp_path, 0, lambda urgent=urgent: urgent)  # type: ignore[misc]

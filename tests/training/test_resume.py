@@ -1,6 +1,7 @@
 """What a resume may change, and what it refuses."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def test_another_corpus_is_refused(trained: dict[str, Any], tmp_path: Path) -> N
     prepare(cfg, say=lambda line: None)
     with pytest.raises(CheckpointError, match=r"was trained on data \w{12}, but data.dir=.*other holds \w{12}; point"):
         train(cfg)
+
+
+def test_the_record_of_a_finished_run_is_not_begun_anew_without_a_word(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, train={"steps": 6})
+    record = read_log(cfg.run.dir / "log.jsonl")
+    shutil.rmtree(cfg.run.dir / "checkpoints")
+    with pytest.raises(
+        TrainingError, match=r"none of its checkpoints; put them back, choose another run.dir, or remove"
+    ):
+        train(cfg)
+    assert read_log(cfg.run.dir / "log.jsonl") == record
+    (cfg.run.dir / "done").unlink()
+    assert train(cfg)
 
 
 def test_imported_weights_in_a_run_folder_are_no_run(values: dict[str, Any]) -> None:
