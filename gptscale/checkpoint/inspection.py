@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gptscale.checkpoint.layout import CheckpointManifest, FileRecord, ParameterRecord, tensor_key
+from gptscale.checkpoint.layout import CheckpointManifest, FileRecord, tensor_key
 from gptscale.checkpoint.model import find_checkpoint
 from gptscale.config.load import changed_settings, parse_config
 from gptscale.weights.files import TensorReader, open_tensors
@@ -53,7 +53,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
     Reads piece by piece; raises CheckpointError for what cannot be trusted.
     """
     folder, manifest = find_checkpoint(path)
-    squares = _squared_norms(folder, manifest)
+    norms = _norms(folder, manifest)
     return Inspection(
         folder=str(folder),
         step=manifest.step,
@@ -63,17 +63,15 @@ def inspect_checkpoint(path: Path) -> Inspection:
         ledger=manifest.ledger,
         settings=changed_settings(parse_config(manifest.config, str(folder))),
         files=manifest.files,
-        tensors=[_summary(name, record, squares[name]) for name, record in manifest.parameters.items()],
+        tensors=[
+            TensorSummary(name, record.shape, len(record.ranges), norms[name], record.scalars)
+            for name, record in manifest.parameters.items()
+        ],
     )
 
 
-def _summary(name: str, record: ParameterRecord, squares: dict[str, float]) -> TensorSummary:
-    norms = {kind: math.sqrt(square) for kind, square in squares.items()}
-    return TensorSummary(name, record.shape, len(record.ranges), norms, record.scalars)
-
-
-def _squared_norms(folder: Path, manifest: CheckpointManifest) -> dict[str, dict[str, float]]:
-    """For each parameter and kind the sum of squares, in float64, file after file."""
+def _norms(folder: Path, manifest: CheckpointManifest) -> dict[str, dict[str, float]]:
+    """For each parameter the norm of each kind: squares are summed in float64, file after file."""
     squares = {name: dict.fromkeys(record.kinds, 0.0) for name, record in manifest.parameters.items()}
     for file in manifest.files:
         with open_tensors(folder / file) as reader:
@@ -81,7 +79,7 @@ def _squared_norms(folder: Path, manifest: CheckpointManifest) -> dict[str, dict
                 for start in [r.start for r in record.ranges if r.file == file]:
                     for kind in record.kinds:
                         squares[name][kind] += _squared_norm(reader, tensor_key(kind, name, start))
-    return squares
+    return {name: {kind: math.sqrt(square) for kind, square in of_one.items()} for name, of_one in squares.items()}
 
 
 def _squared_norm(reader: TensorReader, key: str) -> float:

@@ -13,10 +13,10 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from gptscale.data.manifest import hash_json
 from gptscale.disk import fast_hash_file, write_whole
 from gptscale.errors import CheckpointAccessError, CheckpointError
 
@@ -129,7 +129,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     """Write the manifest with its own digest, and wait until it is on disk."""
     body = asdict(manifest)
-    text = json.dumps({**body, "digest": _digest(body)}, indent=1)
+    text = json.dumps({**body, "digest": hash_json(body)}, indent=1)
     write_whole(folder / MANIFEST, (text + "\n").encode())
 
 
@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{path} cannot be read; restore it from a copy, or use an older checkpoint") from None
     _check_format(folder, body.get("format") if isinstance(body, dict) else None)
     digest = body.pop("digest", None)
-    if digest != _digest(body):
+    if digest != hash_json(body):
         raise CheckpointError(
             f"{path} was changed after it was written; restore it from a copy, or use an older checkpoint"
         )
@@ -194,10 +194,6 @@ def _check_step(folder: Path, step: int) -> None:
     match = _STEP_FOLDER.fullmatch(folder.name)
     if match and int(match[1]) != step:
         raise CheckpointError(f"{folder} holds step {step}, so somebody has renamed it; name it step-{step:08d} again")
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _parse(path: Path, body: dict[str, Any]) -> CheckpointManifest:

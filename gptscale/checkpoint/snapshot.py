@@ -26,7 +26,8 @@ class Snapshot:
         places = self._places(tensors)
         for place, tensor in zip(places, tensors, strict=True):
             place.copy_(tensor, non_blocking=tensor.is_cuda)  # other devices would not be waited for below
-        _wait_for_copies(tensors)
+        for device in {t.device for t in tensors if t.is_cuda}:
+            torch.cuda.synchronize(device)
         into = iter(places)
         return [
             replace(
@@ -52,8 +53,3 @@ def _host_memory(sizes: list[int], pinned: bool) -> list[Tensor]:
         of_one = [sizes[number] for number in group]
         places += torch.split(torch.empty(sum(of_one), pin_memory=pinned), of_one)
     return places
-
-
-def _wait_for_copies(tensors: list[Tensor]) -> None:
-    for device in {t.device for t in tensors if t.is_cuda}:
-        torch.cuda.synchronize(device)

@@ -6,11 +6,6 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("adopt")(run_adopt)
-
-
 def run_adopt(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="The folder for the manifest: data.dir of a run.")],
     train: Annotated[list[str], typer.Option(help="A token file, or a pattern in quotes; may be given several times.")],

@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptscale.cli.arguments import Overrides
+from gptscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptscale.config.schema import Config
 
 
 DEMO = Path("configs/demo.yaml")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("demo")(run_demo)
 
 
 def run_demo(
@@ -27,7 +23,6 @@ def run_demo(
     """Prepare, train, evaluate, write text and plots; a second run reuses what is there."""
     from gptscale.config.load import load_config
     from gptscale.data.prepare import prepare
-    from gptscale.errors import ConfigError
     from gptscale.training.run import train
 
     if "=" in str(config) and not config.exists():  # a setting, of the demo's own config

@@ -1,21 +1,15 @@
 """gptscale doctor: what this machine has, and what a run would trip over."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from gptscale.runtime.rows import Row
+from gptscale.errors import DataError
+from gptscale.runtime.rows import Row, told
 
 HUB_WAIT_S = 5.0
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("doctor")(run_doctor)
 
 
 def run_doctor(
@@ -25,10 +19,9 @@ def run_doctor(
     from gptscale.runtime import ranks
     from gptscale.runtime.launch import launched_rank
     from gptscale.runtime.probe import machine_rows
-    from gptscale.runtime.rows import told
 
     ranks.join()
-    of_ranks = ranks.gather([*machine_rows(run_dir), *_service_rows()])
+    of_ranks = ranks.gather([*machine_rows(run_dir), _compiler(), _tokenizer(), _hub(), _wandb_key()])
     if launched_rank() == 0:
         print(*told(of_ranks), sep="\n")
     ranks.leave()
@@ -36,17 +29,9 @@ def run_doctor(
         raise typer.Exit(2)
 
 
-def _service_rows() -> Iterator["Row"]:
-    yield _compiler()
-    yield _tokenizer()
-    yield _hub()
-    yield _wandb_key()
-
-
-def _compiler() -> "Row":
+def _compiler() -> Row:
     from gptscale.runtime.compiled import found_compiler
     from gptscale.runtime.device import local_device
-    from gptscale.runtime.rows import Row
 
     found = found_compiler(local_device())
     if found is None:
@@ -55,10 +40,8 @@ def _compiler() -> "Row":
     return Row("compiler", f"{found}, for train.compile")
 
 
-def _tokenizer() -> "Row":
+def _tokenizer() -> Row:
     from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.errors import DataError
-    from gptscale.runtime.rows import Row
 
     try:
         ids = load_tokenizer("gpt2").encode("Hello world")
@@ -69,13 +52,12 @@ def _tokenizer() -> "Row":
     return Row("tokenizer", "gpt2 is exact, and needs no network")
 
 
-def _hub() -> "Row":
+def _hub() -> Row:
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
     from urllib.request import Request, build_opener
 
     from gptscale.data.hub import is_offline
-    from gptscale.runtime.rows import Row
 
     if is_offline():
         return Row("Hub", "the environment says offline: local files and the cache only")
@@ -92,10 +74,8 @@ def _hub() -> "Row":
     return Row("Hub", f"{host} answers")
 
 
-def _wandb_key() -> "Row":
+def _wandb_key() -> Row:
     import netrc
-
-    from gptscale.runtime.rows import Row
 
     if os.environ.get("WANDB_API_KEY"):
         return Row("W&B key", "present, in WANDB_API_KEY")

@@ -8,7 +8,7 @@ import typer
 
 from gptscale.cli.arguments import Checkpoint
 from gptscale.cli.new_folder import new_folder
-from gptscale.cli.own_tokenizer import own_tokenizer
+from gptscale.errors import WeightsError
 
 if TYPE_CHECKING:
     from gptscale.checkpoint.layout import CheckpointManifest
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 FORMATS = ("transformers", "nanogpt")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("export")(run_export)
 
 
 def run_export(
@@ -51,8 +46,8 @@ def export(
     """
     from gptscale.checkpoint.model import find_checkpoint
     from gptscale.checkpoint.source import checkpoint_source
+    from gptscale.cli.own_tokenizer import own_tokenizer
     from gptscale.config.load import parse_config
-    from gptscale.errors import WeightsError
     from gptscale.weights.export import DTYPES, write_nanogpt, write_transformers
     from gptscale.weights.tokenizer import write_tokenizer
 
@@ -79,10 +74,10 @@ def export(
 
 def losses(folder: Path, step: int) -> dict[str, float]:
     """The last losses that a checkpoint's run has measured up to a step."""
-    from gptscale.tracking.jsonl import read_log
+    from gptscale.tracking.jsonl import LOG_FILE, read_log
 
     last: dict[str, float] = {}
-    for record in read_log(folder.parent.parent / "log.jsonl"):
+    for record in read_log(folder.parent.parent / LOG_FILE):
         if record["step"] <= step:
             last |= {name: record[name] for name in ("train/loss", "val/loss") if name in record}
     return last

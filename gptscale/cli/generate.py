@@ -1,16 +1,15 @@
 """gptscale generate: text from a checkpoint."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptscale.cli.arguments import Checkpoint
+from gptscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptscale.data.tokenizer import Tokenizer
@@ -18,16 +17,10 @@ if TYPE_CHECKING:
     from gptscale.model.gpt import GPTModel
 
     Stream = Callable[[Sequence[str]], Iterator[Piece]]
-    Search = Callable[[str], list[tuple[str, float]]]
 
 
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 OF_BEAMS = ("length_penalty",)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("generate")(run_generate)
 
 
 def run_generate(
@@ -63,12 +56,13 @@ def run_generate(
     prompts, stops = prompt or [], stop or []
     _check_ways(prompts, interactive, beams, n_best, log_probabilities, stops)
     _check_given(context, "sampling" if beams is None else "beams")
-    _write_any_character()
     model, tokenizer = _load(checkpoint)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
     if beams is not None:
         options |= {"beams": beams, "n_best": n_best, "length_penalty": length_penalty}
-        _search(partial(search_text, model, tokenizer, **options), prompts)
+        for each in prompts:
+            for text, score in search_text(model, tokenizer, each, **options):
+                print(f"{text}\n--- score {score:.4f}")
         return
     sampling = Sampling(temperature, top_k or None, top_p, min_p, repetition_penalty)
     options |= {"sampling": sampling, "seed": seed, "log_probabilities": log_probabilities}
@@ -84,8 +78,6 @@ def run_generate(
 def _check_ways(
     prompts: list[str], interactive: bool, beams: int | None, n_best: int, log_probabilities: bool, stops: list[str]
 ) -> None:
-    from gptscale.errors import ConfigError
-
     if bool(prompts) == interactive:
         raise ConfigError("generate needs --prompt TEXT, once or several times, or else --interactive")
     if beams is not None and (interactive or log_probabilities):
@@ -98,21 +90,12 @@ def _check_ways(
 
 def _check_given(context: typer.Context, way: str) -> None:
     """Refuse options that the other way of writing would take, and this one would not even look at."""
-    from gptscale.errors import ConfigError
-
     unread = OF_SAMPLING if way == "beams" else OF_BEAMS
     said = [name for name in unread if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"]
     if said:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in said)
         why = "--beams searches the likeliest text and draws nothing" if way == "beams" else "only --beams reads that"
         raise ConfigError(f"{why}; leave out {options}")
-
-
-def _write_any_character() -> None:
-    """Let a terminal that cannot show a character show its code instead, and not end the text."""
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _load(checkpoint: Path) -> "tuple[GPTModel, Tokenizer]":
@@ -123,13 +106,6 @@ def _load(checkpoint: Path) -> "tuple[GPTModel, Tokenizer]":
 
     model, cfg = load_model(checkpoint, default_device())
     return by_columns(model), load_tokenizer(cfg.data.tokenizer)
-
-
-def _search(search: "Search", prompts: list[str]) -> None:
-    """Print what beam search finds, each with its score."""
-    for prompt in prompts:
-        for text, score in search(prompt):
-            print(f"{text}\n--- score {score:.4f}")
 
 
 def _write(stream: "Stream", tokenizer: "Tokenizer", prompt: str) -> None:

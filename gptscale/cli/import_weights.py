@@ -7,17 +7,13 @@ import typer
 
 from gptscale.cli.arguments import Overrides
 from gptscale.cli.new_folder import new_folder
+from gptscale.errors import ConfigError, DataError, WeightsError
 
 if TYPE_CHECKING:
     from gptscale.config.schema import Config
     from gptscale.weights.source import Source
 
 GPT2_TOKENS = 50257
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("import")(run_import)
 
 
 def run_import(
@@ -37,7 +33,6 @@ def run_import(
 ) -> None:
     """Make a checkpoint of GPT-2's weights, the book's or nanoGPT's; or of a training that others saved."""
     from gptscale.config.load import load_config
-    from gptscale.errors import ConfigError
     from gptscale.training.migrate import import_state
 
     if (to is None) == (into is None):
@@ -74,7 +69,6 @@ def import_weights(source: str, to: str | Path, overrides: Any = ()) -> "Config"
 def _config(found: "Source", to: Path, overrides: Any) -> "Config":
     """A config that says the model; its data and length are placeholders, since there was no training here."""
     from gptscale.config.load import lay_over, parse_config
-    from gptscale.errors import WeightsError
 
     values: dict[str, Any] = {
         "run": {"dir": str(to)},
@@ -101,7 +95,6 @@ def _config(found: "Source", to: Path, overrides: Any) -> "Config":
 def _check_tokenizer(found: "Source", cfg: "Config") -> None:
     """Raise WeightsError for a tokenizer that every verb would fail with later."""
     from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.errors import DataError, WeightsError
 
     try:
         load_tokenizer(cfg.data.tokenizer)

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from gptscale.checkpoint.inspection import Inspection
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("inspect")(run_inspect)
-
-
 def run_inspect(
     checkpoint: Checkpoint,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,

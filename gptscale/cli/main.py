@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from errno import EDQUOT, ENAMETOOLONG, ENOSPC
 from io import TextIOWrapper
 from typing import NoReturn
@@ -48,25 +49,25 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-VERBS = (
-    prepare,
-    adopt,
-    plan,
-    train,
-    evaluate,
-    generate,
-    report,
-    import_weights,
-    export,
-    verify,
-    inspect,
-    trace,
-    prove_resume,
-    doctor,
-    demo,
-)
-for verb in VERBS:
-    verb.register(app)
+VERBS: dict[str, Callable[..., None]] = {
+    "prepare": prepare.run_prepare,
+    "adopt": adopt.run_adopt,
+    "plan": plan.run_plan,
+    "train": train.run_train,
+    "evaluate": evaluate.run_evaluate,
+    "generate": generate.run_generate,
+    "report": report.run_report,
+    "import": import_weights.run_import,
+    "export": export.run_export,
+    "verify": verify.run_verify,
+    "inspect": inspect.run_inspect,
+    "trace": trace.run_trace,
+    "prove-resume": prove_resume.run_prove_resume,
+    "doctor": doctor.run_doctor,
+    "demo": demo.run_demo,
+}
+for name, run in VERBS.items():
+    app.command(name)(run)
 
 
 def main() -> None:
@@ -111,16 +112,14 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Give a process whose output was closed a place for it, and let a character that cannot be shown be its code.
+    """Give a process whose streams were closed others, and let a character that cannot be read or shown be its code.
 
     A closed input is one that has ended.
     """
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull)  # noqa: SIM115  # to the process' end
-    for name in ("stdout", "stderr"):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # to the process' end
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # to the process' end
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

@@ -1,20 +1,15 @@
 """The tokenizer of a trained model."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gptscale.config.schema import Config
-    from gptscale.data.tokenizer import Tokenizer
+from gptscale.config.schema import Config
+from gptscale.data.tokenizer import Tokenizer, load_tokenizer
+from gptscale.errors import WeightsError
 
 
-def own_tokenizer(cfg: "Config") -> "Tokenizer":
+def own_tokenizer(cfg: Config) -> Tokenizer:
     """The tokenizer of a model's config; raises WeightsError for one with ids that the model cannot know.
 
     An import takes gpt2 where none is said, and padding of the vocabulary would take some of its ids without a word.
     """
-    from gptscale.data.tokenizer import load_tokenizer
-    from gptscale.errors import WeightsError
-
     tokenizer = load_tokenizer(cfg.data.tokenizer)
     if tokenizer.n_vocab > cfg.model.vocab_size:
         raise WeightsError(

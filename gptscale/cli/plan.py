@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptscale.cli.arguments import ConfigFile, Overrides
+from gptscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptscale.config.schema import Config
@@ -20,11 +21,6 @@ DOES_NOT_FIT = 1
 
 ASSUMED_DISK = 1e9
 """Bytes per second, where nothing was measured."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("plan")(run_plan)
 
 
 def run_plan(
@@ -118,7 +114,6 @@ def _bytes(gigabytes: float | None) -> float | None:
 
 def _card(name: str | None, run: "Measured | None", ranks: int) -> "Gpu":
     """The GPU that is named, or the one that a run was measured on; ranks on a CPU share this machine's memory."""
-    from gptscale.errors import ConfigError
     from gptscale.planning.rates import find_gpu, processor
     from gptscale.runtime.gpus import gpu_of_product
 
@@ -142,7 +137,6 @@ def _card(name: str | None, run: "Measured | None", ranks: int) -> "Gpu":
 
 def _measured(folder: Path, machine_gpus: int) -> "Measured":
     from gptscale.config.load import load_config
-    from gptscale.errors import ConfigError
     from gptscale.planning.launch import Launch
     from gptscale.planning.rates import measured
     from gptscale.tracking.jsonl import LOG_FILE, read_log
@@ -172,5 +166,5 @@ def _length(cfg: "Config", launch: "Launch") -> tuple[int | None, str]:
         from gptscale.data.corpora import open_corpora  # takes a while, and the corpus is rarely there yet
 
         samples = open_corpora(cfg).sampler(cfg).samples
-    train = cfg.train.model_copy(update={"micro_batch_sequences": launch.micro_batch_sequences})
-    return make_plan(cfg.model_copy(update={"train": train}), samples, launch.gpus).total_steps, ""
+    launched = cfg.with_changes(train={"micro_batch_sequences": launch.micro_batch_sequences})
+    return make_plan(launched, samples, launch.gpus).total_steps, ""

@@ -5,11 +5,7 @@ from typing import Annotated
 import typer
 
 from gptscale.cli.arguments import ConfigFile, Overrides
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("prepare")(run_prepare)
+from gptscale.errors import ConfigError
 
 
 def run_prepare(
@@ -24,7 +20,6 @@ def run_prepare(
     from gptscale.config.load import load_config
     from gptscale.data import prepare
     from gptscale.data.workers import cores
-    from gptscale.errors import ConfigError
 
     if (task is None) != (tasks is None) or (finish and task is not None):
         raise ConfigError("give --task and --tasks together, and --finish alone, after the last task")

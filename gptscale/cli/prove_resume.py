@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptscale.cli.arguments import ConfigFile, Overrides
+from gptscale.errors import TrainingError
 
 if TYPE_CHECKING:
     from gptscale.training.proof import Proof
 
 NOT_PROVED = 1
 _ENGINES = "none, ddp, zero1, zero2, zero3, fsdp2 or hsdp."
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("prove-resume")(run_prove_resume)
 
 
 def run_prove_resume(
@@ -58,8 +54,6 @@ def run_prove_resume(
 
 
 def _empty_folder(folder: Path) -> Path:
-    from gptscale.errors import TrainingError
-
     marker = folder / ".prove-resume"
     if marker.exists():
         shutil.rmtree(folder)  # of an earlier proof

@@ -5,10 +5,7 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("report")(run_report)
+from gptscale.errors import ConfigError
 
 
 def run_report(
@@ -20,7 +17,6 @@ def run_report(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port for --live; 0 takes a free one.")] = 8265,
 ) -> None:
     """Write one HTML page with everything on record, and the curves of each run as PNG."""
-    from gptscale.errors import ConfigError
     from gptscale.tracking.live import live_server
     from gptscale.tracking.page import write_page
     from gptscale.tracking.report import write_report

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 SHORT_CHARACTERS = 72
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("trace")(run_trace)
-
-
 def run_trace(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     step: Annotated[int, typer.Option(min=1, help="The step, as log.jsonl counts them: the first is 1.")],

@@ -1,13 +1,6 @@
 """gptscale train: train, or go on."""
 
-import typer
-
 from gptscale.cli.arguments import ConfigFile, Overrides
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("train")(run_train)
 
 
 def run_train(config: ConfigFile, overrides: Overrides = None) -> None:

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("verify")(run_verify)
+from gptscale.errors import CheckpointError
 
 
 def run_verify(
@@ -19,7 +16,6 @@ def run_verify(
     """Read every file again and compare it with its manifest; names what is wrong, and exits with 2 then."""
     from gptscale.checkpoint.verify import checkpoints_at
     from gptscale.data.manifest import FILE_NAME
-    from gptscale.errors import CheckpointError
 
     if folders := checkpoints_at(path):
         _verify_checkpoints(folders, finite)

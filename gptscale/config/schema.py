@@ -246,6 +246,11 @@ class Config(Section):
         """Samples in one step over all ranks."""
         return self.train.tokens_per_step // self.model.context_length
 
+    def with_changes(self, **sections: dict[str, Any]) -> Self:
+        """A copy in which some sections have other values, which nobody checks."""
+        changed = {name: getattr(self, name).model_copy(update=values) for name, values in sections.items()}
+        return self.model_copy(update=changed)
+
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:
         tokens, context = self.train.tokens_per_step, self.model.context_length

@@ -4,7 +4,9 @@ A document is always ordinary text here: `<|endoftext|>` written in it never bec
 """
 
 import difflib
+import hashlib
 import warnings
+from binascii import a2b_base64
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gptscale.data.cuts import cuts_before_words
-from gptscale.data.ranks import read_ranks
 from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, join, list_texts, pieces
 from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of, split_ids
 from gptscale.errors import DataError
@@ -143,6 +144,21 @@ def gpt2_bpe(engine: str) -> BpeTokenizer:
         "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}
     )
     return BpeTokenizer("gpt2", encoding, GPT2_RANKS_SHA256, GPT2_RANKS if engine == "gigatoken" else None)
+
+
+def read_ranks(path: Path, sha256: str) -> dict[bytes, int]:
+    """The rank of every token, from lines of base64 and number. Raises DataError if the file is not what it was."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"GPT-2's ranks cannot be read: {error}; install gptscale again") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(
+            f"{path.name} is damaged: its SHA-256 is {found[:12]}..., not {sha256[:12]}...; install gptscale again"
+        )
+    pairs = (line.split() for line in content.splitlines())
+    return {a2b_base64(token): int(rank) for token, rank in pairs}
 
 
 def tiktoken_bpe(name: str) -> BpeTokenizer:

@@ -62,6 +62,12 @@ class Columns:
                 raise DataError(f"{self.setting}: column {name} of {path} holds {types[name]}, not text")
 
 
+ONLY_TEXT = Columns("column text", (("", "text"),))
+"""The one column of a source that has no choice of columns."""
+PLAIN_TEXT = replace(ONLY_TEXT, marked=True)
+"""The same of files of text; `datasets` keeps the mark that some editors put before the first line."""
+
+
 def text_columns(cfg: SourceConfig) -> Columns:
     """The columns that data.source.template or data.source.text_column names."""
     if cfg.template is None:
@@ -80,16 +86,6 @@ def _type(arrow_type: Any) -> str:
     if pa.types.is_nested(arrow_type):
         return "a structure"
     return str(arrow_type.value_type if pa.types.is_dictionary(arrow_type) else arrow_type)
-
-
-def only_column(name: str) -> Columns:
-    """The one column of a source that has no choice of columns."""
-    return Columns(f"column {name}", (("", name),))
-
-
-def plain_text() -> Columns:
-    """The column of files of text; `datasets` keeps the mark that some editors put before the first line."""
-    return replace(only_column("text"), marked=True)
 
 
 def describe_columns(cfg: SourceConfig) -> dict[str, Any]:

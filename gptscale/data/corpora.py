@@ -116,11 +116,12 @@ def open_corpora(cfg: Config) -> Corpora:
     return Corpora(tuple(c.label for c in mixed), folders, parts, mixture_of([c.weight for c in mixed]))
 
 
-def check_corpora(corpora: Corpora, cfg: Config) -> None:
-    """Check that a config can train on its corpora: each alone gives windows to train and to evaluate on."""
+def check_corpora(corpora: Corpora, cfg: Config) -> Corpora:
+    """The corpora, if a config can train on them: each alone has windows to train and to evaluate on."""
     if not cfg.data.mixture:
         check_corpus(corpora.parts[0], cfg)
-        return
+        return corpora
     for folder, part in zip(corpora.folders, corpora.parts, strict=True):
         check_split(part, cfg, "train", folder)
         check_split(part, cfg, "val", folder)
+    return corpora

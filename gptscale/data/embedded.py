@@ -70,17 +70,12 @@ def python_version() -> str:
 
 def _library_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    return sorted(_python_files(root), key=lambda path: path.relative_to(root).parts)
-
-
-def _python_files(root: Path) -> Iterator[Path]:
+    files: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT and not name.startswith("config-")]
-        yield from (Path(folder, name) for name in names if _is_library(name))
-
-
-def _is_library(name: str) -> bool:
-    return name.endswith(".py") and not name.startswith("_sysconfigdata")
+        own = [name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+        files += [Path(folder, name) for name in own]
+    return sorted(files, key=lambda path: path.relative_to(root).parts)
 
 
 def _read(path: Path) -> str:

@@ -46,8 +46,7 @@ def estimate_need(job: Job, units: Sequence[Unit]) -> Need | None:
     # Of long documents few are read, so each place counts by its rows.
     documents = sum(stop - start for start, stop in places)
     text_bytes = sum(
-        (stop - start) * text_bytes / documents
-        for (start, stop), (documents, text_bytes, _) in zip(places, samples, strict=True)
+        (stop - start) * read_bytes / read for (start, stop), (read, read_bytes, _) in zip(places, samples, strict=True)
     )
     excerpts = list_texts(excerpt for _, _, excerpt in samples)
     encoded_bytes, tokens = len(flat(excerpts)[0]), len(job.tokenizer.encode_texts(excerpts)[0])

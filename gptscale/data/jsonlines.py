@@ -68,12 +68,11 @@ class JsonLines:
 def parse_lines(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
     """The texts of whole lines of a file; one that holds no text is an empty document."""
     table = _parse_fast(lines, columns.names)
-    return _parse_slowly(lines, file, columns, path) if table is None else columns.texts(table)
-
-
-def _parse_slowly(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
-    """One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same."""
-    return texts_of_rows([_object(line, file, path) for line in _split(lines)], file, columns)
+    if table is not None:
+        return columns.texts(table)
+    # One line after another: what Arrow refuses, such as half of a surrogate pair, may be JSON all the same.
+    rows = [_object(line, file, path) for line in lines.removesuffix(b"\n").split(b"\n")]
+    return texts_of_rows(rows, file, columns)
 
 
 def texts_of_rows(rows: Sequence[dict[str, Any]], file: Path, columns: Columns) -> Texts:
@@ -207,11 +206,6 @@ def _parse_fast(lines: bytes, names: list[str]) -> Any | None:
     except pa.ArrowInvalid:
         return None
     return table if table.num_rows == lines.count(b"\n") + (not lines.endswith(b"\n")) else None
-
-
-def _split(lines: bytes) -> list[bytes]:
-    found = lines.split(b"\n")
-    return found[:-1] if lines.endswith(b"\n") else found
 
 
 def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
@@ -16,9 +15,8 @@ import numpy.typing as npt
 import torch
 
 from gptscale.data.buffers import Buffers
-from gptscale.data.order import block_order, order
+from gptscale.data.order import block_order, order, positions_of
 from gptscale.data.shard import Tokens
-from gptscale.data.skip import positions_of
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
@@ -146,9 +144,7 @@ class StepLoader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _read_another(self) -> None:

@@ -9,6 +9,7 @@ Pseudorandom Number Generators", OOPSLA 2014).
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,13 @@ def block_order(seed: int, epoch: int, positions: npt.ArrayLike, n: int, block: 
         place = int(order(seed, epoch, number, whole)) if number < whole else whole
         found[mine] = place * block + _permutation(within[mine], size, _round_keys(seed, epoch, number))
     return found.reshape(wanted.shape)
+
+
+def positions_of(handed_out: npt.NDArray[np.int64], skipped: Iterable[int]) -> npt.NDArray[np.int64]:
+    """The position of each sample by how many were handed out before it, where the skipped positions never are."""
+    left_out = np.unique(np.fromiter(skipped, np.int64))
+    before = left_out - np.arange(len(left_out))  # how many are handed out before each skipped position
+    return handed_out + np.searchsorted(before, handed_out, side="right")
 
 
 def _permutation(positions: npt.NDArray[np.int64], n: int, keys: Words) -> npt.NDArray[np.int64]:

@@ -4,10 +4,9 @@ On one machine `prepare` does it all. On many, each runs `prepare_task` for its 
 `finish` writes the manifest when all are there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from itertools import groupby
-from pathlib import Path
 
 from gptscale.config.data import DataConfig
 from gptscale.config.schema import Config
@@ -67,22 +66,16 @@ def _do(job: Job, units: Sequence[Unit], workers: int, say: Say) -> dict[int, Re
         say(f"disk: about {need.needed / 1e9:,.3g} GB to write{all_tasks}, {need.free / 1e9:,.3g} GB free")
     progress = Progress(len(units), say, job.data.split)
     receipts: dict[int, Receipt] = {}
-    with _nothing_left_half(job.data.folder), closing(do_units(job, units, workers)) as done:
-        for unit, receipt, made in done:
-            receipts[unit.number] = receipt
-            progress.add(unit, receipt, made)
+    try:
+        with closing(do_units(job, units, workers)) as done:
+            for unit, receipt, made in done:
+                receipts[unit.number] = receipt
+                progress.add(unit, receipt, made)
+    except BaseException:
+        remove_leftovers(job.data.folder)  # what the processes were writing, which have ended
+        raise
     job.check_source()
     return receipts
-
-
-@contextmanager
-def _nothing_left_half(folder: Path) -> Iterator[None]:
-    """Where making units fails, delete what its processes, which have ended then, were writing."""
-    try:
-        yield
-    except BaseException:
-        remove_leftovers(folder)
-        raise
 
 
 def _finish(job: Job, receipts: Sequence[Receipt], say: Say) -> Manifest:

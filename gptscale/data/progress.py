@@ -60,10 +60,9 @@ def summary(manifest: Manifest) -> list[str]:
             "WARNING: no document fell to validation, which a training needs; prepare another data.dir with "
             "data.split=tail, the end of every document, or with a larger data.validation_fraction"
         )
-    if s.split == "adopted":
-        return [*lines, f"fingerprint: {manifest.fingerprint}"]
-    how = f"seed {s.split_seed}, by document" if s.split == "hash" else "the end of every document"
-    lines.append(f"split: {s.split}, {s.validation_fraction:g} for validation ({how})")
+    if s.split != "adopted":
+        how = f"seed {s.split_seed}, by document" if s.split == "hash" else "the end of every document"
+        lines.append(f"split: {s.split}, {s.validation_fraction:g} for validation ({how})")
     return [*lines, f"fingerprint: {manifest.fingerprint}"]
 
 

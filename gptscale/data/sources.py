@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
-from gptscale.data.columns import Columns, arrow_types, describe_columns, only_column, plain_text, text_columns
+from gptscale.data.columns import ONLY_TEXT, PLAIN_TEXT, Columns, arrow_types, describe_columns, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.failures import failures, innermost, reason, reason_in_text
 from gptscale.data.globs import literal_patterns
@@ -137,7 +137,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         check_read(cfg, kind)
         described = describe_files(files, root_of(root, files))
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
-        columns = plain_text() if kind == "text" else text_columns(cfg)
+        columns = PLAIN_TEXT if kind == "text" else text_columns(cfg)
         about: dict[str, Any] = {"path": cfg.path, "kind": kind}
         about |= {"documents": cfg.documents} if kind == "text" else describe_columns(cfg)
         about["files"] = described
@@ -156,7 +156,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
             return open_json_lines(filled, columns, cfg.path, about)
         if kind == "json":
             about |= {"parser": PARSER}
-            return Table(_convert(open_json_stream(filled, columns, cfg.path, about), cfg), only_column("text"), about)
+            return Table(_convert(open_json_stream(filled, columns, cfg.path, about), cfg), ONLY_TEXT, about)
     return _checked(_load_files(kind, filled, cfg, hash_json(described)), columns, cfg, about)
 
 

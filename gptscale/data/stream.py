@@ -25,7 +25,7 @@ class TokenStream:
         """Tokens start to start + count - 1, (count,), across the borders of shards."""
         assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         out = np.empty(count, np.int64)
-        filled, shard = 0, self._shard_of(start)
+        filled, shard = 0, int(np.searchsorted(self._borders, start, side="right")) - 1
         while filled < count:
             at = start + filled - int(self._borders[shard])
             piece = self.shards[shard][at : at + count - filled]
@@ -45,9 +45,6 @@ class TokenStream:
             at = start - self._firsts[shard]
             row[:] = self.shards[shard][at : at + length] if whole else self.read(start, length)
         return out
-
-    def _shard_of(self, position: int) -> int:
-        return int(np.searchsorted(self._borders, position, side="right")) - 1
 
 
 def _gather(tokens: Tokens, starts: npt.NDArray[np.int64], length: int) -> Tokens:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from gptscale.data.bpe import GPT2_RANKS_SHA256, gpt2_bpe, tiktoken_bpe
 from gptscale.data.byte_tokenizer import ByteTokenizer
 from gptscale.data.texts import Bytes, Offsets, Texts
-from gptscale.data.vocabulary import Ids, bytes_of
+from gptscale.data.vocabulary import Ids
 
 
 class Tokenizer(Protocol):
@@ -72,8 +72,3 @@ def known_ranks(name: str) -> str | None:
     if name == "bytes":
         return str(ByteTokenizer().identity["ranks_sha256"])
     return GPT2_RANKS_SHA256 if name == "gpt2" else None
-
-
-def ids_to_bytes(ids: Sequence[int], tokenizer: Tokenizer) -> bytes:
-    """The bytes of ids; those of U+FFFD for an id without a token."""
-    return bytes_of(ids, tokenizer.pieces)

@@ -173,7 +173,12 @@ def _is_whole(folder: Path, shard: ShardEntry) -> bool:
 
 def _batches(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
     """The texts of a unit's documents, a few megabytes at once."""
-    for texts in _read(source, unit):
+    if isinstance(source, Streamed):
+        read = source.read_file(unit.number)
+    else:
+        assert unit.stop is not None
+        read = source.read(unit.start, unit.stop)
+    for texts in read:
         _, offsets = flat(texts)
         start = 0
         while start < len(texts):
@@ -181,10 +186,3 @@ def _batches(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
             stop = max(start + 1, stop)
             yield texts.slice(start, stop - start)
             start = stop
-
-
-def _read(source: Source | Streamed, unit: Unit) -> Iterator[Texts]:
-    if isinstance(source, Streamed):
-        return source.read_file(unit.number)
-    assert unit.stop is not None
-    return source.read(unit.start, unit.stop)

@@ -44,14 +44,6 @@ def find_damage(folder: Path, workers: int | None = None) -> list[str]:
         return [problem for problem in found if problem is not None]
 
 
-def _damage(file: HashedFile) -> str | None:
-    try:
-        check_file(file)
-    except DataError as error:
-        return str(error)
-    return None
-
-
 def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     """Every shard with its document starts, in the manifest's order."""
     files: list[HashedFile] = []
@@ -69,30 +61,28 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     return files
 
 
-def check_file(file: HashedFile) -> None:
-    """Compare one file with its hash. Raises DataError."""
+def _damage(file: HashedFile) -> str | None:
+    """What is wrong with a file, in one line; None for a whole one."""
     try:
         found, size = hash_file(file.path), file.path.stat().st_size
         if found == file.sha256:
-            _check_size(file, size)
-            return
+            return None if file.size in (None, size) else _miscounted(file, size)
         start, stop = wrong_range(file.path, file.blocks_sha256)
     except FileNotFoundError:
-        raise DataError(f"{file.what} {file.path} is missing; {file.remedy}") from None
+        return f"{file.what} {file.path} is missing; {file.remedy}"
     except PermissionError:
-        raise DataError(f"{file.what} {file.path} may not be read by this user; change its permissions") from None
+        return f"{file.what} {file.path} may not be read by this user; change its permissions"
     except OSError as error:
-        raise DataError(f"{file.what} {file.path} cannot be read: {error.strerror}; {file.remedy}") from None
-    raise DataError(
+        return f"{file.what} {file.path} cannot be read: {error.strerror}; {file.remedy}"
+    return (
         f"{file.what} {file.path} is damaged in its bytes {start:,} to {stop:,}: its SHA-256 is {found[:12]}..., not "
         f"the {file.sha256[:12]}... of {FILE_NAME}; {file.remedy}"
     )
 
 
-def _check_size(file: HashedFile, found: int) -> None:
-    """Refuse a manifest whose count of tokens was changed behind its back, though the file is as it was written."""
-    if file.size not in (None, found):
-        raise DataError(
-            f"{FILE_NAME} says that {file.what} {file.path} has {file.size:,} bytes, and it has {found:,}, with the "
-            f"right hash: {FILE_NAME} was changed; {file.remedy}"
-        )
+def _miscounted(file: HashedFile, found: int) -> str:
+    """Of a manifest whose count of tokens was changed behind its back, though the file is as it was written."""
+    return (
+        f"{FILE_NAME} says that {file.what} {file.path} has {file.size:,} bytes, and it has {found:,}, with the "
+        f"right hash: {FILE_NAME} was changed; {file.remedy}"
+    )

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from gptscale.data.tokenizer import Tokenizer, ids_to_bytes
+from gptscale.data.tokenizer import Tokenizer
+from gptscale.data.vocabulary import bytes_of
 from gptscale.errors import ConfigError
 from gptscale.generation.beam import beam_search
 from gptscale.generation.decode import Decoder, Token
@@ -150,7 +151,7 @@ class Writer:
 
     def add(self, token: int) -> str:
         """The text that is certain with this token."""
-        self._held += self._characters.decode(ids_to_bytes([token], self._tokenizer))
+        self._held += self._characters.decode(bytes_of([token], self._tokenizer.pieces))
         met = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if met:
             self.stopped = True

@@ -44,5 +44,5 @@ def _recomputing(cfg: Config) -> list[tuple[Config, list[str]]]:
     """The config, and the one that computes activations again."""
     if cfg.train.activation_checkpointing:
         return [(cfg, [])]
-    again = cfg.model_copy(update={"train": cfg.train.model_copy(update={"activation_checkpointing": True})})
+    again = cfg.with_changes(train={"activation_checkpointing": True})
     return [(cfg, []), (again, ["train.activation_checkpointing=true"])]

@@ -26,18 +26,13 @@ from dataclasses import dataclass
 from gptscale.config.schema import Config
 from gptscale.model.size import model_size
 from gptscale.planning.launch import Launch
+from gptscale.runtime.zero_config import BUCKET_ELEMENTS, LIVE_ELEMENTS
 
 WEIGHT_BYTES = {"fp32": 4, "bf16": 4, "fp16": 4, "bf16-sharded": 2}
 """Of an element of the weights that a model computes with."""
 
-BUCKET_ELEMENTS = 50_000_000
-"""Our reduce_bucket_size on GPUs (runtime/zero_config.py): DeepSpeed makes room for as many in a model of any size."""
-
 ALLREDUCE_ELEMENTS = 500_000_000
 """DeepSpeed's own bucket of ZeRO-1 with bf16-sharded, whatever reduce_bucket_size is."""
-
-LIVE_ELEMENTS = 100_000_000
-"""Our stage3_max_live_parameters (runtime/zero_config.py): weights that ZeRO-3 gathers, up to the end of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,8 @@ class State:
     """In the machine's memory."""
 
 
-def model_state(cfg: Config, launch: Launch, bucket_elements: int = BUCKET_ELEMENTS) -> State:
-    """What is there while a step's micro-batches accumulate."""
+def model_state(cfg: Config, launch: Launch, bucket_elements: int = BUCKET_ELEMENTS["cuda"]) -> State:
+    """What is there while a step's micro-batches accumulate; a bucket has its room in a model of any size."""
     weight, whole = WEIGHT_BYTES[cfg.train.precision], model_size(cfg.model).total
     share = updated_elements(cfg, launch)
     moments = moment_bytes(cfg) * share // whole
@@ -103,6 +98,6 @@ def _buffer_bytes(cfg: Config, launch: Launch, bucket_elements: int) -> int:
         case "zero1" | "zero2":
             return weight * bucket_elements
         case _:  # a full bucket is copied to be scattered
-            gathered = weight * min(size.total, LIVE_ELEMENTS + size.outside)
+            gathered = weight * min(size.total, LIVE_ELEMENTS + size.outside)  # up to the end of a tensor
             copied = 4 * bucket_elements if size.total > bucket_elements else 0
             return 4 * bucket_elements + copied + gathered

@@ -88,7 +88,7 @@ def computed_flops_per_token(cfg: Config) -> int:
 
 def moved_bytes(cfg: Config, sequences: int) -> int:
     """Bytes of activations that a micro-batch of so many sequences writes and reads beside its matrix products."""
-    all_kept = cfg.model_copy(update={"train": cfg.train.model_copy(update={"activation_checkpointing": False})})
+    all_kept = cfg.with_changes(train={"activation_checkpointing": False})
     again = PASSES_AGAIN if cfg.train.activation_checkpointing else 0
     return (PASSES + again) * activations(all_kept, sequences).kept
 

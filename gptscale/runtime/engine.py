@@ -18,7 +18,6 @@ from gptscale.runtime import ranks
 from gptscale.runtime.fragments import (
     Fragment,
     materialize_state,
-    parameter_name,
     share,
     whole_fragments,
 )
@@ -223,7 +222,7 @@ class Engine:
 
     def parameter_names(self) -> list[str]:
         """All parameters of the model, by the names that checkpoints use."""
-        return [parameter_name(name) for name, _ in self.bare_model.named_parameters()]
+        return [name for name, _ in self.bare_model.named_parameters()]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -50,11 +50,6 @@ class Piece:
     """Its first element there."""
 
 
-def parameter_name(name: str) -> str:
-    """The model's own name of a parameter, without what DDP and torch.compile put around it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
-
-
 def whole_fragments(model: nn.Module, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
     """One fragment per parameter with its state, for engines that keep every parameter whole on every rank."""
     fragments = []
@@ -63,7 +58,7 @@ def whole_fragments(model: nn.Module, state_of: Callable[[nn.Parameter], Mapping
         dense = {kind: t.detach().view(-1) for kind, t in state.items() if t.shape == p.shape}
         scalars = {kind: t for kind, t in state.items() if t.shape != p.shape}
         tensors = {"weight": p.detach().view(-1), **dense}
-        fragments.append(Fragment(parameter_name(name), tuple(p.shape), 0, tensors, scalars))
+        fragments.append(Fragment(name, tuple(p.shape), 0, tensors, scalars))
     return fragments
 
 

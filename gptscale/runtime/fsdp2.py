@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
-from gptscale.runtime.fragments import Fragment, materialize_state, parameter_name, share
+from gptscale.runtime.fragments import Fragment, materialize_state, share
 from gptscale.runtime.launch import PARALLELISM_ASKED, launched_dp_shard_size, unsaid
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.row_muon import RowMuon, first_element, local_rows
@@ -162,4 +162,4 @@ def _fragment(name: str, p: nn.Parameter, state: Mapping[str, Any]) -> Fragment:
     dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
     scalars = {kind: t for kind, t in state.items() if kind not in dense}
     tensors = {kind: local_rows(t) for kind, t in {"weight": p, **dense}.items()}
-    return Fragment(parameter_name(name), tuple(p.shape), first_element(p), tensors, scalars)
+    return Fragment(name, tuple(p.shape), first_element(p), tensors, scalars)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from itertools import permutations
 
 import torch
@@ -13,13 +12,9 @@ THROUGH_THE_HOST = {"PHB", "NODE", "SYS"}
 """Words of `nvidia-smi topo` for a way between two GPUs that leads through the CPU."""
 
 
-def gpu_rows() -> Iterator[Row]:
+def gpu_rows() -> list[Row]:
     """CUDA, driver, GPUs, their links, NCCL."""
-    yield _cuda()
-    yield _driver()
-    yield _gpus()
-    yield _links()
-    yield _nccl()
+    return [_cuda(), _driver(), _gpus(), _links(), _nccl()]
 
 
 def link_kinds(topology: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What gptscale doctor finds: one row for each thing that a run can trip over. Imports no torch."""
+"""What gptscale doctor finds, a row for each thing; and what commands of the machine say. Imports no torch."""
 
 import subprocess
 from collections.abc import Iterator, Sequence

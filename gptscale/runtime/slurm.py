@@ -21,16 +21,14 @@ def job_end() -> float | None:
     if "SLURM_JOB_ID" not in os.environ:
         return None
     said = os.environ.get("SLURM_JOB_END_TIME", "")
-    return float(said) if said.isdigit() else _end_of(_as_commands_name_it())
+    if said.isdigit():
+        return float(said)
+    text = output_of("scontrol", "show", "job", _as_commands_name_it())
+    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)  # in local time; Unknown without a limit
+    return datetime.fromisoformat(found[1]).timestamp() if found else None
 
 
 def _as_commands_name_it() -> str:
     """This job for SLURM's commands, which take the number that an array's last task has for the whole array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
-
-
-def _end_of(job: str) -> float | None:
-    text = output_of("scontrol", "show", "job", job)
-    found = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)  # in local time; Unknown without a limit
-    return datetime.fromisoformat(found[1]).timestamp() if found else None

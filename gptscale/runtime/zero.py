@@ -4,7 +4,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +191,7 @@ class ZeroEngine(Engine):
     def wanted_fragments(self) -> list[Fragment]:
         """The ranges this rank has to fill on a resume; creates the optimizer's state."""
         materialize_zero_state(self._zero, self._stage)
-        self._wanted = list(zero_fragments(self.bare_model, self._zero, self._stage))
-        return self._wanted
+        return self.weight_fragments()  # with that state by now
 
     def weight_fragments(self) -> list[Fragment]:
         """The ranges of the weights alone, as far as this rank holds them, before the first step."""
@@ -209,7 +208,8 @@ class ZeroEngine(Engine):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients, in the precision of training also for the bare model."""
-        with super().evaluating(), self._autocast():
+        in_bf16 = self.settings.precision == "bf16"
+        with super().evaluating(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16):
             yield
 
     def close(self, *, together: bool = True) -> None:
@@ -217,10 +217,6 @@ class ZeroEngine(Engine):
         super().close(together=together)
         if self._scratch is not None:
             self._scratch.close()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        enabled = self.settings.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _compile_blocks(model: nn.Module) -> None:

@@ -1,12 +1,14 @@
-"""DeepSpeed's configuration: what the launch says about ZeRO, filled up with what the run's config says."""
+"""DeepSpeed's configuration: what the launch says about ZeRO, filled up from the run's config. Imports no torch."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptscale.errors import ConfigError
-from gptscale.runtime.engine import EngineSettings
+
+if TYPE_CHECKING:
+    from gptscale.runtime.engine import EngineSettings
 
 BUCKET_ELEMENTS = {"cuda": 50_000_000, "cpu": 500_000}
 """Gradients that are sent at once. DeepSpeed's own 5e8 are more than most models of this family have: it would take
@@ -17,7 +19,7 @@ LIVE_ELEMENTS = 100_000_000
 is used again is let go, are more than most models of this family have: a rank would keep them all through a step."""
 
 
-def zero_config(settings: EngineSettings, world: int, on_cuda: bool) -> dict[str, Any]:
+def zero_config(settings: "EngineSettings", world: int, on_cuda: bool) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a run.
 
     Raises ConfigError where the launch says something else than the run's config, or something unsafe.
@@ -83,7 +85,7 @@ def _fill(config: dict[str, Any], key: str, value: float | str, setting: str) ->
     config[key] = value
 
 
-def _fill_precision(config: dict[str, Any], settings: EngineSettings) -> None:
+def _fill_precision(config: dict[str, Any], settings: "EngineSettings") -> None:
     """bf16: DeepSpeed keeps fp32 weights and casts by autocast. bf16-sharded: bf16 weights, fp32 masters."""
     sharded = settings.precision == "bf16-sharded"
     expected = {"bf16": sharded, "fp16": False, "torch_autocast": settings.precision == "bf16"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptscale.errors import CheckpointError, ConfigError
-from gptscale.runtime.fragments import Fragment, Piece, materialize_state, parameter_name
+from gptscale.runtime.fragments import Fragment, Piece, materialize_state
 
 TESTED_VERSIONS = ("0.19.8",)
 """Releases of DeepSpeed with which every name below was tested; `check_deepspeed` judges others."""
@@ -126,9 +126,11 @@ def publish_weights(zero: Any, stage: int) -> None:
 
 def check_links(fragments: list[Fragment], model: nn.Module, stage: int) -> None:
     """Raise CheckpointError unless the fp32 weights, rounded, are the model's weights: else names are mixed up."""
-    in_model = dict(_model_weights(model, stage))
+    parameters: dict[str, Any] = dict(model.named_parameters())
     for fragment in fragments:
-        weights = in_model[fragment.name]
+        p = parameters[fragment.name]
+        held, start = (p.ds_tensor, 0) if stage == 3 else (p, fragment.start)
+        weights = held.detach().view(-1)[start : start + fragment.numel]
         if not torch.equal(fragment.tensors["weight"].to(weights), weights):
             raise CheckpointError(
                 f"{fragment.name}: DeepSpeed's fp32 weights are not the model's; nothing was saved. "
@@ -158,7 +160,7 @@ def _of_stage_1_and_2(model: nn.Module) -> Iterator[Piece]:
         if link is None:  # nothing of it lies on this rank
             continue
         start, where = link.lp_fragment_address.start, link.hp_fragment_address
-        yield Piece(parameter_name(name), tuple(p.shape), start, where.numel, link.param_group_index, where.start)
+        yield Piece(name, tuple(p.shape), start, where.numel, link.param_group_index, where.start)
 
 
 def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Piece]:
@@ -166,19 +168,7 @@ def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Piece]:
         flat, offset, _ = zero.grad_position[zero.get_param_id(p)]
         start, numel = _range_of_stage_3(p)
         if numel:
-            yield Piece(parameter_name(name), tuple(p.ds_shape), start, numel, flat, offset)  # type: ignore[attr-defined]
-
-
-def _model_weights(model: nn.Module, stage: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights the model computes with, by name, in the ranges of `zero_fragments`."""
-    for name, p in model.named_parameters():
-        if stage == 3:
-            _, numel = _range_of_stage_3(p)
-            if numel:
-                yield parameter_name(name), p.ds_tensor.detach().view(-1)[:numel]  # type: ignore[attr-defined]
-        elif p._hp_mapping is not None:  # type: ignore[attr-defined]
-            where = p._hp_mapping.lp_fragment_address  # type: ignore[attr-defined]
-            yield parameter_name(name), p.detach().view(-1).narrow(0, where.start, where.numel)
+            yield Piece(name, tuple(p.ds_shape), start, numel, flat, offset)  # type: ignore[attr-defined]
 
 
 def _range_of_stage_3(p: Any) -> tuple[int, int]:

@@ -5,19 +5,17 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Thread
 
-from gptscale.tracking.tracker import Histograms, Record, Sink
+from gptscale.tracking.tracker import Histograms, Record, Sink, View, warn_of
 
 LOG = logging.getLogger(__name__)
 
 
-class Beside:
+class Beside(View):
     """Opens a view beside training and hands it everything in its order; a view that fails is left behind.
 
     A view that hangs keeps what it was not told in memory, and costs the end of the run no more than patience_s says
     then.
     """
-
-    required = False
 
     def __init__(self, name: str, open_sink: Callable[[], Sink | None], patience_s: Callable[[], float]) -> None:
         self.name = name
@@ -40,9 +38,6 @@ class Beside:
         """Have them shown."""
         self._put(lambda sink: sink.histograms(progress, found))
 
-    def flush(self) -> None:
-        """Nothing: this is a view."""
-
     def close(self, failed: bool) -> None:
         """Have the rest told and the sink closed, and wait for that as long as there is patience."""
         self._put(lambda sink: sink.close(failed))
@@ -62,10 +57,5 @@ class Beside:
                 for act in iter(self._todo.get, None):
                     act(sink)
         except BaseException as error:  # also SystemExit, which W&B raises where its own process was killed
-            LOG.warning(
-                "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on",
-                self.name,
-                type(error).__name__,
-                error,
-            )
+            warn_of(self.name, error)
         self._dead.set()

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from gptscale.tracking.lines import checkpoint_line, evaluation_line, health_line, sample_line, train_line
-from gptscale.tracking.tracker import Histograms, Record
+from gptscale.tracking.tracker import Histograms, Record, View
 
 
 class Pace:
@@ -32,11 +32,10 @@ class Pace:
         return None if self._s_per_step is None else max(0.0, total_steps - self._step) * self._s_per_step
 
 
-class Console:
+class Console(View):
     """A sink for people. It moves with the records alone; no thread redraws it."""
 
     name = "the console"
-    required = False
 
     def __init__(
         self, total_steps: int, first_step: int = 0, stream: TextIO | None = None, first_time_s: float = 0.0
@@ -72,9 +71,6 @@ class Console:
 
     def histograms(self, progress: Record, found: Histograms) -> None:
         """Nothing: they do not fit on a line."""
-
-    def flush(self) -> None:
-        """Nothing: this is a view."""
 
     def close(self, failed: bool = False) -> None:
         """Leave the bar where it stands and give the terminal back."""

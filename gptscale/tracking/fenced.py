@@ -9,18 +9,9 @@ class Fenced:
     """Passes on to a sink while this start may still write; the loop finds out and ends at its next step."""
 
     def __init__(self, sink: Sink, holds: Callable[[], bool]) -> None:
+        self.name, self.required = sink.name, sink.required
         self._sink = sink
         self._holds = holds
-
-    @property
-    def name(self) -> str:
-        """As the sink's own."""
-        return self._sink.name
-
-    @property
-    def required(self) -> bool:
-        """As the sink's own."""
-        return self._sink.required
 
     def log(self, record: Record) -> None:
         """Pass it on, if this start may."""

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class JsonlSink:
 
     def log(self, record: Record) -> None:
         """Append the record; raises TrainingError when the disk refuses it."""
-        self._files[LOG_FILE].append({key: _finite_or_none(value) for key, value in record.items()})
+        self._files[LOG_FILE].append({key: finite_or_none(value) for key, value in record.items()})
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append the sample; raises TrainingError when the disk refuses it."""
@@ -95,7 +95,8 @@ def cut_back(run_dir: Path, step: int | None) -> None:
         path = run_dir / name
         if path.exists():
             kept = [line for line, record in _records(path) if step is not None and record["step"] <= step]
-            _replace(path, b"".join(line + b"\n" for line in kept))
+            with _refusal_is_said(path):
+                write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
 class _Lines:
@@ -103,41 +104,38 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with _refusal_is_said(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # JSON's own escape of a lone surrogate is Python's backslash, so any text can be written.
             self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-        except OSError as error:
-            raise _refused(path, error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        try:
+        with _refusal_is_said(self._path):
             self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise _refused(self._path, error) from error
 
     def sync(self) -> None:
-        try:
+        with _refusal_is_said(self._path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _refused(self._path, error) from error
 
     def close(self) -> None:
-        try:
+        with _refusal_is_said(self._path):
             self._file.close()
-        except OSError as error:
-            raise _refused(self._path, error) from error
 
 
-def _refused(path: Path, error: OSError) -> TrainingError:
-    return TrainingError(
-        f"cannot write {path}: {error.strerror}; free space or mend the permissions of that folder "
-        "and start the same command again, it goes on from the last checkpoint"
-    )
+@contextmanager
+def _refusal_is_said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror}; free space or mend the permissions of that folder "
+            "and start the same command again, it goes on from the last checkpoint"
+        ) from error
 
 
-def _finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON has it."""
     return value if math.isfinite(value) else None
 
 
@@ -167,11 +165,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):  # also what a cut UTF-8 character raises
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Give the file new content in one move: after a crash it is the old file or the new one."""
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise _refused(path, error) from error

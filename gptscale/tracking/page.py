@@ -10,7 +10,7 @@ from typing import Any
 from gptscale.config.load import load_config, plain_settings
 from gptscale.disk import write_whole
 from gptscale.errors import GptscaleError, TrainingError
-from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, read_log, read_samples
+from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, finite_or_none, read_log, read_samples
 from gptscale.tracking.lines import evaluated_sets, size
 from gptscale.tracking.starts import recorded_starts
 
@@ -79,7 +79,7 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "every": every,
-        "records": [{key: _json(value) for key, value in record.items()} for record in _thinned(records, every)],
+        "records": [{key: finite_or_none(its) for key, its in record.items()} for record in _thinned(records, every)],
         "events": sorted(_events(run_dir, records), key=lambda event: float(event["step"])),
         "samples": read_samples(run_dir / SAMPLES_FILE),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
@@ -91,10 +91,6 @@ def _thinned(records: list[dict[str, float]], every: int) -> list[dict[str, floa
     training = [number for number, record in enumerate(records) if "train/loss" in record and "val/loss" not in record]
     left_out = {*training} - {*training[::every], *training[-1:]}
     return [record for number, record in enumerate(records) if number not in left_out]
-
-
-def _json(value: float) -> float | None:
-    return value if value - value == 0 else None  # neither infinite nor nan
 
 
 def _events(run_dir: Path, records: Sequence[dict[str, float]]) -> Iterator[dict[str, Any]]:

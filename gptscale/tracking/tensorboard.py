@@ -3,20 +3,19 @@
 from pathlib import Path
 
 from gptscale.errors import TrainingError
-from gptscale.tracking.tracker import Histograms, Record
+from gptscale.tracking.tracker import Histograms, Record, View
 
 AXES = {"step", "time_s"}
 """What TensorBoard has for itself."""
 
 
-class TensorboardSink:
+class TensorboardSink(View):
     """Writes run_dir/tensorboard; a resume from a step hides what was written after it.
 
     Raises TrainingError if the package is missing.
     """
 
     name = "TensorBoard"
-    required = False
 
     def __init__(self, run_dir: Path, step: int = 0) -> None:
         try:
@@ -53,9 +52,6 @@ class TensorboardSink:
                 bucket_counts=histogram.counts,
                 global_step=int(progress["step"]),
             )
-
-    def flush(self) -> None:
-        """Nothing: this is a view."""
 
     def close(self, failed: bool = False) -> None:
         """Write the rest."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol, Self
 
 from numpy import linspace
@@ -61,6 +60,15 @@ class Sink(Protocol):
         """Finish; the run ended with an exception if it failed."""
 
 
+class View:
+    """What is common to sinks that only show: one that fails is left behind, and nothing of it need be safe."""
+
+    required = False
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 class Tracker:
     """Hands every record to every sink, in the order given; a context manager that closes them.
 
@@ -102,9 +110,7 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.close(failed=kind is not None)
 
     def _each(self, act: Callable[[Sink], None]) -> None:
@@ -121,11 +127,12 @@ def _attempt(sink: Sink, act: Callable[[Sink], None]) -> bool:
     except Exception as error:
         if sink.required:
             raise
-        LOG.warning(
-            "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on",
-            sink.name,
-            type(error).__name__,
-            error,
-        )
+        warn_of(sink.name, error)
         return False
     return True
+
+
+def warn_of(name: str, error: BaseException) -> None:
+    """Say that a view has failed, and what becomes of it."""
+    told = "%s failed (%s: %s) and is off until the next start; training and log.jsonl go on"
+    LOG.warning(told, name, type(error).__name__, error)

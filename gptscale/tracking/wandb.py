@@ -26,7 +26,7 @@ from gptscale.errors import TrainingError, first_line
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
 from gptscale.tracking.starts import last_start
-from gptscale.tracking.tracker import Histograms, Record
+from gptscale.tracking.tracker import Histograms, Record, View
 
 LOG = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def open_wandb(cfg: Config, run_dir: Path, step: int = 0, **facts: Any) -> "Wand
         return None
 
 
-class WandbSink:
+class WandbSink(View):
     """One W&B run for the life of a run folder, however often it is resumed.
 
     An online run that finds no key or no server, and a run that W&B fails in, is recorded offline, for `wandb sync`,
@@ -83,7 +83,6 @@ class WandbSink:
     """
 
     name = "W&B"
-    required = False
 
     def __init__(self, wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str, Any]) -> None:
         self._wandb = wandb
@@ -117,9 +116,6 @@ class WandbSink:
         """Add the histograms to the row of their step."""
         self._tell(progress["step"], lambda: self._histograms(progress, found))
 
-    def flush(self) -> None:
-        """Nothing: this is a view."""
-
     def close(self, failed: bool = False) -> None:
         """Send the rest and mark the W&B run as finished, or as failed."""
         self._tell(math.inf, self._tell_samples)
@@ -129,9 +125,13 @@ class WandbSink:
             self._run.finish(exit_code=int(failed))
 
     def _begin_online(self, step: int) -> bool:
-        """Begin or continue the folder's W&B run; says whether that went well."""
+        """Begin or continue the folder's W&B run at the server; says whether that went well."""
+        rewound = {"resume_from": f"{self._options['id']}?_step={step}"}  # which cannot be resumed by its id besides
         try:
-            self._run = _online(self._wandb, self._options, step, self._cfg.wandb.rewind)
+            if not self._wandb.login(prompt=False, verify=False):  # asks nobody, and not the network
+                raise TrainingError("no key: run wandb login")
+            place = rewound if step and self._cfg.wandb.rewind else {"resume": "allow"}
+            self._run = self._wandb.init(mode="online", **self._options, **place)
         except Exception as error:
             LOG.warning("W&B records offline, for wandb sync, since it cannot start online: %s", _reason(error))
             _tear_down(self._wandb)
@@ -255,24 +255,12 @@ def _package() -> Any:
     return wandb
 
 
-def _online(wandb: Any, options: dict[str, Any], step: int, rewind: bool) -> Any:
-    """Begin or continue the W&B run at the server; raises whatever W&B does."""
-    if not wandb.login(prompt=False, verify=False):  # asks nobody, and not the network
-        raise TrainingError("no key: run wandb login")
-    return wandb.init(mode="online", **options, **_place(options["id"], step, rewind))
-
-
 def _tear_down(wandb: Any) -> None:
     """End W&B's service, which still holds the run id; where it was killed, W&B wants to end this process too."""
     try:
         wandb.teardown()
     except (Exception, SystemExit) as error:
         LOG.debug("W&B's service: %s", error)
-
-
-def _place(run_id: str, step: int, rewind: bool) -> dict[str, str]:
-    """Where in the W&B run to go on; it cannot be both resumed by its id and rewound."""
-    return {"resume_from": f"{run_id}?_step={step}"} if step and rewind else {"resume": "allow"}
 
 
 def _options(wandb: Any, cfg: Config, run_dir: Path, step: int, facts: dict[str, Any]) -> dict[str, Any]:

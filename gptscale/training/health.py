@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from gptscale.config.watching import HealthConfig
-from gptscale.data.skip import positions_of
+from gptscale.data.order import positions_of
 from gptscale.errors import TrainingError
 from gptscale.training.plan import Plan
 from gptscale.training.state import TrainState

@@ -98,5 +98,5 @@ def _open_sets(cfg: Config) -> dict[str, TokenStream]:
     for name, folder in cfg.eval.sets.items():
         corpus = open_corpus(folder, f"eval.sets.{name}")
         check_split(corpus, cfg, corpus.evaluated_split, folder)
-        streams[f"val/{name}"] = corpus.val if corpus.evaluated_split == "val" else corpus.train
+        streams[f"val/{name}"] = corpus.of(corpus.evaluated_split)
     return streams

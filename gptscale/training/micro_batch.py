@@ -11,6 +11,7 @@ from gptscale.planning.memory import SAFE_SHARE, memory_of, powers_with
 from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_rank, launched_world
+from gptscale.runtime.zero_config import launched_zero
 from gptscale.tracking.starts import last_start
 
 
@@ -25,7 +26,7 @@ def with_micro_batch(cfg: Config) -> Config:
         return cfg
     remembered = ranks.gather(ranks.agree(lambda: _remembered(cfg) if launched_rank() == 0 else None))[0]
     number = remembered or min(ranks.gather(ranks.agree(lambda: _largest(cfg))))
-    return cfg.model_copy(update={"train": cfg.train.model_copy(update={"micro_batch_sequences": number})})
+    return cfg.with_changes(train={"micro_batch_sequences": number})
 
 
 def _remembered(cfg: Config) -> int | None:
@@ -64,8 +65,6 @@ def launch_of_this_process() -> Launch:
     """What the launcher set up, in the planner's words."""
     world, kind = launched_world(), launched_engine()
     if kind == "zero":
-        from gptscale.runtime.zero_config import launched_zero  # takes seconds
-
         return Launch(launched_zero(), world)
     if kind == "plain":
         return Launch("ddp" if world > 1 else "none", world)

@@ -44,8 +44,7 @@ def import_state(cfg: Config, folder: Path) -> Path:
         )
     if list_checkpoints(cfg.run.dir):
         raise TrainingError(f"run.dir={cfg.run.dir} has checkpoints of its own; import into a new run.dir")
-    corpora = open_corpora(cfg)
-    check_corpora(corpora, cfg)
+    corpora = check_corpora(open_corpora(cfg), cfg)
     state = read_saved_state(folder, cfg.model)
     store = Store(
         cfg.run.dir,
@@ -66,8 +65,7 @@ def import_state(cfg: Config, folder: Path) -> Path:
 
 def _ledger(cfg: Config, samples: int, step: int) -> dict[str, object]:
     """As a run of ours would have it after so many steps, which no micro-batch decides."""
-    train = cfg.train.model_copy(update={"micro_batch_sequences": 1})
-    plan = make_plan(cfg.model_copy(update={"train": train}), samples, world=1)
+    plan = make_plan(cfg.with_changes(train={"micro_batch_sequences": 1}), samples, world=1)
     reached = TrainState(step=step, samples=plan.samples_at(step), segments=[plan.segment])
     lr = lr_at(step - 1, cfg.optim, plan.total_steps)
     return reached.ledger(lr=lr, total_steps=plan.total_steps, loss_scaler={}, interval=reached.interval)

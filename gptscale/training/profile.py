@@ -6,7 +6,6 @@ import shutil
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from torch.profiler import profile, schedule, supported_activities
@@ -44,7 +43,7 @@ class StepProfile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         # The profiler's end waits for the device, which after a failure may wait for a rank that is gone.
         if kind is None or self._engine.world == 1:
             self._stop(self._profile)

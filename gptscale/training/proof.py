@@ -129,17 +129,15 @@ def _train(place: Place, config: str, output: Path) -> None:
 
 def _shortened(cfg: Config, steps: int, checkpoint: int, run_dir: Path) -> Config:
     """The run of so many steps with every step on record, one checkpoint on the way and little else."""
-    changes = {
-        "run": {"dir": run_dir},
-        "train": {"steps": steps, "tokens": None, "epochs": None, "log_every_steps": 1, "profile_at_step": None},
-        "optim": {"warmup_steps": min(cfg.optim.warmup_steps, steps // 4)},
-        "eval": {"every_steps": None, "sequences": EVALUATED_SEQUENCES, "train_sequences": None},
-        "sample": {"prompts": ()},
-        "checkpoint": {"every_steps": checkpoint, "keep": None},
-        "wandb": {"mode": "disabled"},
-    }
-    sections = {name: getattr(cfg, name).model_copy(update=change) for name, change in changes.items()}
-    return cfg.model_copy(update=sections)
+    return cfg.with_changes(
+        run={"dir": run_dir},
+        train={"steps": steps, "tokens": None, "epochs": None, "log_every_steps": 1, "profile_at_step": None},
+        optim={"warmup_steps": min(cfg.optim.warmup_steps, steps // 4)},
+        eval={"every_steps": None, "sequences": EVALUATED_SEQUENCES, "train_sequences": None},
+        sample={"prompts": ()},
+        checkpoint={"every_steps": checkpoint, "keep": None},
+        wandb={"mode": "disabled"},
+    )
 
 
 def _written(cfg: Config) -> str:

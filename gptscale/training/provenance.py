@@ -11,7 +11,7 @@ from typing import Any
 import gptscale
 from gptscale.disk import write_whole
 from gptscale.runtime.rows import output_of
-from gptscale.tracking.starts import PROVENANCE_FILE, last_start
+from gptscale.tracking.starts import PROVENANCE_FILE
 
 PACKAGES = (
     "torch",
@@ -36,12 +36,6 @@ def write_provenance(run_dir: Path, **facts: Any) -> None:
 def package_versions() -> dict[str, str | None]:
     """The versions of the packages that a run's numbers may depend on; None for what is not installed."""
     return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
-
-
-def recorded_fingerprint(run_dir: Path) -> str | None:
-    """Which data a run was last started with; None if that is not recorded."""
-    found = last_start(run_dir).get("data_fingerprint")
-    return None if found is None else str(found)
 
 
 def _earlier_starts(path: Path) -> list[Any]:

@@ -16,7 +16,7 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, check_corpora, open_corpora
 from gptscale.data.loader import StepLoader
-from gptscale.data.skip import positions_of
+from gptscale.data.order import positions_of
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.errors import GptscaleError
 from gptscale.model.flops import flops_per_token
@@ -70,7 +70,7 @@ def train(cfg: Config) -> bool:
 
 
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
-    corpora = ranks.agree(lambda: _open_corpora(cfg))
+    corpora = ranks.agree(lambda: check_corpora(open_corpora(cfg), cfg))
     ranks.agree(lambda: check_goes_on(cfg, corpora.fingerprint))
     cfg = with_micro_batch(cfg)
     segment = ranks.gather(likely_segment(cfg))[0]
@@ -89,12 +89,6 @@ def _train_together(cfg: Config, stop: StopRequest) -> bool:
     engine.close()
     ranks.leave()
     return finished
-
-
-def _open_corpora(cfg: Config) -> Corpora:
-    corpora = open_corpora(cfg)
-    check_corpora(corpora, cfg)
-    return corpora
 
 
 @dataclass(frozen=True)

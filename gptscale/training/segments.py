@@ -10,15 +10,17 @@ from gptscale.training.plan import Segment
 from gptscale.training.state import TrainState
 
 
-def segments_of(run_dir: Path, cfg: Config) -> list[Segment]:
-    """Those up to the newest checkpoint, and the one that the config begins there if its batch is another.
-
-    Raises CheckpointError if that checkpoint cannot be read.
-    """
+def newest_state(run_dir: Path) -> TrainState | None:
+    """The ledger of the newest checkpoint; None without one. Raises CheckpointError if it cannot be read."""
     checkpoints = list_checkpoints(run_dir)
-    if not checkpoints:
+    return TrainState.from_ledger(read_manifest(checkpoints[0]).ledger) if checkpoints else None
+
+
+def segments_of(run_dir: Path, cfg: Config) -> list[Segment]:
+    """Those up to the newest checkpoint, and the one that the config begins there if its batch is another."""
+    state = newest_state(run_dir)
+    if state is None:
         return [Segment(0, 0, cfg.train.tokens_per_step)]
-    state = TrainState.from_ledger(read_manifest(checkpoints[0]).ledger)
     if state.segments[-1].tokens_per_step != cfg.train.tokens_per_step:  # begun since, and not saved yet
         return [*state.segments, Segment(state.step, state.samples, cfg.train.tokens_per_step)]
     return state.segments

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from gptscale.tracking.jsonl import finite_or_none
 from gptscale.training.plan import Segment
 
 
@@ -76,9 +77,9 @@ class TrainState:
             "time_s": self.time_s,
             "look_s": self.look_s,
             "loss_scaler": loss_scaler,
-            "interval": {kind: [_finite_or_none(value) for value in values] for kind, values in interval.items()},
+            "interval": {kind: [finite_or_none(value) for value in values] for kind, values in interval.items()},
             "segments": [asdict(segment) for segment in self.segments],
-            "val_loss": None if self.val_loss is None else _finite_or_none(self.val_loss),
+            "val_loss": None if self.val_loss is None else finite_or_none(self.val_loss),
             "best": self.best and asdict(self.best),
         }
 
@@ -102,7 +103,3 @@ class TrainState:
             best=Best(**ledger["best"]) if ledger["best"] else None,
             val_loss=ledger["val_loss"],
         )
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -6,18 +6,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.config.load import load_config
 from gptscale.config.schema import Config
 from gptscale.data.corpora import check_corpora, open_corpora
-from gptscale.data.skip import positions_of
+from gptscale.data.order import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
+from gptscale.tracking.starts import last_start
 from gptscale.training.plan import make_plan
-from gptscale.training.provenance import recorded_fingerprint
-from gptscale.training.segments import segments_of
-from gptscale.training.state import TrainState
+from gptscale.training.segments import newest_state, segments_of
 
 
 def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterator[TracedSample]:
@@ -34,10 +32,9 @@ def trace_step(run_dir: Path, step: int, data_dir: Path | None = None) -> Iterat
                 f"{run_dir} trained on a mixture, of which --data-dir can name one corpus only; put its folders back, "
                 f"or mend data.mixture in {run_dir / 'config.yaml'}"
             )
-        cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"dir": data_dir, "mixture": ()})})
-    corpora = open_corpora(cfg)
-    check_corpora(corpora, cfg)
-    recorded, found = recorded_fingerprint(run_dir), corpora.fingerprint
+        cfg = cfg.with_changes(data={"dir": data_dir, "mixture": ()})
+    corpora = check_corpora(open_corpora(cfg), cfg)
+    recorded, found = last_start(run_dir).get("data_fingerprint"), corpora.fingerprint
     if recorded is not None and recorded != found:
         where = ", ".join(map(str, corpora.folders))
         raise TrainingError(
@@ -60,10 +57,5 @@ def _positions(run_dir: Path, cfg: Config, step: int, samples_per_epoch: int) ->
     segment = [s for s in segments if s.step < step][-1]
     sequences = segment.tokens_per_step // cfg.model.context_length
     first = segment.samples + (step - 1 - segment.step) * sequences
-    return positions_of(np.arange(first, first + sequences), _skipped(run_dir))
-
-
-def _skipped(run_dir: Path) -> list[int]:
-    """The positions that the run leaves out, as its newest checkpoint says."""
-    checkpoints = list_checkpoints(run_dir)
-    return TrainState.from_ledger(read_manifest(checkpoints[0]).ledger).skipped_windows if checkpoints else []
+    state = newest_state(run_dir)
+    return positions_of(np.arange(first, first + sequences), state.skipped_windows if state else ())

@@ -1,4 +1,4 @@
-"""Tensors in torch's pickles. The home of torch.load, which may build tensors and plain values, and run nothing."""
+"""Weights in torch's pickles, of which tensors and plain values are built and nothing runs."""
 
 import zipfile
 from pathlib import Path

@@ -11,7 +11,6 @@ from torch import Tensor
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel, unfilled_model
-from gptscale.runtime.fragments import parameter_name
 from gptscale.runtime.saved_state import MOMENTS, SavedState, read_torch_file
 from gptscale.runtime.zero_saved import read_zero_state, zero_folder
 from gptscale.weights.files import open_tensors
@@ -92,7 +91,8 @@ def _fitted(folder: Path, found: SavedState, model: GPTModel) -> SavedState:
 def _fitted_kind(
     folder: Path, kind: str, held: dict[str, Tensor], model: GPTModel, names: dict[int, list[str]]
 ) -> dict[str, Tensor]:
-    bare = {parameter_name(name): tensor for name, tensor in held.items()}
+    # by the model's own names, without what torch.compile and DDP put around them
+    bare = {name.replace("_orig_mod.", "").removeprefix("module."): tensor for name, tensor in held.items()}
     fitted = {}
     for name, p in model.named_parameters():
         aliases = [alias for alias in names[id(p)] if alias in bare]

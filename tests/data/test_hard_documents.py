@@ -19,10 +19,9 @@ import tiktoken
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data import side, unit
-from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
+from gptscale.data.bpe import GPT2_PATTERN, GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer, read_ranks
 from gptscale.data.job import open_job
 from gptscale.data.prepare import prepare
-from gptscale.data.ranks import read_ranks
 from gptscale.data.shard import open_shard, read_starts
 from gptscale.data.texts import Texts, flat
 from gptscale.data.tokenizer import load_tokenizer

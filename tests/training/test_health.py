@@ -14,8 +14,8 @@ from gptscale.config.load import parse_config
 from gptscale.config.watching import HealthConfig
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import Sampler, count_samples
+from gptscale.data.order import positions_of
 from gptscale.data.prepare import prepare
-from gptscale.data.skip import positions_of
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import JsonlSink, read_log

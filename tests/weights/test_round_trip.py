@@ -17,13 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from gptscale.checkpoint.imported import write_imported
 from gptscale.checkpoint.model import load_model
-from gptscale.cli.evaluate import Subject
 from gptscale.cli.export import export
 from gptscale.cli.import_weights import import_weights
+from gptscale.cli.subject import Subject
 from gptscale.config.load import parse_config
 from gptscale.config.schema import ModelConfig
-from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer
-from gptscale.data.ranks import read_ranks
+from gptscale.data.bpe import GPT2_RANKS, GPT2_RANKS_SHA256, BpeTokenizer, read_ranks
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import WeightsError
 from gptscale.model.gpt import GPTModel
