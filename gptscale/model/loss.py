@@ -22,7 +22,7 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_
     hidden (N, C), weight (V, C), targets (N,). Rows of weight from vocab_size on are padding, and
     targets of -100 do not count. Equal to cross_entropy(reduction="sum") on float32 logits.
     """
-    if not (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)):
+    if not torch.is_grad_enabled():
         return cross_entropy_by_token(hidden, weight, targets, vocab_size).sum()
     return _ChunkedLoss.apply(_autocast(hidden), weight, targets, vocab_size)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -59,8 +59,6 @@ class _ChunkedLoss(torch.autograd.Function):
         head = hidden, weight.to(hidden.dtype), targets, vocab_size, _rows(hidden, weight)
         compiling = torch.compiler.is_compiling()
         loss, grad_hidden, grad_weight = _compiled_grads(*head) if compiling else _grads(*head, _slope_over_logits)
-        if grad_weight.itemsize > weight.itemsize:
-            grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return loss

@@ -227,13 +227,12 @@ class Engine:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients."""
-        was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.model.train(was_training)
+            self.model.train()
 
     def scaler_state(self) -> dict[str, Any]:
         """fp16's loss scale; empty in other precisions."""

@@ -81,7 +81,7 @@ class Health:
         if not spikes or not self._cfg.rollback or self._state.rollbacks >= self._cfg.max_rollbacks:
             return None
         first, last = spikes[0].step - 2, spikes[-1].step  # the step before the first may have done the harm
-        handed_out = np.arange(plan.samples_at(max(first, 0)), plan.samples_at(last))
+        handed_out = np.arange(plan.samples_at(first), plan.samples_at(last))
         return Rollback(spikes[0], positions_of(handed_out, self._state.skipped_windows).tolist())
 
     def _count_row(self, step: int, sound: bool) -> None:

@@ -55,7 +55,7 @@ def costs(plain_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     return get
 
 
-def trained(values: dict[str, Any], folder: Path, engine: str, accumulation: int, world: int = 2) -> Done:
+def trained(values: dict[str, Any], folder: Path, engine: str, accumulation: int, world: int = 2, **env: str) -> Done:
     """Three steps of 1.3 M parameters on ranks that have a network for themselves, if the system grants one."""
     cfg = changed(
         values,
@@ -67,7 +67,7 @@ def trained(values: dict[str, Any], folder: Path, engine: str, accumulation: int
         sample={"prompts": []},
         checkpoint={"every_steps": None},
     )
-    return launch(cfg, [*own_network(), *torchrun(world)], ENGINES[engine], [WORKER])
+    return launch(cfg, [*own_network(), *torchrun(world)], {**ENGINES[engine], **env}, [WORKER])
 
 
 @cache
@@ -126,6 +126,15 @@ def test_fsdp2_sends_weights_for_every_micro_batch_but_gradients_only_in_the_las
     assert [set(elements([phase])) for phase in early] == [{"_allgather_base_"}] * 3
     assert elements([last])["_reduce_scatter_base_"] == pytest.approx(1, rel=0.01)
     assert elements([update]) == {}
+
+
+def test_fsdp2_gathers_weights_once_where_the_launch_wants_them_kept(
+    plain_values: dict[str, Any], tmp_path: Path
+) -> None:
+    done = trained(plain_values, tmp_path, "fsdp2", 2, FSDP_RESHARD_AFTER_FORWARD="false")
+    assert done.returncode == 0, done.output
+    early, *_ = json.loads((tmp_path / "cost-0.json").read_text())["collectives"]
+    assert elements([early]) == pytest.approx({"_allgather_base_": 1}, rel=0.05)  # and not again for the backward pass
 
 
 @pytest.mark.parametrize("name", RUNS)

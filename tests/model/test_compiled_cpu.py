@@ -63,6 +63,19 @@ def test_a_position_gets_nothing_from_later_ones() -> None:
     assert not torch.equal(before[:, 200:], after[:, 200:])
 
 
+@pytest.mark.usefixtures("not_compiled")
+def test_attention_takes_scores_whose_exponentials_are_no_numbers() -> None:
+    values = torch.randn(1, 300, 1, 16, dtype=torch.bfloat16)
+    alike = torch.full_like(values, 30.0)  # scores of 30 * 30 * 16 / 4 = 3,600, where exp ends at 88
+    qkv = torch.stack([alike, alike, values], 2).requires_grad_()
+    seen = causal_attention(qkv)
+    seen.sum().backward()
+    means = values.double().cumsum(1) / torch.arange(1, 301).view(1, -1, 1, 1)  # all keys weigh the same
+    assert (seen.detach().double() - means).norm() < 2 * ROUNDING * means.norm()
+    assert qkv.grad is not None
+    assert qkv.grad.isfinite().all()
+
+
 def test_gelu_is_gelu_and_so_is_its_gradient() -> None:
     x = torch.linspace(-12, 12, 4_801)
     mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()

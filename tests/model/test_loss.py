@@ -49,6 +49,19 @@ def test_in_16_bits_it_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, weights
     assert torch.equal(grads[1][VOCABULARY:], torch.zeros(PADDED - VOCABULARY, WIDTH, dtype=weights))
 
 
+@pytest.mark.parametrize("rows", [TOKENS, 7])
+def test_a_factor_that_no_number_of_fp16_is_scales_the_gradients(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """As the first loss scale is, 65,536; and one backward pass leaves to another what it needs."""
+    monkeypatch.setattr("gptscale.model.size.LOGITS_PER_CHUNK", rows * PADDED)
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        loss = summed_cross_entropy(hidden, weight * 2**-6, targets, VOCABULARY)
+    found = [torch.autograd.grad(loss * factor, (hidden, weight), retain_graph=True) for factor in (2.0**16, 2.0**6)]
+    for scaled, by_less in zip(*found, strict=True):
+        assert scaled.any()
+        assert torch.equal(scaled, by_less * 2**10)  # powers of two round nothing
+
+
 def test_without_gradients_it_takes_none() -> None:
     hidden, weight, targets = inputs(torch.bfloat16)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from gptscale.runtime.device import (
     local_device,
     matmul_flops,
     peak_flops,
+    peak_memory_bytes,
 )
 
 
@@ -29,6 +29,8 @@ def test_a_known_gpu_is_measured_against_its_data_sheet(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         peak_flops.cache_clear()
         assert peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+    monkeypatch.setattr(device, "matmul_flops", lambda *_: 19e12)
+    assert peak_flops(torch.device("cuda"), torch.float32) == 19e12  # not the sheet's, which is for 16 bits
     peak_flops.cache_clear()
 
 
@@ -37,13 +39,19 @@ def test_a_cpu_is_measured_against_its_own_matrix_product() -> None:
     assert describe_device(torch.device("cpu")).startswith("CPU")
 
 
-def test_a_matrix_product_counts_a_multiplication_and_an_addition_for_each_term(
+def test_a_matrix_product_counts_a_multiplication_and_an_addition_for_each_term_at_its_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = count(0, 0.1)  # every look at it comes 0.1 s after the last
-    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    waits, now = iter((0.0, 0.1, 0.0, 0.04, 0.0, 0.2)), 0.0  # before and after each product, as on a device of its own
+
+    def wait(device: torch.device) -> None:
+        nonlocal now
+        now += next(waits)
+
+    monkeypatch.setattr(device, "synchronize", wait)
+    monkeypatch.setattr(device, "time", SimpleNamespace(perf_counter=lambda: now))
     # a sum of 1024 products for each of 1024 x 1024 elements
-    assert matmul_flops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.1)
+    assert matmul_flops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.04)
 
 
 def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +59,9 @@ def test_each_rank_of_a_machine_has_a_device_of_its_own(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert local_device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("RANK", "2")  # started by hand, on the one machine there is
+    assert local_device() == torch.device("cuda", 2)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert local_device() == torch.device("cpu")
 
@@ -59,6 +70,24 @@ def test_a_device_that_has_bf16_multiplies_it_about_as_fast_as_fp32_and_one_that
     cpu = torch.device("cpu")
     share = matmul_flops(cpu, torch.bfloat16) / matmul_flops(cpu, torch.float32)
     assert computes_bf16(cpu) == (share > 0.2)  # measured: 0.8 to 2.5 with AVX-512, 0.002 with AVX2
+
+
+def test_a_gpu_that_only_emulates_bf16_has_it_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not computes_bf16(torch.device("cuda"))
+
+
+def test_the_peak_of_a_gpu_is_that_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {"now": 3, "peak": 9}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(peak=held["now"]))
+    assert [peak_memory_bytes(torch.device("cuda")) for _ in range(2)] == [9, 3]
+
+
+def test_free_on_a_mac_is_what_its_tensors_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8_000)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 3_000)
+    assert free_bytes(torch.device("mps")) == 5_000
 
 
 def test_memory_that_only_caches_files_is_free_and_ranks_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +124,17 @@ def test_freed_memory_is_kept_only_within() -> None:
     outside, within, after, later = map(int, done.stdout.split())  # MiB of 256 MiB tensors
     assert within > 240
     assert max(outside, after, later) < 30
+
+
+def test_what_the_environment_says_of_malloc_holds_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[int, int] = {}
+    libc = SimpleNamespace(mallopt=lambda *setting: said.update([setting]), malloc_trim=lambda pad: None)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: libc)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4000")
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "5")
+    with keeping_freed_memory(torch.device("cpu")):
+        assert said == {-1: 2**31 - 1, -4: 0}  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    assert said == {-1: 4000, -4: 5}
 
 
 def test_memory_of_another_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

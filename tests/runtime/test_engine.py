@@ -44,6 +44,15 @@ def test_other_precisions_have_no_loss_scale(engine: Engine) -> None:
     engine.load_scaler_state({})
 
 
+def test_training_goes_on_with_dropout_after_an_evaluation_without(engine: Engine) -> None:
+    model = torch.nn.Dropout(0.5)
+    model.weight = torch.nn.Parameter(torch.ones(1))
+    engine.prepare(model, torch.optim.SGD([model.weight]), compile_model=False)
+    with engine.evaluating():
+        assert torch.equal(engine.model(torch.ones(99)), torch.ones(99))
+    assert not torch.equal(engine.model(torch.ones(99)), torch.ones(99))
+
+
 def test_precisions_that_need_another_launch_say_so() -> None:
     with pytest.raises(ConfigError, match=r"train.precision=bf16-sharded needs an engine that shards; .*zero\*.yaml"):
         start_engine("bf16-sharded", 1)

@@ -1,5 +1,7 @@
 """What the environment says about the launch."""
 
+import os
+
 import pytest
 
 from gptscale.errors import ConfigError
@@ -10,6 +12,7 @@ from gptscale.runtime.launch import (
     check_meeting_point,
     collective_timeout_s,
     launched_dp_shard_size,
+    unsaid,
 )
 
 
@@ -19,7 +22,7 @@ def test_ranks_wait_as_long_as_they_are_told(monkeypatch: pytest.MonkeyPatch, sa
     assert collective_timeout_s() == seconds
 
 
-@pytest.mark.parametrize("said", ["10 minutes", "-1", "0", "nan", "inf"])
+@pytest.mark.parametrize("said", ["10 minutes", "-1", "0", "0.9", "nan", "inf"])
 def test_a_time_to_wait_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setenv("GPTSCALE_COLLECTIVE_TIMEOUT_S", said)
     with pytest.raises(ConfigError, match=f"GPTSCALE_COLLECTIVE_TIMEOUT_S={said} is no number of seconds from 1 to"):
@@ -151,3 +154,12 @@ def test_copies_are_those_of_fsdp2_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_launch_that_agrees_is_taken(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
     monkeypatch.setenv(variable, value)
     check_launch_agrees("bf16-sharded", accumulation=4, clip_norm=0.5)
+
+
+def test_what_is_unsaid_is_said_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    before = dict(os.environ)
+    with unsaid("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP"):
+        assert "ACCELERATE_USE_CPU" not in os.environ
+    assert dict(os.environ) == before

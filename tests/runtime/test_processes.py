@@ -60,10 +60,21 @@ def test_every_rank_is_told_who_it_is(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "out.1").read_text() == "1 1 2 2 None None None ['train', 'x.yaml']\n"
 
 
+def test_ranks_share_the_threads_and_compute_the_same_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 9)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    told = processes._environment(Place("ddp", 4), rank=1, port=29500)
+    assert told["OMP_NUM_THREADS"] == "2"
+    assert told["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # else cuBLAS raises under deterministic algorithms
+    assert processes._environment(Place("ddp", 16), rank=1, port=29500)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert processes._environment(Place("ddp", 4), rank=1, port=29500)["OMP_NUM_THREADS"] == "3"
+
+
 def test_one_that_fails_ends_all_and_its_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     show(
         monkeypatch,
-        "import os, sys, time\nif os.environ['RANK'] == '0': time.sleep(60)\nprint('gptscale: no disk')\nsys.exit(2)",
+        "import os, sys, time\nif os.environ['RANK'] == '0': time.sleep(60)\nprint('gptscale: note\\ngptscale: no disk')\nsys.exit(2)",
     )
     started = Processes(Place("ddp", 2), [], tmp_path / "out")
     with pytest.raises(TrainingError, match=r"rank 1 ended with 2: no disk \(all of it: .*out.1\)"):

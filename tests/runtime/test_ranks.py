@@ -68,3 +68,11 @@ def test_gloo_goes_where_the_other_machines_are(
     store.set(f"{ranks.ADDRESS}-1", "10.0.0.3" if ways else "")
     ranks._let_gloo_leave_the_machine(store)
     assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+
+
+def test_nccl_waits_longer_than_gloo_which_can_say_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTSCALE_COLLECTIVE_TIMEOUT_S", "5")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert ranks.patience().total_seconds() == 65
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert ranks.patience().total_seconds() == 5

@@ -70,6 +70,7 @@ def test_bf16_is_autocast_and_bf16_sharded_reduces_in_fp32() -> None:
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps=1, but accumulation"),
         ({"train_batch_size": 16}, "train_batch_size=16, but samples of a step with filling"),
         ({"bf16": {"enabled": True}}, "bf16.enabled=true, but train.precision is fp32"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=true, but train.precision is fp32"),
         ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin_gradients=true"),
         ({"zero_optimization": {"stage": 0}}, "ZeRO stage 0; choose 1, 2 or 3"),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "offload_param to nvme"),
@@ -86,7 +87,9 @@ def test_bf16_is_autocast_and_bf16_sharded_reduces_in_fp32() -> None:
             "offload_optimizer_nvme_path=/nowhere is no folder",
         ),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "zero_hpz_partition_size=2"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size=2"),
         ({"scheduler": {}}, "has a section scheduler"),
+        ({"optimizer": {}}, "has a section optimizer"),
     ],
 )
 def test_a_file_that_contradicts_the_run_is_refused(

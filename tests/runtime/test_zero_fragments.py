@@ -85,3 +85,18 @@ def test_zero_is_told_the_loss_scale_that_a_run_goes_on_with() -> None:
     vars(engine).update(_zero=zero, _loss_scale=LossScale(torch.device("cpu")))
     engine.load_scaler_state({"scale": 1024.0, "steps": 3})
     assert told == [1024.0]  # and not what a run begins with, with which the first step could overflow
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zero_is_told_the_loss_scale_that_an_overflow_has_halved() -> None:
+    from gptscale.runtime.zero import ZeroEngine
+
+    told: list[float] = []
+    model = SimpleNamespace(step=lambda: None, get_global_grad_norm=lambda: float("inf"))
+    cpu = torch.device("cpu")
+    engine = ZeroEngine.__new__(ZeroEngine)
+    zero = SimpleNamespace(override_loss_scale=told.append)
+    vars(engine).update(model=model, device=cpu, _zero=zero, _stage=3, _loss_scale=LossScale(cpu))
+    engine.update(None)
+    engine.update(None)
+    assert told == [2.0**15, 2.0**14]  # else it would overflow for ever

@@ -49,6 +49,16 @@ def test_a_loss_that_stands_still_has_no_spikes_in_its_noise() -> None:
     assert health.judge(1, [3.2], [True])[1] == []  # 0.2 is below 8 times one hundredth of 3
 
 
+def test_a_loss_far_below_the_others_is_no_spike() -> None:
+    health = Health(HealthConfig(spike_window=8), TrainState(recent_losses=[3.0] * 8))
+    assert health.judge(1, [0.1], [True])[1] == []  # 2.9 is 97 times one hundredth of 3
+
+
+def test_losses_that_are_all_zero_are_judged_as_well() -> None:
+    health = Health(HealthConfig(spike_window=8), TrainState(recent_losses=[0.0] * 8))
+    assert [spike.step for spike in health.judge(1, [0.0, 0.1], [True, True])[1]] == [2]
+
+
 def test_a_loss_that_was_skipped_or_is_no_number_is_neither_a_spike_nor_compared_with() -> None:
     state = TrainState(recent_losses=[3.0] * 8)
     health = Health(HealthConfig(spike_window=8), state)

@@ -125,6 +125,23 @@ def test_losses_are_summed_over_ranks_and_norms_counted_once(clock: Clock) -> No
     assert record["train/loss_scale"] == 1024
 
 
+def test_a_loss_whose_perplexity_is_no_number_of_python_ends_no_run(clock: Clock) -> None:
+    meter = made()
+    step(meter, clock, loss=500.0)  # and as much on the other rank: exp(1000) is over the largest double, exp(709.78)
+    assert 1e304 < meter.read(lr=0.5)["train/perplexity"] < math.inf
+
+
+def test_the_clock_is_read_when_the_device_is_done(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = made()
+    step(meter, clock, seconds=(0, 1, 0))
+
+    def wait(device: Any) -> None:
+        clock.now += 4  # for what the host has only begun
+
+    monkeypatch.setattr("gptscale.training.meter.synchronize", wait)
+    assert meter.read(lr=0.5)["train/tokens_per_s"] == 128  # 640 tokens in 5 s
+
+
 def test_without_clipping_and_fp16_there_is_no_word_of_them(clock: Clock) -> None:
     meter = made(clip_norm=None)
     step(meter, clock)

@@ -66,6 +66,9 @@ def test_a_run_keeps_the_number_of_its_first_start(
     assert load_config(cfg.run.dir / "config.yaml").train.micro_batch_sequences == 4
     with_memory(monkeypatch, 9999)
     assert with_micro_batch(cfg).train.micro_batch_sequences == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(micro_batch.ranks, "gather", lambda value: [value, None])  # of two ranks the first looks
+        assert with_micro_batch(cfg).train.micro_batch_sequences == 4
     provenance = cfg.run.dir / "provenance.json"  # as if that had been two ranks, with half of a step each
     provenance.write_text(provenance.read_text().replace('"world": 1', '"world": 2'))
     assert with_micro_batch(cfg).train.micro_batch_sequences == elsewhere
@@ -128,6 +131,23 @@ ZERO = "ACCELERATE_DEEPSPEED_"
                 f"{ZERO}OFFLOAD_PARAM_DEVICE": "cpu",
             },
             Launch("zero3-offload", 1),
+        ),
+        (  # weights stay on the device
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                f"{ZERO}ZERO_STAGE": "3",
+                f"{ZERO}OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+            },
+            Launch("zero3", 1),
+        ),
+        (  # DeepSpeed offloads weights of stage 3 alone
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                f"{ZERO}ZERO_STAGE": "2",
+                f"{ZERO}OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                f"{ZERO}OFFLOAD_PARAM_DEVICE": "cpu",
+            },
+            Launch("zero2", 1),
         ),
     ],
 )
