@@ -42,7 +42,7 @@ from side_by_side import (
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.flops import flops_per_token
-from gptscale.runtime.compiled import found_compiler
+from gptscale.runtime.compiled import finds_python_headers, found_compiler
 from gptscale.runtime.device import describe_device, local_device, peak_flops
 
 ROUNDS, TINY_ROUNDS, STEPS = 9, 3, 20
@@ -101,8 +101,9 @@ def main() -> int:
         parser.error("needs a CUDA device; benchmarks/train.py measures a CPU")
     if not 0 < asked.minutes < math.inf:
         parser.error("--minutes has to be a number above 0")
-    if found_compiler(local_device()) is None:
-        parser.error("nothing here can be compiled: install gcc and g++, or name them in CC and CXX")
+    compiler = found_compiler(local_device())
+    if compiler is None or not finds_python_headers(compiler):
+        parser.error("nothing here can be compiled: install gcc, g++ and python3-dev, or name compilers in CC and CXX")
     sizes = dict.fromkeys(GPT2, Size(SHAPES["tiny"], SEQUENCES["tiny"], 0)) if asked.tiny else GPT2
     table = Table(TINY_ROUNDS if asked.tiny else ROUNDS)
     signal.signal(signal.SIGALRM, end_of_time)

@@ -30,13 +30,16 @@ def run_doctor(
 
 
 def _compiler() -> Row:
-    from gptscale.runtime.compiled import found_compiler
+    from gptscale.runtime.compiled import finds_python_headers, found_compiler
     from gptscale.runtime.device import local_device
 
     found = found_compiler(local_device())
     if found is None:
         advice = "train.compile=true needs one: install g++, or name one in CXX (in CC for a GPU)"
         return Row("compiler", "none", "look", advice)
+    if not finds_python_headers(found):
+        advice = "train.compile=true needs them: install python3-dev (python3-devel on Fedora and its kin)"
+        return Row("compiler", f"{found}, without the C headers of Python", "look", advice)
     return Row("compiler", f"{found}, for train.compile")
 
 

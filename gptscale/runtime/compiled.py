@@ -4,7 +4,9 @@ import fcntl
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import sysconfig
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -88,12 +90,33 @@ def found_compiler(device: torch.device) -> str | None:
         return None
 
 
+def finds_python_headers(compiler: str) -> bool:
+    """Whether a compiler finds Python.h, which all that torch and Triton let it compile includes."""
+    if sys.platform != "linux":  # a Mac's framework has them in a place of its own
+        return True
+    folder = sysconfig.get_path("include")
+    command = [compiler, f"-I{folder}", "-E", "-x", "c", "-include", "Python.h", os.devnull]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:  # what CC names is no compiler
+        return False
+
+
 def check_compiler(device: torch.device) -> None:
-    """Raise TrainingError on a CPU without a compiler, which torch needs for what it has kept too."""
-    if device.type == "cpu" and found_compiler(device) is None:
+    """Raise TrainingError on a CPU without a compiler, which torch needs for what it has kept too, or Python.h."""
+    if device.type != "cpu":
+        return
+    found = found_compiler(device)
+    if found is None:
         raise TrainingError(
             "train.compile=true needs a C++ compiler on a CPU, and there is none that runs: install g++ (clang++ on a "
             "Mac), name one in CXX, or set train.compile=false"
+        )
+    if not finds_python_headers(found):
+        raise TrainingError(
+            f"train.compile=true needs the C headers of Python, and {found} finds no Python.h in "
+            f"{sysconfig.get_path('include')}: install python3-dev (python3-devel on Fedora and its kin), or set "
+            "train.compile=false"
         )
 
 

@@ -61,6 +61,10 @@ def test_a_machine_without_the_compiler_is_worth_a_look(
         (tmp_path / compiler).write_text("#!/bin/sh\n")
         (tmp_path / compiler).chmod(0o755)
         assert doctor._compiler() == Row("compiler", f"{tmp_path / compiler}, for train.compile")
+        monkeypatch.setattr("gptscale.runtime.compiled.finds_python_headers", lambda compiler: False)
+        row = doctor._compiler()
+        assert (row.found, row.verdict) == (f"{tmp_path / compiler}, without the C headers of Python", "look")
+        assert "install python3-dev" in row.advice
 
 
 @pytest.mark.parametrize(("cuda", "verdict"), [(True, "bad"), (False, "look")])

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_a_start_on_a_cpu_without_a_compiler_is_told_before_it_compiles(cache: P
         (cache / "g++").write_text("")
     said = r"train.compile=true needs a C\+\+ compiler on a CPU, and there is none that runs"
     with inductor.patch({"cpp.cxx": (None, str(cache / "g++"))}), pytest.raises(TrainingError, match=said):
+        check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looked for on Linux alone")
+def test_a_start_on_a_cpu_without_pythons_headers_is_told_before_it_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_compiler(torch.device("cpu"))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(TrainingError, match=rf"finds no Python.h in {tmp_path}: install python3-dev"):
         check_compiler(torch.device("cpu"))
 
 
