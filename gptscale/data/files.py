@@ -1,4 +1,4 @@
-"""The files of a corpus, and what killed writers leave behind."""
+"""The files of a corpus, and what killed writers leave behind there and in run folders."""
 
 import errno
 import os

@@ -34,6 +34,11 @@ def check_launch_variables() -> None:
                 f"{name}={said} in the environment is no number from {least} on; launchers set it, so unset it or "
                 "start with accelerate launch or torchrun"
             )
+    if launched_rank() >= launched_world():
+        raise ConfigError(
+            f"RANK={launched_rank()} in the environment is no rank of WORLD_SIZE={launched_world()}, which start at 0; "
+            "unset it or start with accelerate launch or torchrun"
+        )
 
 
 def check_meeting_point() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from gptscale.checkpoint.fence import Fence
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
+from gptscale.data.files import remove_leftovers
 from gptscale.disk import write_whole
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
@@ -69,6 +70,7 @@ def open_folder(cfg: Config, fence: Fence, step: int, *, again: bool = False, **
     except OSError as error:
         raise _not_writable(cfg.run.dir, error) from error
     cut_back(cfg.run.dir, step or None)
+    remove_leftovers(cfg.run.dir)
 
 
 def is_done(run_dir: Path) -> bool:

@@ -41,6 +41,16 @@ def test_what_no_launcher_has_set_is_named(monkeypatch: pytest.MonkeyPatch, name
         check_launch_variables()
 
 
+def test_a_rank_that_was_left_in_a_shell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(
+        ConfigError, match="RANK=1 in the environment is no rank of WORLD_SIZE=1, .*; unset it or start"
+    ):
+        check_launch_variables()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch_variables()
+
+
 @pytest.mark.parametrize(("address", "port"), [("", "29500"), ("127.0.0.1", ""), ("127.0.0.1", "x")])
 def test_ranks_that_do_not_know_where_to_meet_are_told(
     monkeypatch: pytest.MonkeyPatch, address: str, port: str

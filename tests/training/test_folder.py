@@ -9,6 +9,7 @@ import pytest
 from gptscale.checkpoint.fence import Fence
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
+from gptscale.disk import this_host
 from gptscale.errors import TakenOverError, TrainingError
 from gptscale.tracking.jsonl import JsonlSink, read_log, read_samples
 from gptscale.training import folder, loop
@@ -23,6 +24,16 @@ def test_an_older_start_marks_no_run_as_done(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"run.dir=.* was taken over by a later start"):
         mark_done(tmp_path, older, 5)
     assert (tmp_path / "done").read_text() == "4\n"
+
+
+def test_what_a_killed_start_was_writing_is_taken_away(cfg: Config) -> None:
+    half = (
+        cfg.run.dir / f".log.jsonl.{this_host()}.99999999.00ff00ff.tmp"
+    )  # of no process: beyond Linux' largest number
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    open_folder(cfg, take_alone(cfg.run.dir), 0)
+    assert not half.exists()
 
 
 def test_a_start_that_ended_before_its_first_checkpoint_leaves_no_record(
