@@ -52,8 +52,9 @@ def fit(run: Run, state: TrainState) -> bool:
     try:
         with keeping_freed_memory(run.engine.device):
             finished = _fit(run, state)
-    except (GptscaleError, Rollback):  # all ranks raise these together; a checkpoint on its way is from before
-        run.store.finish()
+    except Exception as error:
+        if isinstance(error, GptscaleError | Rollback) or run.engine.world == 1:  # which all ranks raise together
+            run.store.finish()  # a checkpoint on its way is from before
         raise
     _settle_save(run, state, wait=True)
     run.engine.agree(run.tracker.flush)

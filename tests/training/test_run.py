@@ -342,8 +342,9 @@ def test_views_are_opened_at_the_step_and_told_after_the_record(
     assert sinks == [[record, "view", "view", console], [record, "view", console]]
 
 
+@pytest.mark.parametrize("error", [TrainingError("no more"), MemoryError("no more")])
 def test_a_run_that_ends_by_an_error_keeps_the_checkpoint_that_is_on_its_way(
-    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     write_part = store_module.write_part
 
@@ -353,7 +354,7 @@ def test_a_run_that_ends_by_an_error_keeps_the_checkpoint_that_is_on_its_way(
 
     def step(*args: Any, step: int, **options: Any) -> Any:
         if step == 2:
-            raise TrainingError("no more")
+            raise error
         return train_step(*args, step=step, **options)
 
     train_step = loop.train_step
@@ -361,7 +362,7 @@ def test_a_run_that_ends_by_an_error_keeps_the_checkpoint_that_is_on_its_way(
     monkeypatch.setattr(store_module, "write_part", slowly)
     values["checkpoint"]["every_steps"], values["sample"]["prompts"] = 2, []
     cfg = parse_config(values)
-    with pytest.raises(TrainingError, match="no more"):
+    with pytest.raises(type(error), match="no more"):
         train(cfg)
     assert [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)] == [2]
 
