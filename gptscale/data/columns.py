@@ -1,7 +1,7 @@
 """From the columns of a table to the text of each document: one column, or several joined by a template."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from string import Formatter
@@ -64,8 +64,6 @@ class Columns:
 
 ONLY_TEXT = Columns("column text", (("", "text"),))
 """The one column of a source that has no choice of columns."""
-PLAIN_TEXT = replace(ONLY_TEXT, marked=True)
-"""The same of files of text; `datasets` keeps the mark that some editors put before the first line."""
 
 
 def text_columns(cfg: SourceConfig) -> Columns:

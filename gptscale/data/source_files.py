@@ -76,9 +76,10 @@ def _check_splits(folder: Path, cfg: SourceConfig) -> None:
         return
     splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
     if len(splits) > 1:
+        likely = "train" if "train" in splits else splits[0]
         raise DataError(
             f"data.source.path={cfg.path} holds the splits {', '.join(splits)} of a saved dataset; name one of them "
-            f"(data.source.path={folder / splits[-1]}), or all by a glob ({folder / '*' / '*.arrow'})"
+            f"(data.source.path={folder / likely}), or all by a glob ({folder / '*' / '*.arrow'})"
         )
 
 

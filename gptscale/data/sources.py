@@ -11,14 +11,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, is_full, no_room
-from gptscale.data.columns import ONLY_TEXT, PLAIN_TEXT, Columns, arrow_types, describe_columns, text_columns
+from gptscale.data.columns import ONLY_TEXT, Columns, arrow_types, describe_columns, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.failures import failures, innermost, reason, reason_in_text
 from gptscale.data.globs import literal_patterns
@@ -137,7 +137,7 @@ def _open_files(cfg: SourceConfig) -> Source | Streamed:
         check_read(cfg, kind)
         described = describe_files(files, root_of(root, files))
         filled = [path for path, file in zip(files, described, strict=True) if file["bytes"]]
-        columns = PLAIN_TEXT if kind == "text" else text_columns(cfg)
+        columns = ONLY_TEXT if kind == "text" else text_columns(cfg)
         about: dict[str, Any] = {"path": cfg.path, "kind": kind}
         about |= {"documents": cfg.documents} if kind == "text" else describe_columns(cfg)
         about["files"] = described
@@ -241,7 +241,7 @@ def _open_stream(
     if first is None:
         raise DataError(f"data.source.path={cfg.path} holds no documents")
     columns.check(arrow_types(first.schema), cfg.path)
-    return DatasetsStream(stream.num_shards, columns, cfg.path, about, kind, options)
+    return DatasetsStream(stream.num_shards, _marked(columns, stream), cfg.path, about, kind, options)
 
 
 def _stream(kind: str, options: dict[str, Any]) -> Any:
@@ -263,7 +263,12 @@ def _failure_is_said(path: str) -> Iterator[None]:
 
 def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, Any]) -> Table:
     columns.check(arrow_types(table.features.arrow_schema), cfg.path)
-    return Table(table.select_columns(columns.names), columns, about)
+    return Table(table.select_columns(columns.names), _marked(columns, table), about)
+
+
+def _marked(columns: Columns, found: Any) -> Columns:
+    """In plain text `datasets` keeps the mark that some editors put before the first line."""
+    return replace(columns, marked=found.info.builder_name == "text")
 
 
 def _quiet_datasets() -> Any:

@@ -43,6 +43,8 @@ class ZeroMuon(torch.optim.Optimizer):
             for flat in group["params"]:
                 if flat.grad is not None:
                     self._update(flat, flat.grad, group)
+        # Under offload the groups that are not shown have their gradients too.
+        self._adamw.param_groups = [group for group in self.param_groups if not is_muon(group)]
         self._adamw.state = self.state
         self._adamw.step()
 

@@ -53,7 +53,8 @@ class Deadline:
         """Whether to stop now; ask every step.
 
         save_s is the longest that a checkpoint took, null if none was timed. One that is being written counts besides,
-        since the last one waits for it. look_s is what an evaluation took, which this start may not have met yet.
+        since the last one waits for it. look_s is what an evaluation took, where one follows the next step: this start
+        may not have met any yet.
         """
         now, before = self._clock(), self._asked
         self._asked = now

@@ -97,7 +97,7 @@ def _fit(run: Run, state: TrainState) -> bool:
             run.tracker.histograms(_progress(run, state), found)
         if last or _every(state.step, cfg.train.log_every_steps):
             _measure(run, state, lr)
-        if last or _every(state.step, cfg.eval.every_steps):
+        if _looks_at(run, state.step):
             _look(run, state)
         due = due or last or _every(state.step, cfg.checkpoint.every_steps)
         if due:
@@ -125,9 +125,10 @@ def _next_batches(run: Run, state: TrainState) -> tuple[list[MicroBatch], bool]:
         run.tracker.check()
     except Exception as error:
         failure = error
+    look_s = state.look_s if _looks_at(run, state.step + 1) else 0.0
     stopping, failed, writing = run.engine.any_rank(
         run.stop.received is not None
-        or run.deadline.near(run.save_cost.longest_s, writing=run.store.writing, look_s=state.look_s),
+        or run.deadline.near(run.save_cost.longest_s, writing=run.store.writing, look_s=look_s),
         failure is not None,
         run.store.writing,
     )
@@ -150,6 +151,10 @@ def _profile(run: Run, step: int) -> None:
 
 def _every(step: int, interval: int | None) -> bool:
     return interval is not None and step % interval == 0
+
+
+def _looks_at(run: Run, step: int) -> bool:
+    return step == run.plan.total_steps or _every(step, run.cfg.eval.every_steps)
 
 
 def _log(run: Run, state: TrainState, measured: dict[str, float]) -> None:

@@ -500,12 +500,12 @@ def test_what_map_and_filter_leave_in_a_saved_dataset_is_not_read(tmp_path: Path
 
 
 def test_splits_that_were_saved_together_are_not_mixed(tmp_path: Path) -> None:
-    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
+    parts = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("validation", "train", "test")}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match=r"holds the splits test, train of a saved dataset; .*=\S*/saved/train\)"):
+    with pytest.raises(DataError, match=r"the splits test, train, validation of a saved dataset; .*=\S*/saved/train\)"):
         source(tmp_path / "saved")
     assert documents(tmp_path / "saved" / "train") == ["train"]
-    assert documents(tmp_path / "saved" / "*" / "*.arrow") == ["test", "train"]
+    assert documents(tmp_path / "saved" / "*" / "*.arrow") == ["test", "train", "validation"]
 
 
 def test_a_template_joins_the_columns_of_every_kind(tmp_path: Path) -> None:
@@ -607,6 +607,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, streaming: bool, packed: b
     (tmp_path / ("a.txt.gz" if packed else "a.txt")).write_bytes(gzip.compress(content) if packed else content)
     assert documents_of_any(source(tmp_path, streaming=streaming)) == ["one\ntwo"]
     assert documents_of_any(source(tmp_path, streaming=streaming, documents="line")) == ["one", "two"]
+    of_hub: Any = source(tmp_path, format="hub", revision="0" * 40, streaming=streaming)
+    assert documents_of_any(of_hub) == ["one\ntwo"]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

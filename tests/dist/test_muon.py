@@ -169,6 +169,17 @@ def updates_as_torch(rank: int, cut: str, has_bf16: bool, port: int) -> None:
     dist.destroy_process_group()
 
 
+def test_a_step_is_that_of_the_groups_that_are_shown() -> None:
+    shown, hidden = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    shown.grad, hidden.grad = torch.ones(5), torch.ones(5)  # as under offload, where DeepSpeed keeps all of them
+    adamw = torch.optim.AdamW([{"params": [shown]}, {"params": [hidden]}])
+    ours = ZeroMuon(adamw.param_groups, torch.device("cpu"))
+    ours.param_groups = ours.param_groups[:1]
+    ours.step()
+    assert not torch.equal(shown, torch.ones(5))
+    assert torch.equal(hidden, torch.ones(5))
+
+
 def test_rows_are_updated_bit_for_bit_with_two_exchanges_for_all_matrices() -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

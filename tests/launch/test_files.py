@@ -130,13 +130,17 @@ def test_the_kubernetes_job_is_one_yaml_document() -> None:
     assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["terminationGracePeriodSeconds"] > patience
 
 
-@pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("done", [False, True])
-def test_a_pod_ends_well_only_if_the_run_is_done(tmp_path: Path, done: bool, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "done", "told", "expected"),
+    [(0, False, False, 1), (0, True, False, 0), (0, False, True, 1), (0, True, True, 0), (2, True, False, 2)],
+)
+def test_a_pod_ends_well_only_if_the_run_is_done(
+    tmp_path: Path, code: int, done: bool, told: bool, expected: int
+) -> None:
     """A pod's torchrun ends with 0 when another pod was deleted, too, and OnFailure has to start it again."""
     torchrun = tmp_path / "torchrun"
     wait = "trap 'echo told; exit 0' TERM; echo here; while :; do sleep 0.05; done" if told else "echo here"
-    torchrun.write_text(f"#!/bin/bash\n{wait}\n")
+    torchrun.write_text(f"#!/bin/bash\n{wait}\nexit {code}\n")
     torchrun.chmod(0o755)
     if done:
         (tmp_path / "runs/gpt2-124m").mkdir(parents=True)
@@ -153,4 +157,4 @@ def test_a_pod_ends_well_only_if_the_run_is_done(tmp_path: Path, done: bool, tol
         if told:
             pod.terminate()
         assert pod.stdout.read() == ("told\n" if told else "")
-        assert (pod.wait(10) == 0) is done
+        assert pod.wait(10) == expected

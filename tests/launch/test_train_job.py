@@ -93,11 +93,21 @@ def test_a_run_that_is_done_ends_its_job(slurm: Slurm) -> None:
 
 
 def test_a_marker_from_before_does_not_end_a_job(slurm: Slurm) -> None:
-    slurm.run_dir.mkdir()
+    (slurm.run_dir / "checkpoints" / "step-1").mkdir(parents=True)
     (slurm.run_dir / "done").touch()
-    code, said = slurm.start(f"{NOTICE}; checkpoint 1")
+    code, said = slurm.start(f"{NOTICE}; checkpoint 2")
     assert "the run is not done" in said
     assert (code, slurm.requeued()) == (0, True)
+
+
+def test_a_finished_run_that_has_lost_its_checkpoints_keeps_its_marker(slurm: Slurm) -> None:
+    slurm.run_dir.mkdir()
+    (slurm.run_dir / "done").touch()
+    code, said = slurm.start("checkpoint 1")
+    assert "holds the record of a finished run and none of its checkpoints" in said
+    assert (code, slurm.called("scontrol requeue 7")) == (2, False)
+    assert (slurm.run_dir / "done").exists()
+    assert not (slurm.run_dir / "checkpoints").exists()
 
 
 def test_a_notice_reaches_the_steps_and_the_job_goes_on_later(slurm: Slurm) -> None:

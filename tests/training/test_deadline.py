@@ -70,7 +70,7 @@ def test_an_evaluation_that_this_start_has_not_met_yet_has_to_fit() -> None:
         assert Deadline(100.0, "", clock=Clock()).near(1.0, look_s=look_s) is near
 
 
-def test_a_later_start_knows_how_long_an_evaluation_takes(
+def test_a_later_start_knows_before_an_evaluation_how_long_it_takes(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(look: Look) -> dict[str, float]:
@@ -85,7 +85,7 @@ def test_a_later_start_knows_how_long_an_evaluation_takes(
     monkeypatch.setattr(Deadline, "near", lambda deadline, save_s, *, writing, look_s: bool(told.append(look_s)))
     values["train"]["steps"] = 12
     train(parse_config(values))
-    assert told[0] == pytest.approx(0.2, abs=0.15)
+    assert told == [0.0, pytest.approx(0.2, abs=0.15)]  # the last step's alone: a start may end before that
 
 
 def test_a_stop_that_another_rank_was_asked_for_is_not_laid_to_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

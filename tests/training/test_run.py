@@ -281,6 +281,7 @@ def test_a_save_is_taken_on_when_no_rank_is_at_work_on_it_any_more() -> None:
         stop=SimpleNamespace(received=None),
         deadline=SimpleNamespace(near=lambda save_s, **what: False),
         save_cost=SimpleNamespace(longest_s=None),
+        plan=SimpleNamespace(total_steps=1),
         store=SimpleNamespace(writing=False, settle=lambda: taken_on.append(True)),
     )
     for elsewhere in (True, False):
