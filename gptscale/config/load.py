@@ -175,7 +175,8 @@ def _describe(error: Any) -> str:
     message = re.sub(
         r"is not a valid path for .*", "should be a path, with quotes around one that is a number", message
     )
-    message = re.sub(r", unable to parse string as an? \w+", ", such as 1000000, 1_000_000 or 1e6", message)
+    message = message.replace(", unable to parse string as an integer", ", such as 1000000, 1_000_000 or 1e6")
+    message = message.removesuffix(", unable to parse string as a number")
     message = message.replace("valid tuple", "list in [brackets]").replace("valid dictionary", "{name: value} or {}")
     return f"{path}={error['input']!r}: {message}{_or_null(error['loc'])}"
 

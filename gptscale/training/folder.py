@@ -11,6 +11,7 @@ from gptscale.data.files import remove_leftovers
 from gptscale.disk import write_whole
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
+from gptscale.runtime.launch import collective_timeout_s
 from gptscale.tracking.jsonl import cut_back
 from gptscale.training.provenance import write_provenance
 
@@ -36,7 +37,7 @@ def _take(run_dir: Path) -> tuple[int, str | None]:
 
 def _check_seen(fence: Fence, mark: str | None, rank: int) -> None:
     """Raise TrainingError unless this rank looks at the folder of the first, which the first save would need."""
-    until = time.monotonic() + SEEN_S
+    until = time.monotonic() + min(SEEN_S, collective_timeout_s() / 2)  # the others wait meanwhile
     while (found := fence.mark()) != mark and time.monotonic() < until:
         time.sleep(1)
     if found != mark:

@@ -140,6 +140,7 @@ def test_a_preset_fills_the_shape_and_gives_way_to_what_is_said() -> None:
         ("run", {"dir": None}, "run.dir=None: input should be a path, with quotes around one that is a number$"),
         ("train", {"tokens_per_step": "10M"}, "='10M': input should be a valid integer, such as 1000000, 1_000_000 or 1e6$"),
         ("optim", {"clip_norm": 0}, "optim.clip_norm=0: input should be greater than 0, or null$"),
+        ("optim", {"clip_norm": "none"}, "optim.clip_norm='none': input should be a valid number, or null$"),
         ("optim", {"eps": 0}, "optim.eps=0: input should be greater than 0$"),
         ("eval", {"sets": None}, r"eval.sets=None: input should be a \{name: value\} or \{\}$"),
         ("eval", {"sets": {"a/b": "c"}}, r"eval.sets.a/b.\[key\]='a/b': string should match pattern"),
