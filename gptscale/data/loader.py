@@ -138,7 +138,6 @@ class StepLoader:
 
     def close(self) -> None:
         """Stop reading ahead."""
-        self._ahead.clear()
         self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:

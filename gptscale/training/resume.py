@@ -1,6 +1,5 @@
 """Going on from a checkpoint: only as the same run."""
 
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def _best_there(cfg: Config) -> Best | None:
             manifest = read_manifest(path)
             same = manifest.config["eval"].get("sequences") == cfg.eval.sequences
             loss = manifest.ledger.get("val_loss")
-            if same and loss is not None and math.isfinite(loss):
+            if same and loss is not None:
                 found.append(Best(manifest.step, loss))
     return min(found, key=lambda best: best.val_loss, default=None)
 

@@ -28,6 +28,6 @@ def segments_of(run_dir: Path, cfg: Config) -> list[Segment]:
 
 def likely_segment(cfg: Config) -> Segment:
     """The one that a start is in, as far as can be told without reading weights; `resume` will know."""
-    with suppress(CheckpointError, KeyError):  # damaged, or weights without a training
+    with suppress(CheckpointError):  # it is damaged
         return segments_of(cfg.run.dir, cfg)[-1]
     return Segment(0, 0, cfg.train.tokens_per_step)

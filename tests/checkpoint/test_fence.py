@@ -199,6 +199,16 @@ def test_a_sweep_is_of_what_the_server_has(tmp_path: Path, monkeypatch: pytest.M
     assert list(folder.iterdir()) == []
 
 
+def test_a_mark_is_that_which_the_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen_now(folder: Path) -> None:
+        (folder / "000003").write_text("job 7\n")  # by another machine, before
+
+    monkeypatch.setattr(module, "refresh", seen_now)
+    assert Fence(tmp_path, 3).mark() is None  # here is no such folder
+    (tmp_path / "fence").mkdir()
+    assert Fence(tmp_path, 3).mark() == "job 7\n"
+
+
 class Unseen(Fence):
     """A start whose number has not yet come to anybody's eyes."""
 

@@ -7,8 +7,9 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -26,7 +27,7 @@ from gptscale.checkpoint.portable import write_part
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Saved, Store
 from gptscale.errors import CheckpointError
-from gptscale.runtime.fragments import Fragment
+from gptscale.runtime.fragments import Fragment, share
 from tests.checkpoint.by_hand import write_checkpoint
 
 
@@ -582,10 +583,15 @@ def test_training_may_change_the_weights_as_soon_as_a_save_has_begun(
 
 
 def test_a_save_is_there_only_after_both_of_its_stages(store: Store) -> None:
+    began = time.perf_counter()
     store.save(1, {"step": 1}, fragments(1.0))
     assert store.settle() is None  # the parts are written, the commit begins
+    while store.writing:
+        time.sleep(0.01)
+    time.sleep(0.2)  # for so long the checkpoint is safe, and training has not looked
     saved = store.settle()
     assert saved is not None
+    assert saved.durable_s <= time.perf_counter() - began - 0.2
     assert (saved.step, saved.path.name) == (1, "step-00000001")
     assert saved.bytes == part_of(saved.path).stat().st_size
     assert 0 < saved.stall_s < saved.durable_s
@@ -706,6 +712,105 @@ def test_the_first_ranks_ledger_counts_on_all_ranks(store: Store) -> None:
     assert found is not None
     assert found[1].ledger == {"step": 3, "rollbacks": 1}
     assert found[1].step == 3
+
+
+class Together(Alone):
+    """One of some ranks that are threads of a process."""
+
+    def __init__(self, rank: int, told: list[Any], meeting: threading.Barrier) -> None:
+        super().__init__("ddp", rank, len(told))
+        self._told, self._meeting = told, meeting
+
+    def gather(self, value: Any) -> list[Any]:
+        self._told[self.rank] = value
+        self._meeting.wait(20)
+        found = list(self._told)
+        self._meeting.wait(20)
+        return found
+
+    def agree(self, work: Callable[[], Any]) -> Any:
+        try:
+            result = work()
+        except BaseException:
+            self._meeting.abort()
+            raise
+        self.gather(None)
+        return result
+
+
+def test_each_rank_saves_a_part_and_the_checkpoint_has_them_all(tmp_path: Path) -> None:
+    told, meeting = [None, None], threading.Barrier(2)
+
+    def saved_by(rank: int) -> Saved | None:
+        with closing(Store(tmp_path, Together(rank, told, meeting), Retention(2), **ABOUT)) as store:
+            store.save(3, {"step": 3}, share(fragments(3.0), rank, 2))
+            return store.finish()
+
+    with ThreadPoolExecutor(2) as threads:
+        saved = list(threads.map(saved_by, range(2)))
+    path, manifest = newest_good(tmp_path, Alone(), print) or pytest.fail("nothing found")
+    sizes = {part.name: part.stat().st_size for part in path.glob("part-*")}
+    assert sorted(sizes) == sorted(manifest.files) == [f"part-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    assert [one.bytes for one in saved if one is not None] == [sum(sizes.values())] * 2
+    empty = fragments(0.0)
+    load_fragments(path, manifest, Alone(), empty, ["layer.weight"])
+    assert empty[0].tensors["exp_avg"].tolist() == [4.0] * 6
+
+
+def test_a_step_that_another_rank_has_seen_is_looked_at_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class First(Alone):
+        """A rank whose file system does not show yet what the second one's does."""
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, True]
+
+    looked: list[str] = []
+    monkeypatch.setattr(store_module, "verified_share", lambda path, ranks: looked.append(path.name))
+    with closing(Store(tmp_path, First(world=2), Retention(2), **ABOUT)) as store:
+        assert save(store, 1) is None
+    assert looked == ["step-00000001"]  # else the second would wait for the first
+
+
+def test_the_first_rank_alone_sets_a_bad_checkpoint_aside(store: Store) -> None:
+    save(store, 1, 2)
+    bad = store.run_dir / "checkpoints" / "step-00000002"
+    (bad / MANIFEST).unlink()
+    found = newest_good(store.run_dir, Alone(rank=1, world=2), print)
+    assert found is not None
+    assert found[1].step == 1
+    assert bad.is_dir()
+
+
+def test_a_load_that_fails_on_another_rank_fails_on_this_one(store: Store) -> None:
+    class First(Alone):
+        def agree(self, work: Callable[[], Any]) -> Any:
+            work()
+            raise CheckpointError("the second cannot read its ranges")
+
+    save(store, 1)
+    with pytest.raises(CheckpointError, match="the second cannot read"):
+        load_fragments(*newest(store), First(world=2), fragments(0.0), ["layer.weight"])
+
+
+def test_what_a_failed_save_of_the_step_has_left_is_no_part_of_it(store: Store) -> None:
+    left = store.run_dir / "checkpoints" / ".unfinished-step-00000001-000000"
+    left.mkdir(parents=True)
+    (left / "part-00001-of-00002.safetensors").write_bytes(b"half")
+    save(store, 1)
+    assert sorted(path.name for path in newest(store)[0].iterdir()) == [MANIFEST, part_of(left).name]
+
+
+def test_what_is_kept_is_what_was_asked_for() -> None:
+    assert Retention(1, best=True).doomed([3, 1, 2], best_step=1) == [2]
+    assert Retention(1).doomed([3, 1, 2], best_step=1) == [1, 2]
+    assert Retention(None).doomed([3, 1, 2], best_step=1) == []
+
+
+def test_the_newest_is_that_of_the_last_step_whatever_its_number_of_digits(tmp_path: Path) -> None:
+    names = ["step-100000000", "step-99999999", "step-00000007"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
 
 
 def test_a_checkpoint_may_be_bad_twice(store: Store) -> None:

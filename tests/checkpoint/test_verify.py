@@ -108,6 +108,10 @@ def test_ranges_tile_every_parameter(tmp_path: Path, ranges: list[Range], messag
     assert MANIFEST in found[0]
 
 
+def test_ranges_may_stand_in_any_order(tmp_path: Path) -> None:
+    assert problems(write_checkpoint(tmp_path, ranges={**RANGES, "w": RANGES["w"][::-1]})) == []
+
+
 def test_a_range_lies_in_a_file_of_the_checkpoint(tmp_path: Path) -> None:
     lost = [RANGES["w"][0], replace(RANGES["w"][1], file="part-9.safetensors")]
     found = problems(write_checkpoint(tmp_path, ranges={**RANGES, "w": lost}))

@@ -14,7 +14,7 @@ from gptscale.data.adopt import adopt
 from gptscale.data.corpora import check_corpora, open_corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.prepare import prepare
-from gptscale.data.verify import verify_corpus
+from gptscale.data.verify import find_damage, verify_corpus
 from gptscale.errors import DataError
 
 Make = Callable[..., Config]
@@ -122,6 +122,20 @@ def test_damage_to_an_adopted_file_is_named(tmp_path: Path) -> None:
         open_corpus(tmp_path / "corpus")
 
 
+def test_a_manifest_that_counts_other_tokens_than_an_adopted_file_has_is_named(tmp_path: Path) -> None:
+    train, val = nanogpt(tmp_path / "train.bin", IDS), llmc(tmp_path / "val.bin", IDS)
+    manifest = adopt(tmp_path / "corpus", [str(train)], [str(val)], say=lambda line: None)
+    assert find_damage(tmp_path / "corpus") == []
+    changed = tuple(shard.model_copy(update={"tokens": shard.tokens + 1}) for shard in manifest.shards)
+    manifest.model_copy(update={"shards": changed}).save(tmp_path / "corpus")
+    says = "manifest.json says that adopted file"
+    found = find_damage(tmp_path / "corpus")
+    assert found[0].startswith(f"{says} {train} has 18 bytes, and it has 16, with the right hash")
+    assert found[1].startswith(
+        f"{says} {val} has 1,042 bytes, and it has 1,040, with the right hash"
+    )  # 1,024 of header
+
+
 def refused(folder: Path, train: Path | str, tokenizer: str = "gpt2") -> str:
     val = nanogpt(folder / "good.bin", IDS)
     with pytest.raises(DataError) as caught:
@@ -227,6 +241,7 @@ def test_a_prepared_corpus_and_a_folder_that_cannot_be_made_are_left_alone(tmp_p
     prepare(make_config(tmp_path / "x.txt", data={"validation_fraction": 0}), lambda line: None)
     assert "holds a corpus that was prepared; choose another folder" in refused(tmp_path, tmp_path / "good.bin")
     (tmp_path / "corpus" / "manifest.json").unlink()
+    (tmp_path / "corpus" / "settings.json").unlink()
     assert "corpus whose preparation is not finished; choose another" in refused(tmp_path, tmp_path / "good.bin")
     for receipt in (tmp_path / "corpus").glob("unit-*.json"):
         receipt.unlink()

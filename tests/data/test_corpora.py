@@ -1,6 +1,7 @@
 """A run on several corpora: one stream, one sampler, one fingerprint."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ def test_each_corpus_gives_its_share_in_its_own_order_and_epochs(mixed: Callable
     tokens = opened.train.windows(starts, 2)[:, 1]  # the second token is text for every start, even the first one
     assert sorted(set(tokens.tolist())) == [ord("a"), ord("b")]
     assert (tokens == ord("a")).sum() == 600
+    epochs, samples = sampler.locate(np.arange(1000))
     for number, (first, letter) in enumerate([(0, "a"), (301, "b")]):
         mine = starts[tokens == ord(letter)] - first
+        assert samples[tokens == ord(letter)].tolist() == (mine // 4).tolist()
+        assert epochs[tokens == ord(letter)].tolist() == [n // [75, 25][number] for n in range(len(mine))]
         alone = Sampler([75, 25][number], 4, cfg.run.seed)
         assert mine.tolist() == alone.starts(np.arange(len(mine))).tolist()
     assert sampler.epochs(1000) == {"epoch/a": 600 / 75, "epoch/b": 400 / 25}
@@ -74,6 +78,8 @@ def test_a_run_may_read_its_samples_in_blocks_of_neighbours(corpora: list[Path],
 def test_a_mixture_has_one_fingerprint_of_its_corpora_and_shares(mixed: Callable[..., Config]) -> None:
     assert open_corpora(mixed((3, 2))).fingerprint == open_corpora(mixed((0.6, 0.4))).fingerprint
     assert open_corpora(mixed((3, 2))).fingerprint != open_corpora(mixed((2, 3))).fingerprint
+    opened = open_corpora(mixed((3, 2)))
+    assert replace(opened, parts=opened.parts[::-1]).fingerprint != opened.fingerprint
 
 
 def test_evaluation_windows_are_shared_by_weight_and_each_corpus_has_one(mixed: Callable[..., Config]) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from gptscale.config.data import DataConfig
 from gptscale.data.split import Documents, is_held_out, split_documents, tail_cut
@@ -45,6 +46,15 @@ def test_hash_keeps_a_document_whole_and_by_its_text_alone() -> None:
     assert sorted(train + val) == list(enumerate(texts))
     again = split(texts[::-1], cfg)
     assert [sorted(text for _, text in side) for side in again] == [sorted(t for _, t in side) for side in (train, val)]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_hash_goes_by_the_configs_seed_and_fraction(seed: int) -> None:
+    texts = [f"text {i}" for i in range(100)]
+    held = [xxh3_64_intdigest(text.encode(), seed) < 2**64 // 4 for text in texts]
+    train, val = split(texts, config(validation_fraction=0.25, split_seed=seed))
+    assert val == [(i, text) for i, text in enumerate(texts) if held[i]]
+    assert len(train) == 100 - sum(held)
 
 
 def test_hash_holds_out_the_asked_share_and_another_seed_holds_out_others() -> None:

@@ -113,6 +113,15 @@ def test_matrices_that_all_ranks_hold_are_shared_out_among_them() -> None:
     assert (owners.count(0), owners.count(1)) == (3, 3)
 
 
+def test_the_costliest_matrices_are_shared_out_first_and_those_of_one_rank_before_all() -> None:
+    def piece(name: str, rows: int = 4) -> Piece:
+        return Piece(name, (rows, 4), 0, 1, 0, 0)
+
+    both = [piece("0"), piece("1"), piece("2", rows=8)]  # of cost 64, 64 and 128
+    assert _owners([both, both]) == {"2": 0, "0": 1, "1": 1}
+    assert _owners([[piece("0"), piece("1")], [piece("0")]]) == {"1": 0, "0": 1}
+
+
 # Of 3 ranks: the ends of the ranges of a concatenation, so that one matrix is cut twice, some are whole, and
 # a rank holds only a part of one; and every matrix cut by itself, the last range shorter. (12, 4) is three matrices.
 SHAPES = [(6, 10), (12, 4), (8, 8), (5, 20), (16, 3)]

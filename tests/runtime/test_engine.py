@@ -16,6 +16,7 @@ from gptscale.errors import ConfigError, TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine, EngineSettings
+from gptscale.runtime.fragments import materialize_state
 
 
 @pytest.fixture
@@ -42,6 +43,16 @@ def test_fp16s_loss_scale_goes_through_a_ledger() -> None:
 def test_other_precisions_have_no_loss_scale(engine: Engine) -> None:
     assert engine.scaler_state() == {}
     engine.load_scaler_state({})
+
+
+def test_a_state_is_made_without_a_move_of_the_weights() -> None:
+    weights = [torch.nn.Parameter(torch.ones(size)) for size in (2, 3)]
+    optimizer = torch.optim.AdamW([{"params": weights[:1], "lr": 0.5}, {"params": weights[1:]}], lr=0.1, weight_decay=1)
+    materialize_state(optimizer)
+    assert [p.tolist() for p in weights] == [[1.0] * 2, [1.0] * 3]
+    assert [optimizer.state[p]["exp_avg"].tolist() for p in weights] == [[0.0] * 2, [0.0] * 3]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+    assert [p.grad for p in weights] == [None, None]
 
 
 def test_training_goes_on_with_dropout_after_an_evaluation_without(engine: Engine) -> None:

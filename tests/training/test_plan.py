@@ -6,7 +6,7 @@ import pytest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
-from gptscale.training.plan import make_plan
+from gptscale.training.plan import Segment, make_plan
 from tests.conftest import small_values
 
 
@@ -24,6 +24,11 @@ def test_tokens_and_epochs_come_to_whole_steps() -> None:
     assert make_plan(config({"steps": 7}), 100, 1).epoch_at(5) == 0.5
     assert make_plan(config({"epochs": 4.35}), 1000, 1).total_steps == 435  # as binary numbers 4,349.99.. samples
     assert make_plan(config({"epochs": 1e-1}), 1000, 1).total_steps == 10
+
+
+def test_earlier_steps_of_another_size_count_with_what_they_took() -> None:
+    plan = make_plan(config({"steps": 7}), 100, 1, Segment(step=4, samples=60, tokens_per_step=320))
+    assert (plan.samples_at(6), plan.tokens_at(6), plan.epoch_at(6)) == (80, 80 * 32, 0.8)  # 4 steps of 15, 2 of 10
 
 
 @pytest.mark.parametrize(("world", "accumulation", "filler"), [(1, 3, 2), (2, 2, 6), (3, 1, 2), (4, 1, 6)])

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from gptscale.checkpoint.layout import step_dir
+from gptscale.config.load import parse_config
 from gptscale.errors import TrainingError
 from gptscale.runtime.processes import Place
-from gptscale.training.proof import Proof, Trace, _await_checkpoint, _whole_trace
+from gptscale.training.proof import Proof, Trace, _await_checkpoint, _shortened, _whole_trace
+from tests.conftest import small_values
 
 NONE, DDP, ZERO3, ZERO3X4 = Place("none", 1), Place("ddp", 2), Place("zero3", 2), Place("zero3", 4)
 TRACE: Trace = {1: (4.0, 2.0), 2: (3.0, 1.0), 3: (2.0, 0.5)}
@@ -70,8 +73,25 @@ def test_a_run_that_ends_before_the_kill_says_what_to_do(tmp_path: Path) -> None
         def running(self) -> bool:
             return False
 
-    with pytest.raises(TrainingError, match="over before it could be killed after step 2; raise --steps"):
+    def wait() -> None:
         _await_checkpoint(Ended(), tmp_path, 2)  # type: ignore[arg-type]
+
+    record = '{"step": %d, "train/loss": 2.0, "train/grad_norm": 1.0}\n'
+    step_dir(tmp_path, 2).mkdir(parents=True)
+    (tmp_path / "log.jsonl").write_text(record % 2)  # nothing that the kill would undo
+    with pytest.raises(TrainingError, match="over before it could be killed after step 2; raise --steps"):
+        wait()
+    (tmp_path / "log.jsonl").write_text(record % 2 + record % 3)
+    wait()
+
+
+def test_a_run_of_any_length_is_made_as_short_as_the_proof(tmp_path: Path) -> None:
+    values = small_values(tmp_path)
+    values["train"] |= {"steps": None, "epochs": 3.0, "profile_at_step": 2}
+    values["optim"]["warmup_steps"] = 50
+    short = _shortened(parse_config(values), 12, 6, tmp_path / "whole")
+    assert (short.train.steps, short.train.epochs, short.train.profile_at_step) == (12, None, None)
+    assert (short.optim.warmup_steps, short.checkpoint.every_steps, short.checkpoint.keep) == (3, 6, None)
 
 
 def test_a_norm_that_is_no_number_equals_only_another_such() -> None:

@@ -22,6 +22,7 @@ from gptscale.tracking.jsonl import read_log
 from gptscale.training import loop
 from gptscale.training.deadline import Deadline
 from gptscale.training.look import Look
+from gptscale.training.resume import check_goes_on
 from gptscale.training.run import train
 from gptscale.training.trace import trace_step
 
@@ -247,8 +248,11 @@ def test_a_run_that_is_older_than_a_setting_has_its_default(trained: dict[str, A
 
 
 def test_a_trace_knows_the_segments(trained: dict[str, Any]) -> None:
-    cfg = changed(trained, train={"steps": 8, "tokens_per_step": 128}, resume={"allow": ["tokens_per_step"]})
+    length = {"steps": None, "tokens": 6 * 256 + 2 * 128, "tokens_per_step": 128}
+    cfg = changed(trained, train=length, resume={"allow": ["tokens_per_step"]})
     assert train(cfg)
+    with pytest.raises(TrainingError, match=r"--step=9 is behind the last step of .*; give a step from 1 to 8"):
+        trace_step(cfg.run.dir, 9)
     # 6 steps of 8 samples, then 2 of 4
     found = {step: [sample.position for sample in trace_step(cfg.run.dir, step)] for step in (1, 6, 7, 8)}
     assert found == {1: [*range(8)], 6: [*range(40, 48)], 7: [*range(48, 52)], 8: [*range(52, 56)]}
@@ -267,6 +271,33 @@ def test_a_start_on_another_corpus_leaves_a_run_that_is_under_way_alone(
     with pytest.raises(CheckpointError, match="was trained on data"):
         train(cfg)
     assert sorted((cfg.run.dir / "fence").iterdir()) == fence  # else that one would end
+
+
+def test_a_newest_manifest_that_is_damaged_gives_way_to_the_one_before(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values["sample"]["prompts"] = []
+    assert train(changed(values, train={"steps": 6}, checkpoint={"every_steps": 4}))
+    newest, before = list_checkpoints(Path(values["run"]["dir"]))
+    (newest / "manifest.json").write_text("{")
+    assert train(changed(values, train={"steps": 7}))
+    assert f"going on from {before}\n" in capsys.readouterr().out
+
+
+def test_only_a_schedule_that_was_changed_makes_a_jump(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values["sample"]["prompts"] = []
+
+    def jumps(steps: int, **optim: float) -> bool:
+        capsys.readouterr()
+        assert train(changed(values, train={"steps": steps}, optim={"decay_steps": 20, **optim}))
+        return "the learning rate jumps" in capsys.readouterr().out
+
+    assert not jumps(6)
+    assert not jumps(7)  # though the rate of a step is several percent below that of the one before
+    assert not jumps(7, lr_peak=2e-2)  # no step is left that would have it
+    assert jumps(8, lr_peak=2e-2)
 
 
 def test_dropout_may_change(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,6 +328,21 @@ def test_a_best_that_cannot_be_compared_or_is_gone_is_looked_for_anew(
     assert found["val_loss"] > 1
 
 
+def test_the_best_that_is_there_has_the_lowest_loss_of_those_that_can_be_read(
+    values: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values["sample"]["prompts"] = []
+    assert train(changed(values, train={"steps": 8}, checkpoint={"every_steps": 2, "keep": None}))
+    found = list_checkpoints(Path(values["run"]["dir"]))
+    for path, loss in zip(found, (3.0, 2.5, 2.75, 2.0), strict=True):  # of steps 8, 6, 4 and 2
+        manifest = read_manifest(path)
+        ledger = {**manifest.ledger, "val_loss": loss, "best": {"step": 1, "val_loss": 1e-9}}
+        write_manifest(path, replace(manifest, ledger=ledger))
+    (found[-1] / "manifest.json").write_text("{")
+    assert train(changed(values, train={"steps": 9}))
+    assert "step 1 no longer counts as the best: it is gone; step 6 does\n" in capsys.readouterr().out
+
+
 def test_a_best_that_nobody_asked_to_keep_stays_what_it_is(trained: dict[str, Any]) -> None:
     folder = Path(trained["run"]["dir"])
     newest = list_checkpoints(folder)[0]
@@ -305,6 +351,12 @@ def test_a_best_that_nobody_asked_to_keep_stays_what_it_is(trained: dict[str, An
     write_manifest(newest, replace(manifest, ledger={**manifest.ledger, "best": best}))
     assert train(changed(trained, train={"steps": 8}, checkpoint={"keep_best": False}))
     assert read_manifest(list_checkpoints(folder)[0]).ledger["best"] == best
+
+
+def test_another_tokenizer_is_told_before_the_corpus_that_it_made(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, data={"tokenizer": "gpt2"}, model={"vocab_size": 50257})
+    with pytest.raises(TrainingError, match="was started with data.tokenizer=bytes, not gpt2; set it back"):
+        check_goes_on(cfg, "f" * 64)
 
 
 def test_another_context_is_told_as_such(trained: dict[str, Any]) -> None:

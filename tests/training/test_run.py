@@ -17,6 +17,7 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.corpora import open_corpora
 from gptscale.errors import CheckpointError, TrainingError
+from gptscale.evaluation.loss import Evaluation
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import compiled
 from gptscale.runtime.engine import Engine
@@ -109,6 +110,19 @@ def test_samples_are_drawn_as_the_config_says_and_are_those_of_the_first_rank(
     assert list(mine.samples(3)) == [("the ", "end")]
     assert given["agreed"]([5, 6]) == [7, 8]
     assert {name: given[name] for name in said} == said
+    seeds = [given["seed"] for step in (3, 4, 3) if list(mine.samples(step))]
+    assert seeds[0] == seeds[2] != seeds[1]  # each step has draws of its own, the same ones again after a resume
+
+
+def test_the_loss_on_training_windows_counts_each_corpus_by_its_share(values: dict[str, Any]) -> None:
+    found = {"val": [Evaluation(20.0, 10, 10), Evaluation(40.0, 10, 10)]}  # 2 and 4 nats per token
+    found["train"] = [Evaluation(10.0, 10, 10), Evaluation(30.0, 10, 10)]  # 1 and 3
+    mine = Look.__new__(Look)
+    corpora = SimpleNamespace(names=("a", "b"), mixture=SimpleNamespace(shares=(3, 1)))
+    vars(mine).update(_cfg=parse_config(values), _corpora=corpora, _sets={}, _over=lambda split, count: found[split])
+    measured = mine.evaluate()
+    assert measured["val/loss"] == pytest.approx((3 * 2 + 4) / 4)
+    assert measured["eval_train/loss"] == pytest.approx((3 * 1 + 3) / 4)
 
 
 def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: pytest.MonkeyPatch) -> None:
