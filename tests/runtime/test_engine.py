@@ -17,6 +17,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import materialize_state
+from gptscale.runtime.fsdp2 import Fsdp2Engine
 
 
 @pytest.fixture
@@ -70,6 +71,12 @@ def test_precisions_that_need_another_launch_say_so() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="train.precision=fp16 needs a CUDA device, and there is none"):
             start_engine("fp16", 1)
+
+
+def test_a_launch_of_the_older_fsdp_is_told_which_one_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSDP_VERSION", "1")  # as Accelerate says for a file without fsdp_version
+    with pytest.raises(ConfigError, match="the launch asks for FSDP 1; set fsdp_version: 2"):
+        Fsdp2Engine(EngineSettings("fp32", 1))
 
 
 def test_a_reader_who_is_gone_ends_no_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

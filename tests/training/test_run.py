@@ -114,6 +114,19 @@ def test_samples_are_drawn_as_the_config_says_and_are_those_of_the_first_rank(
     assert seeds[0] == seeds[2] != seeds[1]  # each step has draws of its own, the same ones again after a resume
 
 
+def test_each_rank_evaluates_windows_of_its_own(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    firsts: list[list[int]] = []
+    monkeypatch.setattr(
+        look, "evaluate_loss", lambda _, batches, *rest: firsts.append([b.first_position for b in batches])
+    )
+    about = {"world": 2, "evaluating": nullcontext, "device": None, "sum_over_ranks": None}
+    for rank in range(2):
+        mine = Look.__new__(Look)
+        vars(mine).update(_cfg=cfg, _engine=SimpleNamespace(rank=rank, **about), _token_bytes=None)
+        mine._over_one(open_corpora(cfg).val, 16)
+    assert firsts == [[0, 8], [4, 12]]  # in micro-batches of 4
+
+
 def test_the_loss_on_training_windows_counts_each_corpus_by_its_share(values: dict[str, Any]) -> None:
     found = {"val": [Evaluation(20.0, 10, 10), Evaluation(40.0, 10, 10)]}  # 2 and 4 nats per token
     found["train"] = [Evaluation(10.0, 10, 10), Evaluation(30.0, 10, 10)]  # 1 and 3
