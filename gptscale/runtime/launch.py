@@ -34,10 +34,11 @@ def check_launch_variables() -> None:
                 f"{name}={said} in the environment is no number from {least} on; launchers set it, so unset it or "
                 "start with accelerate launch or torchrun"
             )
-    if launched_rank() >= launched_world():
+    rank, world = launched_rank(), launched_world()
+    if rank >= world:
         raise ConfigError(
-            f"RANK={launched_rank()} in the environment is no rank of WORLD_SIZE={launched_world()}, which start at 0; "
-            "unset it or start with accelerate launch or torchrun"
+            f"RANK={rank} in the environment is no rank of WORLD_SIZE={world}: they count from 0; unset it or start "
+            "with accelerate launch or torchrun"
         )
 
 
