@@ -12,9 +12,11 @@ import errno
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from gptscale.data.manifest import hash_json
 from gptscale.disk import fast_hash_file, write_whole
@@ -24,16 +26,6 @@ FORMAT = "gptscale-checkpoint-"
 VERSION = 2
 MANIFEST = "manifest.json"
 _MEND_ACCESS = "mend its permissions or the disk, or use another checkpoint"
-_KINDS: dict[str, type] = {
-    "step": int,
-    "world": int,
-    "engine": str,
-    "data_fingerprint": str,
-    "ledger": dict,
-    "config": dict,
-    "files": dict,
-    "parameters": dict,
-}
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -83,6 +75,9 @@ class CheckpointManifest:
     format: str = field(default=f"{FORMAT}{VERSION}")
 
 
+_FIELDS = TypeAdapter(CheckpointManifest)
+
+
 def checkpoints_dir(run_dir: Path) -> Path:
     """The folder of a run that holds its checkpoints."""
     return run_dir / "checkpoints"
@@ -128,7 +123,7 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     """Write the manifest with its own digest, and wait until it is on disk."""
-    body = asdict(manifest)
+    body = _FIELDS.dump_python(manifest)
     text = json.dumps({**body, "digest": hash_json(body)}, indent=1)
     write_whole(folder / MANIFEST, (text + "\n").encode())
 
@@ -199,17 +194,11 @@ def _check_step(folder: Path, step: int) -> None:
 def _parse(path: Path, body: dict[str, Any]) -> CheckpointManifest:
     """What another program may have written, with a digest that is right."""
     try:
-        for name, kind in _KINDS.items():
-            if not isinstance(body[name], kind):
-                raise TypeError(f"{name} is {body[name]!r}")
-        files = {name: FileRecord(**record) for name, record in body.pop("files").items()}
-        parameters = {}
-        for name, record in body.pop("parameters").items():
-            ranges = [Range(**r) for r in record.pop("ranges")]
-            parameters[name] = ParameterRecord(**record, ranges=ranges)
-        return CheckpointManifest(**body, files=files, parameters=parameters)
-    except (KeyError, TypeError, AttributeError) as error:
+        return _FIELDS.validate_python(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"{path} is not what format {VERSION} asks for ({type(error).__name__}: {error}); write it as "
+            f"{path} is not what format {VERSION} asks for ({where}: {first['msg']}); write it as "
             "gptscale/checkpoint/FORMAT.md says, or use another checkpoint"
         ) from None

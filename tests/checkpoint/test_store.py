@@ -517,11 +517,16 @@ def test_a_renamed_checkpoint_does_not_count_as_the_step_of_its_name(store: Stor
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("ledger", ["step"], r"TypeError: ledger is \['step'\]"),
-        ("step", None, "TypeError: step is None"),
-        ("files", {"part": {"bytes": 1}}, r"TypeError: .*missing .*'xxh3'"),
-        ("parameters", {"w": {"shape": [2]}}, "KeyError: 'ranges'"),
-        ("parameters", {"w": 2}, "AttributeError: "),
+        ("ledger", ["step"], "ledger: Input should be a valid dictionary"),
+        ("step", None, "step: Input should be a valid integer"),
+        ("files", {"part": {"bytes": 1}}, "files.part.xxh3: Field required"),
+        ("parameters", {"w": {"shape": [2], "kinds": [], "scalars": {}}}, "parameters.w.ranges: Field required"),
+        ("parameters", {"w": 2}, "parameters.w: Input should be a dictionary or an instance of ParameterRecord"),
+        (
+            "parameters",
+            {"w": {"shape": [2], "kinds": [], "scalars": {}, "ranges": [{"start": 0, "numel": "all", "file": "a"}]}},
+            "parameters.w.ranges.0.numel: Input should be a valid integer",
+        ),
     ],
 )
 def test_a_manifest_of_another_program_with_other_fields_is_refused(
