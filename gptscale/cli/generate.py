@@ -52,27 +52,29 @@ def run_generate(
     """Continue prompts, by sampling or by beam search, as the tokens come."""
     from gptscale.generation.sampling import Sampling
     from gptscale.generation.text import search_text, stream_text
+    from gptscale.runtime import ranks
 
     prompts, stops = prompt or [], stop or []
     _check_ways(prompts, interactive, beams, n_best, log_probabilities, stops)
     _check_given(context, "sampling" if beams is None else "beams")
-    model, tokenizer = _load(checkpoint)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
-    if beams is not None:
-        options |= {"beams": beams, "n_best": n_best, "length_penalty": length_penalty}
-        for each in prompts:
-            for text, score in search_text(model, tokenizer, each, **options):
-                print(f"{text}\n--- score {score:.4f}")
-        return
-    sampling = Sampling(temperature, top_k or None, top_p, min_p, repetition_penalty)
-    options |= {"sampling": sampling, "seed": seed, "log_probabilities": log_probabilities}
-    stream = partial(stream_text, model, tokenizer, **options)
-    if interactive:
-        _converse(stream, tokenizer)
-    elif len(prompts) == 1:
-        _write(stream, tokenizer, prompts[0])
-    else:
-        _write_all(stream, tokenizer, prompts)
+    with ranks.explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
+        model, tokenizer = _load(checkpoint)
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
+        if beams is not None:
+            options |= {"beams": beams, "n_best": n_best, "length_penalty": length_penalty}
+            for each in prompts:
+                for text, score in search_text(model, tokenizer, each, **options):
+                    print(f"{text}\n--- score {score:.4f}")
+            return
+        sampling = Sampling(temperature, top_k or None, top_p, min_p, repetition_penalty)
+        options |= {"sampling": sampling, "seed": seed, "log_probabilities": log_probabilities}
+        stream = partial(stream_text, model, tokenizer, **options)
+        if interactive:
+            _converse(stream, tokenizer)
+        elif len(prompts) == 1:
+            _write(stream, tokenizer, prompts[0])
+        else:
+            _write_all(stream, tokenizer, prompts)
 
 
 def _check_ways(
@@ -102,9 +104,9 @@ def _load(checkpoint: Path) -> "tuple[GPTModel, Tokenizer]":
     from gptscale.checkpoint.model import load_model
     from gptscale.data.tokenizer import load_tokenizer
     from gptscale.generation.layout import by_columns
-    from gptscale.runtime.device import default_device
+    from gptscale.runtime.device import local_device
 
-    model, cfg = load_model(checkpoint, default_device())
+    model, cfg = load_model(checkpoint, local_device())
     return by_columns(model), load_tokenizer(cfg.data.tokenizer)
 
 

@@ -50,6 +50,12 @@ HEARD = "gptscale/heard"
 ADDRESS = "gptscale/address"
 """Where the ranks of several machines say how they are reached."""
 
+NO_MEMORY = ("out of memory", "status_alloc_failed")
+"""What CUDA, NCCL and cuBLAS say where memory is gone."""
+
+NCCL_CAUSE = "Last error:"
+"""The line of NCCL's errors before the one that says what it was."""
+
 _meeting: c10d.Store | None = None
 """Where the ranks found each other; it outlives their groups."""
 
@@ -278,14 +284,24 @@ def _explained(error: Exception, out_of_memory: str) -> Exception:
             if broken and _store.check([FAILURE]):
                 return PeerError("another rank failed; it says why")
             _store.set(FAILURE, str(launched_rank()))
-    if isinstance(error, torch.OutOfMemoryError):
-        return RankError(f"rank {launched_rank()} ran out of memory: {error}; {out_of_memory}")
+    if lack := _lack_of_memory(error):
+        return RankError(f"rank {launched_rank()} ran out of memory: {lack}; {out_of_memory}")
     return RankError(_lost(error)) if broken else error
 
 
+def _lack_of_memory(error: Exception) -> str | None:
+    """The line of an error that tells of it; None of another. Only torch's allocator has a kind of its own for it."""
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    telling = [line for line in lines if any(sign in line.lower() for sign in NO_MEMORY)]
+    return next(iter(telling), str(error) if isinstance(error, torch.OutOfMemoryError) else None)
+
+
 def _lost(error: Exception) -> str:
+    first, *others = str(error).splitlines()
+    if NCCL_CAUSE in others[:-1]:
+        first += f": {others[others.index(NCCL_CAUSE) + 1]}"
     return (
-        f"rank {launched_rank()} lost the other ranks ({str(error).splitlines()[0]}); if one of them was only slow, "
+        f"rank {launched_rank()} lost the other ranks ({first}); if one of them was only slow, "
         f"raise GPTSCALE_COLLECTIVE_TIMEOUT_S={collective_timeout_s():g}, the seconds that a rank waits"
     )
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from deepspeed.runtime import compiler
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
 
 from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
@@ -116,6 +117,7 @@ class ZeroEngine(Engine):
         elif compile_model:
             self.model.compile(backend="inductor")  # DeepSpeed's own, which keeps its hooks out of the graphs
         self._zero = self.model.optimizer
+        c10d._set_pg_timeout(ranks.patience(), self._zero.dp_process_group)  # DeepSpeed's own, with torch's default
         if self.model.gradient_accumulation_steps() != self.settings.accumulation:
             raise ConfigError(
                 f"DeepSpeed accumulates {self.model.gradient_accumulation_steps()} micro-batches, "

@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def meet(rank: int, port: int, **more: str) -> None:
 
 
 @pytest.mark.long
-def test_a_rank_waits_for_its_own_groups_no_longer_than_for_all() -> None:
-    on_two_ranks(wait_for_one_that_sleeps)
+@pytest.mark.parametrize("engine", ["hsdp", "zero1", "zero3"])
+def test_a_rank_waits_for_its_own_groups_no_longer_than_for_all(engine: str) -> None:
+    on_two_ranks(partial(wait_for_one_that_sleeps, engine))
 
 
 def test_copies_stay_the_same_though_each_has_added_its_norm_in_another_order() -> None:
@@ -116,15 +118,30 @@ def start_on_unequal_machines(rank: int, port: int) -> None:
         start_engine("fp32", 1)
 
 
-def wait_for_one_that_sleeps(rank: int, port: int) -> None:
-    meet(rank, port)
-    os.environ["GPTSCALE_COLLECTIVE_TIMEOUT_S"] = "3"
-    mesh = ranks.grid("cpu", 1)
-    assert [mesh.get_group(axis).size() for axis in (0, 1)] == [2, 1]
+def wait_for_one_that_sleeps(engine: str, rank: int, port: int) -> None:
+    meet(rank, port, **ENGINES[engine])
+    group = own_group(engine)
     if rank == 1:
         time.sleep(8)  # the wait of the other
         return
     before = time.monotonic()
     with pytest.raises(RuntimeError, match="(?i)timed out|timeout"):
-        dist.all_reduce(torch.ones(1), group=mesh.get_group(0))
+        dist.all_reduce(torch.ones(1), group=group)
     assert 2 < time.monotonic() - before < 7
+
+
+def own_group(kind: str) -> dist.ProcessGroup:
+    """A group that is not torch's first one, made by who waits 3 s."""
+    if kind == "hsdp":
+        os.environ["GPTSCALE_COLLECTIVE_TIMEOUT_S"] = "3"
+        mesh = ranks.grid("cpu", 1)
+        assert [mesh.get_group(axis).size() for axis in (0, 1)] == [2, 1]
+        return mesh.get_group(0)
+    cfg = ModelConfig(vocab_size=16, context_length=4, emb_dim=8, n_heads=2, n_layers=1)
+    engine, model = start_engine("fp32", 1), GPTModel(cfg, seed=1)
+    os.environ["GPTSCALE_COLLECTIVE_TIMEOUT_S"] = "3"
+    engine.prepare(model, build_optimizer(model, OptimizerConfig(), engine.device), compile_model=False)
+    engine.gather(None)  # so that both begin to wait together
+    group = engine.model.optimizer.dp_process_group
+    assert group is not dist.group.WORLD
+    return group  # type: ignore[no-any-return]

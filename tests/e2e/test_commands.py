@@ -188,6 +188,28 @@ def test_a_text_that_is_interrupted_promises_nothing(command: Any, monkeypatch: 
     assert command("generate", "run", "--prompt", "a") == (130, "", "gptscale: interrupted\n")
 
 
+def test_a_text_for_which_a_gpu_has_no_room_can_be_written_on_the_cpu(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def full(checkpoint: Path, device: torch.device) -> None:
+        asked.append(device.type)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    monkeypatch.setattr("gptscale.checkpoint.model.load_model", full)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    code, _, err = command("generate", "anything", "--prompt", "a")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    command("generate", "anything", "--prompt", "a")
+    assert asked == ["cuda", "cpu"]
+    assert code == 1
+    assert err == (
+        "gptscale: rank 0 ran out of memory: CUDA out of memory. Tried to allocate 3 GiB; "
+        "let nothing else use the device, or set ACCELERATE_USE_CPU=true\n"
+    )
+
+
 def test_what_a_terminal_cannot_show_is_shown_as_its_code(config: Path, tmp_path: Path, command: Any) -> None:
     assert command("train", config, "train.steps=2")[0] == 0
     done = subprocess.run(

@@ -60,6 +60,8 @@ def trained(values: dict[str, Any], folder: Path, env: dict[str, str] | None = N
     command = [sys.executable, "-c", TRAIN, str(folder / "config.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=settings)
     assert done.returncode == 0, done.stdout + done.stderr
+    on_gpu = "device: CPU" not in done.stdout
+    assert on_gpu == (settings.get("CUDA_VISIBLE_DEVICES") != ""), done.stdout
     log: Log = {}
     for record in map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines()):
         for measurement, value in record.items():

@@ -3,6 +3,8 @@
 import os
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from gptscale.errors import RankError
@@ -76,3 +78,40 @@ def test_nccl_waits_longer_than_gloo_which_can_say_what_it_waited_for(monkeypatc
     assert ranks.patience().total_seconds() == 65
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert ranks.patience().total_seconds() == 5
+
+
+NCCL_SAYS = """NCCL error in: /NCCLUtils.cpp:77, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27
+ncclUnhandledCudaError: Call to CUDA function failed.
+Last error:
+Cuda failure """
+
+CUDA_SAYS = """CUDA error: out of memory
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), "Tried to allocate 3 GiB; take less"),
+        (torch.AcceleratorError(CUDA_SAYS), "rank 0 ran out of memory: CUDA error: out of memory; take less"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            "rank 0 ran out of memory: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`; take",
+        ),
+        (
+            dist.DistBackendError(f"{NCCL_SAYS}2 'out of memory'"),
+            "rank 0 ran out of memory: Cuda failure 2 'out of memory'; take less",
+        ),
+        (
+            dist.DistBackendError(f"{NCCL_SAYS}1 'invalid argument'"),
+            "rank 0 lost the other ranks (NCCL error in: /NCCLUtils.cpp:77, unhandled cuda error (run with "
+            "NCCL_DEBUG=INFO for details), NCCL version 2.27: Cuda failure 1 'invalid argument'); if one of them was",
+        ),
+    ],
+)
+def test_what_cuda_and_nccl_say_is_told_in_one_line_with_its_cause(error: Exception, told: str) -> None:
+    with pytest.raises(RankError) as raised, ranks.explaining("take less"):
+        raise error
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
