@@ -8,11 +8,11 @@ STAMP  := $(VENV)/.installed
 
 env: $(STAMP)
 
-# The stamp is touched last: an installation that was cut off is done again.
+# The stamp is touched last, and an environment that was cut off has no pip yet: either is done again.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "gptscale needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
@@ -33,9 +33,9 @@ test-long: $(STAMP)
 
 # What pyproject.toml allows at least, in an environment of its own; pip cannot choose the oldest.
 test-oldest:
-	test -x $(VENV)-oldest/bin/python || $(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check -q uv
-	VIRTUAL_ENV=$(abspath $(VENV)-oldest) $(VENV)-oldest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
+	VIRTUAL_ENV="$(abspath $(VENV)-oldest)" $(VENV)-oldest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
 	PATH="$(abspath $(VENV)-oldest)/bin:$$PATH" OMP_NUM_THREADS=1 \
 		$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile --ignore tests/slurm -m 'not long'
 
@@ -47,7 +47,7 @@ test-gpu: $(STAMP)
 
 # TensorFlow gets an environment of its own: it is large, and only reading OpenAI's old checkpoints needs it.
 test-tensorflow:
-	test -x $(VENV)-tensorflow/bin/python || $(PYTHON) -m venv $(VENV)-tensorflow
+	$(VENV)-tensorflow/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)-tensorflow
 	$(VENV)-tensorflow/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev,tensorflow]'
 	$(VENV)-tensorflow/bin/python -c 'import tensorflow'
 	$(VENV)-tensorflow/bin/python -m pytest tests/weights/test_tensorflow.py

@@ -11,6 +11,12 @@ set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 python=${PYTHON:-python}
 ranks=${RANKS:-$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')}
+say() { echo "local.sh: $*" >&2; }
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || { say "RANKS=$ranks is no number of ranks, from 1 on"; exit 2; }
+[ -e "$here/accelerate/${ENGINE:-ddp}.yaml" ] || {
+    say "ENGINE=$ENGINE is no file in $here/accelerate; there are $(cd "$here/accelerate" && echo *.yaml)"
+    exit 2
+}
 if [ "$ranks" -eq 1 ] && [ -z "${ENGINE:-}" ]; then
     exec "$python" -m gptscale train "$@"
 fi

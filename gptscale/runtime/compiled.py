@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def keep_in_users_cache() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "can-be-locked").open("a+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, since all ranks ask
-            if " " not in str(folder):  # of which torch's command lines make two names
+            if _is_one_word(str(folder)):
                 os.environ[WHERE] = str(folder)
 
 
@@ -103,9 +104,11 @@ def finds_python_headers(compiler: str) -> bool:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise TrainingError on a CPU without a compiler, which torch needs for what it has kept too, or Python.h."""
+    """Raise TrainingError on a CPU without a compiler, which torch needs for what it has kept too, Python.h, or paths
+    that torch can give to it."""
     if device.type != "cpu":
         return
+    _check_folders()
     found = found_compiler(device)
     if found is None:
         raise TrainingError(
@@ -118,6 +121,28 @@ def check_compiler(device: torch.device) -> None:
             f"{sysconfig.get_path('include')}: install python3-dev (python3-devel on Fedora and its kin), or set "
             "train.compile=false"
         )
+
+
+def _check_folders() -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    for folder, mend in (
+        (str(Path(torch.__file__).parent), "install torch in another place, or set train.compile=false"),
+        (cache_dir(), f"set {WHERE} to one without"),
+    ):
+        if not _is_one_word(folder):
+            raise TrainingError(
+                "train.compile=true: on a CPU torch can compile nothing where a path has a space, a quote or a "
+                f"backslash, as {folder} has; {mend}"
+            )
+
+
+def _is_one_word(path: str) -> bool:
+    """Whether a path stays as it is where torch writes it into a command line, unquoted, and takes that apart."""
+    try:
+        return shlex.split(path) == [path]
+    except ValueError:  # a quote that does not end
+        return False
 
 
 def _users_cache() -> Path:

@@ -18,6 +18,9 @@ COLLECTIVE_TIMEOUT_S = 600.0
 _AS_MIXED = {"fp32": "no", "bf16-sharded": "bf16"}
 """What Accelerate's mixed_precision calls a precision that it has another name for."""
 
+_MPI_WORLDS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where kinds of MPI say how many processes they have started."""
+
 PARALLELISM_ASKED = "ACCELERATE_USE_PARALLELISM_CONFIG"
 """Says yes where a launch file has a parallelism_config."""
 
@@ -56,6 +59,7 @@ def check_launch_agrees(precision: "Precision", accumulation: int, clip_norm: fl
 
     Accelerate's launcher says 1 and no where nobody said anything; other values are meant.
     """
+    _check_no_mpi()
     if says_yes(PARALLELISM_ASKED) and launched_engine() != "fsdp2":
         raise ConfigError(
             "the launch has a parallelism_config, which FSDP2 alone follows (launch/accelerate/hsdp.yaml); "
@@ -65,6 +69,7 @@ def check_launch_agrees(precision: "Precision", accumulation: int, clip_norm: fl
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto"), accumulation, "accumulation", accumulation),
         ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip_norm or 0.0, "optim.clip_norm", clip_norm),
         ("ACCELERATE_MIXED_PRECISION", ("no",), _AS_MIXED.get(precision, precision), "train.precision", precision),
+        ("ACCELERATE_DYNAMO_BACKEND", ("no",), None, "that", "train.compile"),
         ("FSDP_OFFLOAD_PARAMS", ("false",), None, "offloading", "ZeRO-3's alone (zero3-offload.yaml)"),
         ("FSDP_ACTIVATION_CHECKPOINTING", ("false",), None, "that", "train.activation_checkpointing"),
     ):
@@ -73,6 +78,19 @@ def check_launch_agrees(precision: "Precision", accumulation: int, clip_norm: fl
             raise ConfigError(
                 f"the launch says {variable.removeprefix('ACCELERATE_').lower()}={found}, but {setting} is {shown}; "
                 f"leave it out of the launch file, or unset {variable}"
+            )
+
+
+def _check_no_mpi() -> None:
+    """Accelerate would join MPI's processes on CPUs, after each has planned its steps as if it were alone."""
+    if "WORLD_SIZE" in os.environ or not says_yes("ACCELERATE_USE_CPU"):
+        return
+    for name in _MPI_WORLDS:
+        if (said := os.environ.get(name, "1")) != "1":
+            raise ConfigError(
+                f"{name}={said} in the environment says that MPI started these processes, which would all take the "
+                "whole step; start ranks on CPUs with launch/accelerate/cpu.yaml (without mpirun_config) or torchrun, "
+                f"or unset {name}"
             )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,56 @@ def test_the_container_file_copies_what_is_there_and_what_an_installation_needs(
     (script,) = re.findall(r"^#     (\S+) configs/gpt2-124m.yaml$", text, re.MULTILINE)
     assert os.access(ROOT / script, os.X_OK)
     assert json.loads(re.findall(r"^CMD (.*)$", text, re.MULTILINE)[0])[0] in project["scripts"]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"ENGINE": "zero4"}, "ENGINE=zero4 is no file in launch/accelerate; there are cpu.yaml ddp.yaml fsdp2.yaml"),
+        ({"RANKS": "0"}, "RANKS=0 is no number of ranks, from 1 on"),
+        ({"RANKS": "two"}, "RANKS=two is no number of ranks, from 1 on"),
+    ],
+)
+def test_a_start_on_one_machine_that_cannot_be_is_one_line(said: dict[str, str], line: str) -> None:
+    env = os.environ | {"RANKS": "2", "PYTHON": "false"} | said  # which is never called
+    done = subprocess.run(["launch/local.sh", "c.yaml"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"local.sh: {line}")
+
+
+def test_an_installation_has_every_file_of_the_package() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["gptscale"]
+    paths = [path for path in (ROOT / "gptscale").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert set(named) == {path.relative_to(ROOT / "gptscale").as_posix() for path in paths if path.suffix != ".py"}
+
+
+def make(goals: list[str], folder: Path) -> str:
+    """What make says in a copy of its file, without what a make that runs these tests has put into the environment."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", "VENV=.venv", *goals], cwd=folder, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_environment_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    """As after `venv` on a Debian without python3-venv, which leaves an interpreter without pip."""
+    begun, maker = tmp_path / ".venv/bin/python", tmp_path / "maker"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("#!/bin/sh\nexit 1\n")
+    maker.write_text('#!/bin/sh\n[ "$2" != venv ] || echo "#!/bin/sh" > "$3/bin/python"\n')
+    for script in (begun, maker):
+        script.chmod(0o755)
+    make(["env", "PYTHON=./maker"], tmp_path)
+    assert begun.read_text() == "#!/bin/sh\n"
+
+
+def test_a_clone_may_lie_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    clone = tmp_path / "a b"
+    clone.mkdir()
+    (line,) = (line for line in make(["-n", "test-oldest"], clone).splitlines() if "VIRTUAL_ENV" in line)
+    assert shlex.split(line)[0] == f"VIRTUAL_ENV={clone}/.venv-oldest"
 
 
 def kubernetes_job() -> Any:

@@ -76,6 +76,20 @@ def test_a_start_on_a_cpu_without_pythons_headers_is_told_before_it_compiles(
         check_compiler(torch.device("cpu"))
 
 
+@pytest.mark.parametrize("name", ["a b", "o'brien", "a\\b"])
+def test_a_start_on_a_cpu_whose_paths_no_compiler_is_given_whole_is_told(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as here:
+        here.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache / name))
+        with pytest.raises(TrainingError, match="a quote or a backslash, as .*; set TORCHINDUCTOR_CACHE_DIR to one wi"):
+            check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cuda"))
+    monkeypatch.setattr(torch, "__file__", str(cache / name / "torch" / "__init__.py"))
+    with pytest.raises(TrainingError, match="has; install torch in another place, or set train.compile=false"):
+        check_compiler(torch.device("cpu"))
+
+
 def test_what_is_gone_before_it_is_looked_at_is_nobodys_fault(cache: Path) -> None:
     (cache / "ab" / "cgone.main.so").symlink_to(cache / "gone")
     assert remove_halves() == []
@@ -191,7 +205,7 @@ def test_another_place_for_what_is_compiled_is_respected(home: Path, monkeypatch
     assert not (home / ".cache").exists()
 
 
-@pytest.mark.parametrize("obstacle", ["no locks", "no folder", "a space"])
+@pytest.mark.parametrize("obstacle", ["no locks", "no folder", "a b", "o'brien", 'a"b"', "a\\b"])
 def test_where_the_users_cache_cannot_serve_torchs_own_place_does(
     home: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
@@ -203,7 +217,7 @@ def test_where_the_users_cache_cannot_serve_torchs_own_place_does(
     elif obstacle == "no folder":
         (home / ".cache").write_text("a file")
     else:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(home / "a b"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home / obstacle))
     keep_in_users_cache()
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 

@@ -70,6 +70,7 @@ def test_ranks_that_do_not_know_where_to_meet_are_told(
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient_accumulation_steps=8, but accumulation is 4"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision=bf16, but train.precision is fp32"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend=inductor, but that is train.compile; leave it out"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params=true, but offloading is ZeRO-3's alone"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "True", "fsdp_activation_checkpointing=true, but that is train.activation_"),
     ],
@@ -82,6 +83,21 @@ def test_a_launch_that_contradicts_the_run_is_refused(
     with pytest.raises(ConfigError) as refused:
         check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpi_which_accelerate_would_join_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv(name, "2")
+    check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)  # each is alone, for itself and for Accelerate
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match=f"{name}=2 in .* would all take the whole step; start ranks on CPUs with"):
+        check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a launcher's below MPI
+    check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv(name, "1")
+    check_launch_agrees("fp32", accumulation=4, clip_norm=0.5)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +174,7 @@ def test_copies_are_those_of_fsdp2_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),  # what the launcher says by itself
         ("ACCELERATE_GRADIENT_CLIPPING", "0.50"),
         ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
         ("FSDP_OFFLOAD_PARAMS", "False"),
     ],
 )
