@@ -55,32 +55,32 @@ def find_files(cfg: SourceConfig, say: Callable[[str], None] = lambda line: None
     if path.is_file():
         return _kind_of_file(path, cfg), [path]
     if path.is_dir():
-        _check_splits(path, cfg)
-        return _of_one_kind(_each_once(_walk(path)), cfg, "the folder", say)
+        files = _each_once(_walk(path))
+        _check_splits(files, cfg)
+        return _of_one_kind(files, cfg, "the folder", say)
     if glob.has_magic(cfg.path):
         found = (Path(name) for name in glob.glob(str(path), recursive=True))
         matches = _each_once([match for match in found if match.is_file()])
         if not matches:
             raise DataError(f"data.source.path={cfg.path} matches no file")
-        if cfg.format != "auto":
-            return cfg.format, matches
+        if cfg.format != "auto":  # whatever the endings say
+            return cfg.format, [path for path in matches if not _is_made_of_others(path)] or matches
         return _of_one_kind(matches, cfg, "the glob", say)
     if path.exists():
         raise DataError(f"data.source.path={cfg.path} is neither a file nor a folder")
     raise DataError(f"data.source.path={cfg.path} does not exist{_nearby(path)}")
 
 
-def _check_splits(folder: Path, cfg: SourceConfig) -> None:
+def _check_splits(files: Sequence[Path], cfg: SourceConfig) -> None:
     """Refuse several splits that `DatasetDict.save_to_disk` wrote: the text of a test set would be trained on."""
-    if not (folder / _SPLITS).is_file():
-        return
-    splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-    if len(splits) > 1:
-        likely = "train" if "train" in splits else splits[0]
-        raise DataError(
-            f"data.source.path={cfg.path} holds the splits {', '.join(splits)} of a saved dataset; name one of them "
-            f"(data.source.path={folder / likely}), or all by a glob ({folder / '*' / '*.arrow'})"
-        )
+    for folder in (path.parent for path in files if path.name == _SPLITS):
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        if len(splits) > 1:
+            likely = "train" if "train" in splits else splits[0]
+            raise DataError(
+                f"data.source.path={cfg.path} holds the splits {', '.join(splits)} of a saved dataset; name one of "
+                f"them (data.source.path={folder / likely}), or all by a glob ({expand(cfg.path) / '**' / '*.arrow'})"
+            )
 
 
 def expand(path: str) -> Path:
@@ -283,9 +283,13 @@ def _of_one_kind(
 
 
 def _is_of_datasets(path: Path) -> bool:
-    """Whether a file is what `datasets` keeps beside the documents of a dataset; the same ones once more, perhaps."""
-    beside = fnmatchcase(path.name, _MADE_OF_IT) and any((path.parent / name).is_file() for name in _OF_DATASETS)
-    return beside or path.name in _OF_DATASETS
+    """Whether a file is what `datasets` keeps beside the documents of a dataset."""
+    return path.name in _OF_DATASETS or _is_made_of_others(path)
+
+
+def _is_made_of_others(path: Path) -> bool:
+    """Whether a file lies beside the documents of a dataset that it was made of; the same ones once more, perhaps."""
+    return fnmatchcase(path.name, _MADE_OF_IT) and any((path.parent / name).is_file() for name in _OF_DATASETS)
 
 
 def _check_compression(files: Sequence[Path], wanted: Collection[str], cfg: SourceConfig, where: str) -> None:

@@ -21,7 +21,7 @@ from gptscale.runtime.fragments import (
     share,
     whole_fragments,
 )
-from gptscale.runtime.launch import check_launch_agrees, launched_rank, launched_world, says_yes
+from gptscale.runtime.launch import check_launch_agrees, launched_rank, launched_world, says_yes, unsaid
 from gptscale.runtime.loss_scale import LossScale
 from gptscale.runtime.unfilled import Unfilled
 
@@ -62,12 +62,15 @@ class Engine:
         self._check_world()
 
     def _start_accelerator(self) -> Accelerator:
-        return Accelerator(
-            cpu=says_yes("ACCELERATE_USE_CPU") or (launched_world() > 1 and not ranks.has_cuda()),  # else MPS may serve
-            mixed_precision="bf16" if self.settings.precision == "bf16" else "no",  # fp16 is our own, see LossScale
-            gradient_accumulation_plugin=self._accumulation(),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        several = launched_world() > 1
+        # Left in a shell, LOCAL_RANK would have Accelerate look for a place to meet, for one process too.
+        with unsaid(*(() if several else ("LOCAL_RANK",))):
+            return Accelerator(
+                cpu=says_yes("ACCELERATE_USE_CPU") or (several and not ranks.has_cuda()),  # else MPS may serve
+                mixed_precision="bf16" if self.settings.precision == "bf16" else "no",  # fp16 is our own, see LossScale
+                gradient_accumulation_plugin=self._accumulation(),
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
 
     def _accumulation(self) -> GradientAccumulationPlugin:
         """As a plugin: a number by itself would give way to a variable of the environment."""

@@ -37,12 +37,13 @@ def check_launch_variables() -> None:
                 f"{name}={said} in the environment is no number from {least} on; launchers set it, so unset it or "
                 "start with accelerate launch or torchrun"
             )
-    rank, world = launched_rank(), launched_world()
-    if rank >= world:
-        raise ConfigError(
-            f"RANK={rank} in the environment is no rank of WORLD_SIZE={world}: they count from 0; unset it or start "
-            "with accelerate launch or torchrun"
-        )
+    world = launched_world()
+    for name, rank in (("RANK", launched_rank()), ("LOCAL_RANK", launched_local_rank())):
+        if rank >= world:
+            raise ConfigError(
+                f"{name}={rank} in the environment is no rank of WORLD_SIZE={world}: they count from 0; unset it or "
+                "start with accelerate launch or torchrun"
+            )
 
 
 def check_meeting_point() -> None:

@@ -54,7 +54,8 @@ class Deadline:
 
         save_s is the longest that a checkpoint took, null if none was timed. One that is being written counts besides,
         since the last one waits for it. look_s is what an evaluation took, where one follows the next step: this start
-        may not have met any yet.
+        may not have met any yet. At the first question it does not count: nothing would be lost with that step, and a
+        run whose starts are all too short for a slow evaluation, or for one that was made shorter, would stand still.
         """
         now, before = self._clock(), self._asked
         self._asked = now
@@ -64,7 +65,8 @@ class Deadline:
         if self.end is None:
             return False
         saving_s = (self._guessed_save_s if save_s is None else save_s) * (2 if writing else 1)
-        self.over = now + DOUBT * (max(self._longest_s, look_s) + saving_s) > self.end
+        step_s = max(self._longest_s, look_s if self._questions > 1 else 0.0)
+        self.over = now + DOUBT * (step_s + saving_s) > self.end
         return self.over
 
 

@@ -488,14 +488,16 @@ def test_zstandard_and_arrow_are_read_and_a_saved_datasets_own_json_is_passed_ov
     assert documents(tmp_path / "saved") == ["u", "v"]
 
 
+@pytest.mark.parametrize("kind", ["auto", "arrow"])
 @pytest.mark.parametrize("pattern", ["", "*.arrow"])
-def test_what_map_and_filter_leave_in_a_saved_dataset_is_not_read(tmp_path: Path, pattern: str) -> None:
+def test_what_map_and_filter_leave_in_a_saved_dataset_is_not_read(tmp_path: Path, pattern: str, kind: str) -> None:
     datasets.Dataset.from_dict({"text": ["u", "v"]}).save_to_disk(tmp_path / "saved")
     saved = datasets.load_from_disk(tmp_path / "saved")
     saved.map(lambda row: {"text": row["text"].upper()})  # of the same columns, so that all of it could be read
-    assert documents(tmp_path / "saved" / pattern) == ["u", "v"]
+    assert documents(tmp_path / "saved" / pattern, format=kind) == ["u", "v"]
+    assert documents(tmp_path / "saved" / "cache-*.arrow", format="arrow") == ["U", "V"]  # who names them means them
     saved.filter(lambda row: row["text"] > "u")
-    assert documents(tmp_path / "saved" / pattern) == ["u", "v"]
+    assert documents(tmp_path / "saved" / pattern, format=kind) == ["u", "v"]
     assert len(list((tmp_path / "saved").glob("cache-*.arrow"))) == 2
 
 
@@ -504,8 +506,10 @@ def test_splits_that_were_saved_together_are_not_mixed(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"the splits test, train, validation of a saved dataset; .*=\S*/saved/train\)"):
         source(tmp_path / "saved")
+    with pytest.raises(DataError, match=rf"=\S*/saved/train\), or all by a glob \({tmp_path}/\*\*/\*.arrow\)"):
+        source(tmp_path)  # one of several datasets in a folder
     assert documents(tmp_path / "saved" / "train") == ["train"]
-    assert documents(tmp_path / "saved" / "*" / "*.arrow") == ["test", "train", "validation"]
+    assert documents(tmp_path / "**" / "*.arrow") == ["test", "train", "validation"]
 
 
 def test_a_template_joins_the_columns_of_every_kind(tmp_path: Path) -> None:

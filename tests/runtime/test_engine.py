@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from gptscale.errors import ConfigError, TrainingError
 from gptscale.runtime import ranks
@@ -24,6 +25,14 @@ from gptscale.runtime.fsdp2 import Fsdp2Engine
 def engine() -> Iterator[Engine]:
     engine = start_engine("fp32", 1)
     yield engine
+    engine.close()
+
+
+def test_a_single_process_that_a_shell_calls_rank_0_looks_for_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    engine = start_engine("fp32", 1)
+    assert (engine.world, dist.is_initialized(), os.environ["LOCAL_RANK"]) == (1, False, "0")
     engine.close()
 
 

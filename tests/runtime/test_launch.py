@@ -41,10 +41,11 @@ def test_what_no_launcher_has_set_is_named(monkeypatch: pytest.MonkeyPatch, name
         check_launch_variables()
 
 
-def test_a_rank_that_was_left_in_a_shell_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_a_rank_that_was_left_in_a_shell_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
     with pytest.raises(
-        ConfigError, match="RANK=1 in the environment is no rank of WORLD_SIZE=1: .*; unset it or start"
+        ConfigError, match=f"^{name}=1 in the environment is no rank of WORLD_SIZE=1: .*; unset it or start"
     ):
         check_launch_variables()
     monkeypatch.setenv("WORLD_SIZE", "2")

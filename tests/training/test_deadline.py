@@ -17,6 +17,7 @@ from gptscale.training import run
 from gptscale.training.deadline import Deadline, open_deadline
 from gptscale.training.look import Look
 from gptscale.training.run import train
+from gptscale.training.state import TrainState
 
 
 class Clock:
@@ -67,7 +68,38 @@ def test_a_checkpoint_that_is_being_written_counts_besides() -> None:
 
 def test_an_evaluation_that_this_start_has_not_met_yet_has_to_fit() -> None:
     for look_s, near in ((65.0, False), (66.0, True)):  # 1.5 times that and a checkpoint of 1 s: 99 and 100.5 s
-        assert Deadline(100.0, "", clock=Clock()).near(1.0, look_s=look_s) is near
+        deadline = Deadline(100.0, "", clock=Clock())
+        assert not deadline.near(1.0)
+        assert deadline.near(1.0, look_s=look_s) is near
+
+
+def test_a_start_that_has_nothing_to_lose_tries_an_evaluation_that_may_not_fit() -> None:
+    clock = Clock()
+    deadline = Deadline(100.0, "", clock=clock)
+    assert not deadline.near(1.0, look_s=1000.0)
+    clock.now = 99.0  # it took so long, and 99 + 1.5 * 1 > 100
+    assert deadline.near(1.0)
+    assert Deadline(1.0, "", clock=clock).near(1.0, look_s=1000.0)  # the checkpoint has to fit all the same
+
+
+def test_starts_that_are_short_for_an_evaluation_get_past_it_all_the_same(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Look, "evaluate", lambda look: (time.sleep(0.2), {"val/loss": 3.0})[1])
+    values["sample"]["prompts"] = []
+    values["train"]["steps"] = 10
+    train(parse_config(values))
+    values["train"]["steps"] = 12
+    values["run"]["stop_after"] = "1d"
+    monkeypatch.setattr(TrainState, "from_ledger", lambda ledger, read=TrainState.from_ledger: slower(read(ledger)))
+    cfg = parse_config(values)
+    assert not train(cfg)  # one step, since the last two are followed by an evaluation of two days
+    assert train(cfg)
+
+
+def slower(state: TrainState) -> TrainState:
+    state.look_s = 2 * 86_400.0
+    return state
 
 
 def test_a_later_start_knows_before_an_evaluation_how_long_it_takes(
