@@ -1,5 +1,6 @@
 """The room that a conversion to Arrow takes in the cache of `datasets`."""
 
+import errno
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +27,20 @@ def check_cache_room(files: Sequence[Path], cache: Path, cfg: SourceConfig) -> N
         raise no_room(cfg, cache.parent, f"about {needed / 1e9:.1f} GB")
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk or a quota is the cause of an error, however often it was wrapped."""
+def refused(error: BaseException | None, cfg: SourceConfig, cache: Path) -> DataError | None:
+    """The error for a full disk, a quota or a limit that ended a conversion, however often it was wrapped, or None."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
+        code = error.errno if isinstance(error, OSError) else None
+        if code in FULL:
+            return no_room(cfg, cache)
+        if code == errno.EFBIG:
+            return DataError(
+                f"data.source.path={cfg.path} becomes larger as Arrow in the cache {cache} than a file may be there; "
+                "raise the limit (ulimit -f), set HF_DATASETS_CACHE to a folder whose disk takes larger files, or "
+                "data.source.streaming=true"
+            )
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def no_room(cfg: SourceConfig, cache: Path, takes: str = "more room than there is") -> DataError:

@@ -214,14 +214,17 @@ def _object(line: bytes, file: Path, path: str) -> dict[str, Any]:
     try:
         row = json.loads(decode(line))
     except (ValueError, RecursionError) as error:
-        raise unreadable(path, "json", f"{_place(line, file)}: {error}") from None
+        raise unreadable(path, "json", f"{_place(line, file, path)}: {error}") from None
     if not isinstance(row, dict):
-        raise unreadable(path, "json", f"{_place(line, file)} holds no object")
+        raise unreadable(path, "json", f"{_place(line, file, path)} holds no object")
     return row
 
 
-def _place(line: bytes, file: Path) -> str:
+def _place(line: bytes, file: Path, path: str) -> str:
     """The file's name and the number of the first line that reads so, which is as bad as any later one."""
     with open_unpacked(file) as opened:
-        number = next(n for n, found in enumerate(opened, 1) if found.rstrip(b"\n") == line.rstrip(b"\n"))
+        same = (n for n, found in enumerate(opened, 1) if found.rstrip(b"\n") == line.rstrip(b"\n"))
+        number = next(same, None)
+    if number is None:
+        raise changed(path, file)
     return f"{file.name}, line {number:,}"

@@ -47,7 +47,7 @@ class ParquetFiles:
         for number, first, last in rows_by_file(self.first_rows, start, stop):
             with (
                 _unreadable_is_said(self.files[number], self.path),
-                pq.ParquetFile(self.files[number], pre_buffer=False, buffer_size=_READ_BYTES) as file,
+                _opened(self.files[number]) as file,
             ):
                 at = first
                 for batch in _read_rows(file, self.columns.names, first, last):
@@ -70,6 +70,11 @@ def open_parquet(files: Sequence[Path], columns: Columns, path: str, description
         counted = list(threads.map(rows_and_bytes, files))
     first_rows = tuple(accumulate((rows for rows, _ in counted), initial=0))
     return ParquetFiles(tuple(files), first_rows, sum(size for _, size in counted), columns, path, description)
+
+
+def _opened(file: Path) -> Any:
+    """A file to read rows from; a page that is not as its checksum says, where it has one, raises OSError."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BYTES, page_checksum_verification=True)
 
 
 def _column_bytes(footer: Any, names: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gptscale.config.data import SourceConfig
-from gptscale.data.cache_room import check_cache_room, is_full, no_room
+from gptscale.data.cache_room import check_cache_room, refused
 from gptscale.data.columns import ONLY_TEXT, Columns, arrow_types, describe_columns, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
 from gptscale.data.failures import failures, innermost, reason, reason_in_text
@@ -189,8 +189,8 @@ def _cache_for(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: st
     try:
         yield str(cache)
     except failures(datasets) as error:
-        if is_full(error):
-            raise no_room(cfg, cache.parent) from None
+        if refusal := refused(error, cfg, cache.parent):
+            raise refusal from None
         if isinstance(cause := innermost(error), DataError):
             raise cause from None
         said = reason_in_text(error, files) if kind == "text" else reason(error)

@@ -12,9 +12,11 @@ import numpy.typing as npt
 from gptscale.data.corpus import Corpus, open_entry
 from gptscale.data.loader import Samples
 from gptscale.data.manifest import ShardEntry
-from gptscale.data.shard import read_starts
+from gptscale.data.shard import read_starts, starts_path
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.data.unit import unit_of
+from gptscale.data.verify import HashedFile, damage_of
+from gptscale.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Documents:
         ]
         self._tokenizer = tokenizer
         self._borders = np.cumsum([0, *(shard.entry.tokens for shard in self._shards)])
-        self._starts = cache(read_starts)
+        self._starts = cache(_checked_starts)
         self._tokens = cache(open_entry)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
@@ -112,8 +114,14 @@ class Documents:
     def _document_starts(self, shard: _Shard) -> npt.NDArray[np.int64]:
         if shard.entry.starts_sha256 is None:
             return np.zeros((1, 2), np.int64)
-        starts: npt.NDArray[np.int64] = self._starts(shard.folder / shard.entry.file)
-        return starts
+        return self._starts(shard.folder / shard.entry.file, shard.entry.starts_sha256)
+
+
+def _checked_starts(shard: Path, sha256: str) -> npt.NDArray[np.int64]:
+    """A shard's document starts, which nobody has looked at if its corpus is large. Raises DataError for damage."""
+    if problem := damage_of(HashedFile(starts_path(shard), "document starts", sha256)):
+        raise DataError(problem)
+    return read_starts(shard)
 
 
 def _rows_of(source: dict[str, Any], shard: str) -> str:

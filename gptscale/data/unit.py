@@ -6,6 +6,7 @@ What a unit writes depends on its documents and the corpus' settings alone, so u
 by any number of processes, and by two of them at once. The receipt is written last: a unit without one is made again.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from gptscale.config.data import DataConfig
 from gptscale.data.columns import long_enough
 from gptscale.data.files import write_whole
-from gptscale.data.manifest import Record, Settings, ShardEntry, Split
+from gptscale.data.manifest import Record, Settings, ShardEntry, Split, hash_json
 from gptscale.data.shard import ShardWriter, starts_path
 from gptscale.data.side import BATCH_BYTES, Side, UnitShard
 from gptscale.data.sources import Source
@@ -51,6 +52,8 @@ class Receipt(Record):
     """Those that were read."""
     left_out: int = 0
     """Those that were too short or too long."""
+    digest: str | None = None
+    """The SHA-256 of the file's name and all the rest; null in a receipt that is older than digests."""
 
 
 def cut_units(source: Source | Streamed, documents_per_shard: int) -> list[Unit]:
@@ -103,6 +106,8 @@ class WrittenUnit:
         with self.stack:
             shards = tuple(shard.finish() for side in self.sides for shard in side.shards)
         receipt = Receipt(key=self.key, shards=shards, documents=self.documents, left_out=self.left_out)
+        fields = receipt.model_dump(mode="json", exclude={"digest"})
+        receipt = receipt.model_copy(update={"digest": hash_json([self.receipt_path.name, fields])})
         write_whole(self.receipt_path, receipt.model_dump_json().encode())
         return receipt
 
@@ -134,11 +139,15 @@ def remove_unnamed(folder: Path, shards: Iterable[ShardEntry]) -> None:
 
 
 def read_receipt(path: Path) -> Receipt | None:
-    """A unit's receipt; None if there is none or it is damaged."""
+    """A unit's receipt; None if there is none, or if it is damaged or another unit's."""
     try:
-        return Receipt.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        receipt = Receipt.model_validate_json(content)
     except (FileNotFoundError, ValidationError):
         return None
+    fields = json.loads(content)  # and not what was made of them: a later version may have more of them
+    fields.pop("digest", None)
+    return receipt if receipt.digest in (None, hash_json([path.name, fields])) else None
 
 
 def read_receipts(folder: Path) -> dict[int, Receipt | None]:

@@ -40,7 +40,7 @@ def find_damage(folder: Path, workers: int | None = None) -> list[str]:
     Python's lock, so threads do it.
     """
     with ThreadPoolExecutor(workers or cores()) as threads:
-        found = threads.map(_damage, hashed_files(folder, load_manifest(folder)))
+        found = threads.map(damage_of, hashed_files(folder, load_manifest(folder)))
         return [problem for problem in found if problem is not None]
 
 
@@ -61,7 +61,7 @@ def hashed_files(folder: Path, manifest: Manifest) -> list[HashedFile]:
     return files
 
 
-def _damage(file: HashedFile) -> str | None:
+def damage_of(file: HashedFile) -> str | None:
     """What is wrong with a file, in one line; None for a whole one."""
     try:
         found, size = hash_file(file.path), file.path.stat().st_size

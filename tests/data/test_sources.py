@@ -198,6 +198,25 @@ def test_a_file_that_is_gone_in_the_middle_is_one_line(tmp_path: Path, kind: str
         read(opened, 0, 1)
 
 
+def test_a_file_whose_lines_moved_in_the_middle_is_one_line_and_no_end(tmp_path: Path) -> None:
+    (path := tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3000)
+    opened = source(path)
+    path.write_text('{"text": "longer"}\n' * 3000)  # row 1024 was at byte 14,336, which is within a line now
+    with pytest.raises(DataError, match=rf"data.source.path={path}: {path} has changed since it was opened[^\n]*$"):
+        read(opened, 1024, 1500)
+
+
+def test_a_parquet_page_that_is_not_as_its_checksum_says_is_one_line(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["first", "house", "mouse"]})
+    pq.write_table(table, path, compression=None, use_dictionary=False, write_page_checksum=True)
+    assert documents(path) == ["first", "house", "mouse"]
+    path.write_bytes(path.read_bytes().replace(b"house", b"horse"))  # its other texts stand in the statistics too
+    with pytest.raises(
+        DataError, match=r"path=.*a.parquet cannot be read as parquet: a.parquet: [^\n]*CRC[^\n]*; mend"
+    ):
+        documents(path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_file_that_became_shorter_in_the_middle_is_one_line(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
@@ -681,8 +700,20 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: py
         source(tmp_path / "a.txt.gz")
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_cache_whose_disk_fills_up_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, r"takes more room than there is as Arrow in the cache .*; set HF_DATASETS"),
+        (errno.EDQUOT, r"takes more room than there is as Arrow in the cache .*; set HF_DATASETS"),
+        (
+            errno.EFBIG,
+            r"becomes larger as Arrow in the cache .* than a file may be there; raise the limit \(ulimit -f\)",
+        ),
+    ],
+)
+def test_a_cache_whose_disk_fills_up_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str
+) -> None:
     def fill(*args: Any, **options: Any) -> None:
         try:
             raise OSError(code, os.strerror(code))
@@ -691,9 +722,7 @@ def test_a_cache_whose_disk_fills_up_is_one_line(tmp_path: Path, monkeypatch: py
 
     (tmp_path / "a.txt").write_text("another text that no other test has")
     monkeypatch.setattr(datasets, "load_dataset", fill)
-    with pytest.raises(
-        DataError, match=r"a.txt takes more room than there is as Arrow in the cache .*; set HF_DATASETS"
-    ):
+    with pytest.raises(DataError, match=rf"a.txt {said}[^\n]*$"):
         source(tmp_path / "a.txt")
 
 

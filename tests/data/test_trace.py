@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptscale.data import corpus as corpora
 from gptscale.data.corpus import open_corpus
 from gptscale.data.loader import Sampler, StepLoader, count_samples
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
+from gptscale.errors import DataError
 from tests.data.conftest import MakeConfig
 
 CONTEXT = 11
@@ -98,6 +100,21 @@ def test_a_piece_says_how_much_of_its_document_came_before(folder: Path) -> None
     # lines of 1, 2 and 30 x or é: tokens 0-1, 2-4 and, since 30 é are 60 bytes, 5-65; so token 9 is its fifth
     (piece,) = sample.pieces
     assert (piece.document, piece.row, piece.offset, piece.skipped, piece.tokens) == (2, 2, 9, 4, 12)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_document_starts_of_a_large_corpus_are_one_line(
+    damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "HASHED_BYTES", 0)  # of larger ones nothing is hashed when they are opened
+    path = folder / "train-00001.starts.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flip" else content[:9])
+    if damage == "remove":
+        path.unlink()
+    said = "is missing" if damage == "remove" else "is damaged in its bytes"
+    with pytest.raises(DataError, match=rf"^document starts {path} {said}[^\n]*; run prepare again[^\n]*$"):
+        traced(folder, 1, range(20))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Units are cut by the source alone, and a unit's files follow from its documents."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +164,38 @@ def test_a_damaged_receipt_is_none(cfg: Config) -> None:
     path = receipt_path(cfg.data.dir, 0)
     path.write_text(path.read_text()[:-5])
     assert read_receipt(path) is None
+
+
+def test_a_receipt_with_another_digit_and_one_of_another_unit_are_none(cfg: Config) -> None:
+    make(cfg)
+    path, other = (receipt_path(cfg.data.dir, number) for number in (0, 1))
+    content = path.read_text()
+    other.write_text(content)
+    assert read_receipt(other) is None
+    assert '"documents":2,' in content
+    path.write_text(content.replace('"documents":2,', '"documents":3,'))
+    assert read_receipt(path) is None
+
+
+def test_a_receipt_that_is_older_than_digests_is_taken(cfg: Config) -> None:
+    make(cfg)
+    path = receipt_path(cfg.data.dir, 0)
+    fields = json.loads(path.read_text())
+    del fields["digest"]
+    path.write_text(json.dumps(fields))
+    assert finished(cfg.data.dir, WHOLE, SETTINGS.key) == read_receipt(path)
+    assert read_receipt(path) is not None
+
+
+def test_a_receipt_of_fewer_fields_is_whole_under_its_own_digest(cfg: Config) -> None:
+    make(cfg)
+    path = receipt_path(cfg.data.dir, 0)
+    fields = json.loads(path.read_text())
+    del fields["digest"], fields["left_out"]  # as if this version had been the first to write it
+    said = json.dumps(["unit-00000.json", fields], sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({**fields, "digest": hashlib.sha256(said.encode()).hexdigest()}))
+    assert finished(cfg.data.dir, WHOLE, SETTINGS.key) == read_receipt(path)
+    assert read_receipt(path) is not None
 
 
 def test_receipts_are_found_by_their_numbers_and_other_files_are_not_ours(cfg: Config) -> None:
