@@ -15,7 +15,7 @@ EngineKind = Literal["plain", "zero", "fsdp2"]
 COLLECTIVE_TIMEOUT_S = 600.0
 """How long a rank waits for the others before it gives up; GPTSCALE_COLLECTIVE_TIMEOUT_S overrides it."""
 
-_AS_MIXED = {"fp32": "no", "bf16-sharded": "bf16"}
+_AS_MIXED = {"bf16-sharded": "bf16"}
 """What Accelerate's mixed_precision calls a precision that it has another name for."""
 
 _MPI_WORLDS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

@@ -42,6 +42,13 @@ from gptscale.runtime.zero_muon import ZeroMuon
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 
+class _Plugin(DeepSpeedPlugin):  # type: ignore[misc]
+    """Accelerate's, without its word to transformers, which need not be installed and takes seconds to import."""
+
+    def set_deepspeed_weakref(self) -> None:
+        """Tell transformers nothing: it builds no model here."""
+
+
 class ZeroEngine(Engine):
     """Each rank owns a share of the optimizer's state (1), also of the gradients (2), also of the weights (3).
 
@@ -80,14 +87,9 @@ class ZeroEngine(Engine):
             # meanwhile leaves the file, and all later starts on this home directory would wait for it for ever.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         with unsaid("ACCELERATE_CONFIG_DS_FIELDS"):  # the configuration is complete; the launch file is part of it
-            zero = self._config["zero_optimization"]
-            plugin = DeepSpeedPlugin(
+            plugin = _Plugin(
                 hf_ds_config=self._config,
-                zero_stage=self._stage,
-                gradient_accumulation_steps=self.settings.accumulation,
-                gradient_clipping=self._config["gradient_clipping"],
-                offload_optimizer_device=zero.get("offload_optimizer", {}).get("device", "none"),
-                offload_param_device=zero.get("offload_param", {}).get("device", "none"),
+                gradient_clipping=self._config["gradient_clipping"],  # else "none" of the environment were no number
                 zero3_init_flag=False,  # constructors would see empty parameters
             )
         # On a CPU Accelerate guesses the backend wrong under DeepSpeed, and then sees a world of one.
@@ -95,7 +97,7 @@ class ZeroEngine(Engine):
         with unsaid("ACCELERATE_USE_CPU"):  # with it Accelerate would leave DeepSpeed out
             return Accelerator(
                 mixed_precision="bf16" if self.settings.precision == "bf16-sharded" else "no",
-                gradient_accumulation_steps=self.settings.accumulation,
+                gradient_accumulation_plugin=self._accumulation(),
                 deepspeed_plugin=plugin,
                 kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
             )
@@ -141,7 +143,7 @@ class ZeroEngine(Engine):
         if self._stage == 3:
             for module in [*model.blocks, model]:  # type: ignore[misc]
                 unfilled.fill(module)
-                deepspeed.zero.Init(module=module, config_dict_or_path=self._config, mem_efficient_linear=False)
+                deepspeed.zero.Init(module=module, config_dict_or_path=self._config)
         unfilled.fill(model)
         unfilled.replace(optimizer)
 

@@ -34,8 +34,7 @@ def zero_config(settings: "EngineSettings", world: int, on_cuda: bool) -> dict[s
     _refuse(config)
     _fill_zero(config["zero_optimization"], on_cuda)
     # torch's fused AdamW also under offload: DeepSpeed's is not faster (benchmarks/optimizer.py) and needs a compiler
-    config |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    config["steps_per_print"] = float("inf")
+    config["zero_force_ds_cpu_optimizer"] = False
     # Nobody reads its throughput, for which it would wait for the device around every micro-batch; torch.compile fails
     # at that wait.
     config["timers"] = {"throughput": {"enabled": False}}
@@ -62,8 +61,8 @@ def _from_launch() -> dict[str, Any]:
             config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"the launch's deepspeed_config_file={path} cannot be read: {error}") from None
-        config.setdefault("zero_optimization", {}).setdefault("stage", 0)
-        return config
+        said = {key: value for key, value in config.get("zero_optimization", {}).items() if value != "auto"}
+        return {**config, "zero_optimization": {"stage": 0, **said}}
     zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     for part in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")

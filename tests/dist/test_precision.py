@@ -76,6 +76,7 @@ def add_gradients_of_bf16(rank: int, port: int) -> None:
     mine = engine.model.get_parameter("blocks.0.ff.fc.weight").grad.to_local()
     # the mean of two numbers of 8 bits takes more of them, but for some
     assert (mine == mine.bfloat16()).float().mean() < 0.5
+    assert engine.model(tokens).dtype == torch.bfloat16  # the head too, which is no block
 
 
 def test_the_bare_model_is_evaluated_in_bf16_under_zero() -> None:
@@ -89,6 +90,7 @@ def evaluate_in_bf16(rank: int, port: int) -> None:
     tokens = torch.arange(4)[None]
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = same(tokens, tokens)
+    assert engine.dp_shard_size == 2
     with engine.evaluating():
         assert engine.bare_model(tokens, tokens) == expected
     assert expected != same(tokens, tokens)  # in fp32

@@ -43,6 +43,11 @@ def test_what_is_not_compiled_does_not_load_the_compiler(trace: Trace, engine: s
     assert not trace(engine, world).watched["inductor"]  # seconds of every start
 
 
+@pytest.mark.parametrize(("engine", "world"), TWO_RANKS)
+def test_transformers_need_not_be_installed(trace: Trace, engine: str, world: int) -> None:
+    assert not trace(engine, world).watched["transformers"]
+
+
 @pytest.mark.parametrize(("engine", "world"), [("none", 1), *TWO_RANKS])
 def test_the_optimizer_ran_at_the_rate_of_the_schedule(trace: Trace, engine: str, world: int) -> None:
     run = trace(engine, world)

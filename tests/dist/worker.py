@@ -68,12 +68,14 @@ def watch(folder: Path) -> None:
             on_disk = [path.name for path in (folder / "disk").rglob("*.swp")]
             optimizer = type(of.engine.optimizer).__name__
             inductor = "torch._inductor.compile_fx" in sys.modules
+            transformers = "transformers" in sys.modules
             watched = {
                 "start": digest,
                 "rates": rates,
                 "on_disk": on_disk,
                 "optimizer": optimizer,
                 "inductor": inductor,
+                "transformers": transformers,
             }
             (folder / "watched.json").write_text(json.dumps(watched))
         return finished

@@ -14,11 +14,12 @@ import torch._inductor.config as inductor
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._functorch import config
-from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
 from gptscale.errors import TrainingError
 from gptscale.runtime.compiled import (
     check_compiler,
+    finds_python_headers,
     keep_in_users_cache,
     keep_traced_graphs,
     remove_halves,
@@ -49,8 +50,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [b"", b"\x7fELF", bytes(192), elf()[:-1], elf()[:64], b"\x7fELF" + bytes(188)],
     ids=["empty", "four bytes", "zeros", "one byte short", "the header alone", "no table yet"],
 )
-def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes) -> None:
-    half = cache / "ab" / "chalf.main.so"
+@pytest.mark.parametrize("kind", ["so", "o"])
+def test_a_library_that_was_not_finished_goes(cache: Path, content: bytes, kind: str) -> None:
+    half = cache / "ab" / f"chalf.main.{kind}"
     half.write_bytes(content)
     assert remove_halves() == [half]
     assert [path.name for path in (cache / "ab").iterdir()] == ["cabc.main.so"]
@@ -64,6 +66,7 @@ def test_a_start_on_a_cpu_without_a_compiler_is_told_before_it_compiles(cache: P
     said = r"train.compile=true needs a C\+\+ compiler on a CPU, and there is none that runs"
     with inductor.patch({"cpp.cxx": (None, str(cache / "g++"))}), pytest.raises(TrainingError, match=said):
         check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cuda"))  # which has another
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looked for on Linux alone")
@@ -88,6 +91,11 @@ def test_a_start_on_a_cpu_whose_paths_no_compiler_is_given_whole_is_told(
     monkeypatch.setattr(torch, "__file__", str(cache / name / "torch" / "__init__.py"))
     with pytest.raises(TrainingError, match="has; install torch in another place, or set train.compile=false"):
         check_compiler(torch.device("cpu"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looked for on Linux alone")
+def test_what_is_no_compiler_finds_no_headers(tmp_path: Path) -> None:
+    assert not finds_python_headers(str(tmp_path / "cc"))
 
 
 def test_what_is_gone_before_it_is_looked_at_is_nobodys_fault(cache: Path) -> None:
@@ -115,8 +123,20 @@ def test_a_header_whose_compiler_was_killed_goes(cache: Path) -> None:
     (headers / "ckilled.h_CxxBuild").mkdir(parents=True)  # torch removes it once the compiler is done
     for name in ("ckilled.h.gch", "cwhole.h.gch"):
         (headers / name).write_bytes(b"gpch")
+    (headers / "locks").mkdir()
+    with (headers / "locks" / "ckilled.lock").open("w") as lock:  # somebody compiles it again
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert remove_halves() == []
     assert remove_halves() == [headers / "ckilled.h.gch"]
     assert (headers / "cwhole.h.gch").exists()
+
+
+def test_headers_are_looked_for_where_torch_has_them_wherever_the_rest_is(cache: Path) -> None:
+    half = Path(default_cache_dir()) / "precompiled_headers" / "ckilled.h.gch"
+    assert not half.is_relative_to(cache)
+    half.with_name("ckilled.h_CxxBuild").mkdir(parents=True)
+    half.write_bytes(b"gpch")
+    assert remove_halves() == [half]
 
 
 def test_what_somebody_is_writing_stays(cache: Path) -> None:
@@ -171,25 +191,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_compiled_is_kept_in_the_users_cache_for_this_torch(home: Path) -> None:
+def test_what_is_compiled_is_kept_in_the_users_cache_for_this_torch(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keep_in_users_cache()
     found = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
     assert found.parent == home / ".cache" / "gptscale" / "compiled"
     assert found.name.startswith(f"torch-{torch.__version__}-")
-    keep_in_users_cache()
+    with (found / "can-be-locked").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as another rank does at the same time
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        keep_in_users_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(found)
 
 
 def test_another_processor_has_a_folder_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home directory is often that of several kinds of machines, and code for one may not run on the other."""
     read, found = Path.read_text, set()
-    for flags in ("sse4_2", "sse4_2 avx512f"):
-        cpu = {Path("/proc/cpuinfo"): f"processor: 0\nflags: {flags}\n"}
+    for flags in ("flags: sse4_2", "flags: sse4_2 avx512f", "Features: asimd", "Features: asimd sve"):
+        cpu = {Path("/proc/cpuinfo"): f"processor: 0\n{flags}\n"}
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         monkeypatch.setattr(Path, "read_text", lambda path, *a, cpu=cpu, **b: cpu.get(path) or read(path, *a, **b))
         keep_in_users_cache()
         found.add(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert len(found) == 2
+    assert len(found) == 4
 
 
 def test_torchs_own_word_is_nobodys(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,22 @@ def test_fp16s_loss_scale_goes_through_a_ledger() -> None:
     another.close()
 
 
+def test_fp16_begins_a_loss_scale_where_a_run_in_another_precision_left_none() -> None:
+    engine = Engine(EngineSettings("fp16", 1))
+    engine.load_scaler_state({})
+    assert engine.scaler_state() == {"scale": 2.0**16, "steps": 0}
+    engine.close()
+
+
+def test_an_update_drops_the_gradients(engine: Engine) -> None:
+    model = torch.nn.Linear(2, 1)
+    engine.prepare(model, torch.optim.AdamW(model.parameters(), fused=True), compile_model=False)
+    with engine.accumulate():
+        engine.backward(engine.model(torch.ones(1, 2)).sum())
+    engine.update(None)
+    assert [p.grad for p in model.parameters()] == [None, None]  # and with them their memory
+
+
 def test_other_precisions_have_no_loss_scale(engine: Engine) -> None:
     assert engine.scaler_state() == {}
     engine.load_scaler_state({})

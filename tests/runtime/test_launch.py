@@ -1,5 +1,6 @@
 """What the environment says about the launch."""
 
+import contextlib
 import os
 
 import pytest
@@ -12,6 +13,9 @@ from gptscale.runtime.launch import (
     check_meeting_point,
     collective_timeout_s,
     launched_dp_shard_size,
+    launched_local_rank,
+    life,
+    says_yes,
     unsaid,
 )
 
@@ -22,7 +26,7 @@ def test_ranks_wait_as_long_as_they_are_told(monkeypatch: pytest.MonkeyPatch, sa
     assert collective_timeout_s() == seconds
 
 
-@pytest.mark.parametrize("said", ["10 minutes", "-1", "0", "0.9", "nan", "inf"])
+@pytest.mark.parametrize("said", ["10 minutes", "-1", "0", "0.9", "1000001", "nan", "inf"])
 def test_a_time_to_wait_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setenv("GPTSCALE_COLLECTIVE_TIMEOUT_S", said)
     with pytest.raises(ConfigError, match=f"GPTSCALE_COLLECTIVE_TIMEOUT_S={said} is no number of seconds from 1 to"):
@@ -146,6 +150,7 @@ def test_each_machine_has_a_copy_where_nothing_more_is_said(
         ({"DP_REPLICATE": "3"}, "copies of the state on 2 ranks each, 3 of them, which do not make 8 ranks"),
         ({"DP_SHARD": "2", "DP_REPLICATE": "2"}, "copies of the state on 2 ranks each, 2 of them, which do not make 8"),
         ({"TP": "2"}, "the launch asks for tp_size=2, but ranks divide samples and state only; leave it out"),
+        ({"SP": "2"}, "the launch asks for sp_size=2, but"),
         ({"DP_SHARD": "0"}, "PARALLELISM_CONFIG_DP_SHARD_SIZE=0 in the environment is no number from 1 on"),
         ({"CP": "None"}, "PARALLELISM_CONFIG_CP_SIZE=None in the environment is no number from 1 on"),
     ],
@@ -173,9 +178,12 @@ def test_copies_are_those_of_fsdp2_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"),  # what the launcher says by itself
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "auto"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "none"),
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
         ("ACCELERATE_GRADIENT_CLIPPING", "0.50"),
         ("ACCELERATE_MIXED_PRECISION", "bf16"),
-        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
         ("FSDP_OFFLOAD_PARAMS", "False"),
     ],
 )
@@ -184,10 +192,38 @@ def test_a_launch_that_agrees_is_taken(monkeypatch: pytest.MonkeyPatch, variable
     check_launch_agrees("bf16-sharded", accumulation=4, clip_norm=0.5)
 
 
+def test_a_launch_may_say_that_nothing_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "0.0")
+    check_launch_agrees("fp32", accumulation=4, clip_norm=None)
+
+
+@pytest.mark.parametrize(("said", "yes"), [("1", True), ("True", True), ("yes", True), ("0", False), ("", False)])
+def test_yes_has_several_words(monkeypatch: pytest.MonkeyPatch, said: str, yes: bool) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", said)
+    assert says_yes("ACCELERATE_USE_CPU") is yes
+
+
+def test_without_word_of_machines_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    assert launched_local_rank() == 3
+
+
+@pytest.mark.parametrize(("agent", "machines", "expected"), [("True", "1", "2"), ("True", "2", None), ("", "1", None)])
+def test_a_life_is_counted_by_the_agent_of_the_only_machine(
+    monkeypatch: pytest.MonkeyPatch, agent: str, machines: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert life() == expected
+
+
 def test_what_is_unsaid_is_said_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     before = dict(os.environ)
-    with unsaid("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP"):
+    with contextlib.suppress(ValueError), unsaid("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP"):
         assert "ACCELERATE_USE_CPU" not in os.environ
+        raise ValueError("also after a failure")
     assert dict(os.environ) == before

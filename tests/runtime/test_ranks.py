@@ -1,13 +1,16 @@
 """Ranks that meet."""
 
 import os
+import sys
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gptscale.errors import RankError
+from gptscale.errors import ConfigError, RankError
 from gptscale.runtime import ranks
 
 
@@ -23,6 +26,72 @@ def test_what_the_backend_prints_is_no_output_of_ours(
     ranks.join()
     print("after")
     assert capfd.readouterr() == ("before\nafter\n", "[Gloo] Rank 0 is connected\n")
+
+
+def test_ranks_meet_where_standard_output_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with ranks._stdout_on_stderr():
+        pass
+
+
+def test_ranks_that_do_not_know_where_to_meet_are_told_as_they_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(ranks, "_meeting", None)
+    with pytest.raises(ConfigError, match="MASTER_ADDR and MASTER_PORT do not say where they meet"):
+        ranks.join()
+
+
+def test_a_rank_on_a_gpu_takes_its_own_and_speaks_over_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(ranks, "_store", None)
+    monkeypatch.setattr(ranks, "_words", None)
+    monkeypatch.setattr(ranks, "has_cuda", lambda: True)
+    monkeypatch.setattr(ranks, "_let_gloo_follow_nccl", lambda: done.append("an interface for Gloo"))
+    monkeypatch.setattr(ranks.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(ranks.torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda backend, **_: done.append(backend))
+    monkeypatch.setattr(ranks.dist, "new_group", lambda backend, timeout: backend)
+    ranks.join()
+    assert done == [3, "an interface for Gloo", "nccl"]
+    assert ranks._words == "gloo"
+
+
+def test_a_single_process_raises_its_own_error() -> None:
+    with pytest.raises(ZeroDivisionError):
+        ranks.agree(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("rank_0_tells", [True, False])
+def test_an_error_is_told_by_rank_0_or_else_by_whoever_has_it(
+    monkeypatch: pytest.MonkeyPatch, rank_0_tells: bool
+) -> None:
+    store, told = HashStore(), []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(ranks, "_store", store)
+    monkeypatch.setattr(ranks, "TELLING_S", 0.1)
+    ranks_in_turn, before = [0, 1, 2] if rank_0_tells else [1, 2], time.monotonic()
+    for rank in ranks_in_turn:
+        monkeypatch.setenv("RANK", str(rank))
+        ranks.tell_once(lambda rank=rank: told.append(rank))  # type: ignore[misc]
+    assert told == ([0] if rank_0_tells else [1, 2])
+    if rank_0_tells:
+        assert time.monotonic() - before >= 0.1  # rank 0 ends after the others, which come later here
+        store.wait([f"{ranks.HEARD}/all"], timedelta(seconds=1))  # which it need not wait for any longer
+
+
+def test_of_ranks_that_have_not_met_rank_0_tells_and_the_others_let_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, waited = [], []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "_store", None)
+    monkeypatch.setattr(ranks.time, "sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        ranks.tell_once(lambda rank=rank: told.append(rank))  # type: ignore[misc]
+    assert (told, waited) == (["0"], [ranks.TELLING_S])
 
 
 def test_a_rank_waits_for_the_others_before_it_parts_from_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from gptscale.errors import ConfigError
 from gptscale.planning.state import LIVE_ELEMENTS
 from gptscale.runtime.engine import EngineSettings
-from gptscale.runtime.zero_config import zero_config
+from gptscale.runtime.zero_config import launched_zero, zero_config
 
 SETTINGS = EngineSettings("fp32", accumulation=4, micro_batch_sequences=2, clip_norm=0.5)
 
@@ -122,7 +122,50 @@ def test_a_file_that_agrees_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
-def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "/nowhere.json")
-    with pytest.raises(ConfigError, match="deepspeed_config_file=/nowhere.json cannot be read"):
+def test_what_a_file_leaves_to_its_reader_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
+    found = with_file(tmp_path, monkeypatch, zero_optimization=zero)["zero_optimization"]
+    assert (found["stage"], found["overlap_comm"], found["reduce_bucket_size"]) == (3, True, 500_000)
+    assert "auto" not in found.values()  # which Accelerate would look for in the config of a Hugging Face model
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "weights", "name"),
+    [
+        (None, "none", "none", "zero2"),
+        ("1", "none", "none", "zero1"),
+        ("2", "cpu", "cpu", "zero2"),
+        ("3", "cpu", "none", "zero3"),
+        ("3", "cpu", "cpu", "zero3-offload"),
+    ],
+)
+def test_a_stage_is_called_as_its_launch_file(
+    monkeypatch: pytest.MonkeyPatch, stage: str | None, optimizer: str, weights: str, name: str
+) -> None:
+    if stage is not None:
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", optimizer)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", weights)
+    assert launched_zero() == name
+
+
+def test_a_file_that_says_nothing_of_zero_is_refused_also_before_an_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text("{}")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match="asks for ZeRO stage 0; choose 1, 2 or 3"):
+        launched_zero()
+
+
+@pytest.mark.parametrize("content", [None, "{", "\xff"], ids=["none", "half", "no text"])
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    path = tmp_path / "deepspeed.json"
+    if content is not None:
+        path.write_text(content, encoding="latin-1")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match=f"deepspeed_config_file={path} cannot be read"):
         zero_config(SETTINGS, world=3, on_cuda=False)

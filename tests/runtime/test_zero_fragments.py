@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gptscale.errors import CheckpointError, ConfigError
+from gptscale.runtime.engine import EngineSettings
 from gptscale.runtime.loss_scale import LossScale
 from gptscale.runtime.zero_fragments import TESTED_VERSIONS, check_deepspeed, check_links, zero_fragments
 
@@ -24,7 +25,7 @@ def under_zero_2(*, shifted_by: int = 0) -> tuple[nn.Module, SimpleNamespace]:
         )
         offset += p.numel()
     optimizer = SimpleNamespace(param_groups=[{"params": [flat]}], state={})
-    names = {"_lazy_init_hp_params_optimizer_state": None, "update_lp_params": None}
+    names = dict.fromkeys(("_lazy_init_hp_params_optimizer_state", "update_lp_params", "dp_process_group"))
     return model, SimpleNamespace(optimizer=optimizer, **names)
 
 
@@ -52,6 +53,13 @@ def test_a_deepspeed_that_keeps_the_weights_elsewhere_is_refused() -> None:
         check_deepspeed(*under_zero_2(shifted_by=1), stage=2)
 
 
+def test_a_deepspeed_without_links_is_refused() -> None:
+    model, zero = under_zero_2()
+    del model.weight._hp_mapping
+    with pytest.raises(ConfigError, match=r"no attribute '_hp_mapping'\); install"):
+        check_deepspeed(model, zero, stage=2)
+
+
 def test_a_save_that_would_mix_up_the_names_is_refused_and_names_the_parameter() -> None:
     model, zero = under_zero_2()
     fragments = list(zero_fragments(model, zero, 2))
@@ -76,6 +84,46 @@ def test_what_zero_gives_to_a_checkpoint_was_compared_with_the_model() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_was_loaded_is_compared_with_the_model_and_let_go() -> None:
+    from gptscale.runtime.zero import ZeroEngine
+
+    model, zero = under_zero_2()
+    engine = ZeroEngine.__new__(ZeroEngine)
+    vars(engine).update(bare_model=model, _zero=zero, _stage=2)
+    zero.update_lp_params = lambda: None
+    engine.weight_fragments()
+    engine.loaded()
+    assert engine._wanted == []  # copies, where the state is on NVMe
+    zero.optimizer.param_groups[0]["params"][0][-1] += 1
+    with pytest.raises(ConfigError, match=r"bias: .* are not the model's.*; install deepspeed=="):
+        engine.loaded()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("accumulates", "shifted_by", "message"),
+    [
+        (1, 0, "DeepSpeed accumulates 1 micro-batches, not 4; leave gradient_accumulation_steps out of the launch"),
+        (4, 1, "weight: DeepSpeed's fp32 weights are not the model's"),
+    ],
+)
+def test_zero_does_not_train_what_deepspeed_understood_otherwise(
+    monkeypatch: pytest.MonkeyPatch, accumulates: int, shifted_by: int, message: str
+) -> None:
+    from gptscale.runtime.zero import Engine, ZeroEngine
+
+    model, zero = under_zero_2(shifted_by=shifted_by)
+    engine = ZeroEngine.__new__(ZeroEngine)
+    wrapped = SimpleNamespace(optimizer=zero, gradient_accumulation_steps=lambda: accumulates)
+    vars(engine).update(bare_model=model, model=wrapped, _stage=2, _loss_scale=None)
+    vars(engine).update(settings=EngineSettings("fp32", accumulation=4))
+    monkeypatch.setattr(Engine, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr("gptscale.runtime.zero.c10d._set_pg_timeout", lambda *_: None)
+    with pytest.raises(ConfigError, match=message):
+        engine.prepare(model, torch.optim.AdamW(model.parameters()), compile_model=False)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_zero_is_told_the_loss_scale_that_a_run_goes_on_with() -> None:
     from gptscale.runtime.zero import ZeroEngine
 
@@ -97,6 +145,8 @@ def test_zero_is_told_the_loss_scale_that_an_overflow_has_halved() -> None:
     engine = ZeroEngine.__new__(ZeroEngine)
     zero = SimpleNamespace(override_loss_scale=told.append)
     vars(engine).update(model=model, device=cpu, _zero=zero, _stage=3, _loss_scale=LossScale(cpu))
+    engine.update(0.5)
+    assert zero.clip_grad == 0.5
     engine.update(None)
-    engine.update(None)
+    assert zero.clip_grad == 0.0  # DeepSpeed's word for no clipping
     assert told == [2.0**15, 2.0**14]  # else it would overflow for ever

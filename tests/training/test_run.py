@@ -143,11 +143,12 @@ def test_a_compiled_start_keeps_its_work_and_mends_what_was_left(monkeypatch: py
     half = Path("cache/chalf.so")
     monkeypatch.setattr(compiled, "keep_in_users_cache", lambda: done.append("kept"))
     monkeypatch.setattr(compiled, "keep_traced_graphs", lambda: done.append("traced"))
+    monkeypatch.setattr(compiled, "seed_what_is_computed_again", lambda: done.append("seeded"))
     monkeypatch.setattr(compiled, "remove_halves", lambda: [half])
     monkeypatch.setattr(compiled, "check_compiler", lambda device: done.append(f"a compiler for {device}"))
     compiled.find_compiled(SimpleNamespace(agree=lambda work: work(), say=done.append, device="cpu"))  # type: ignore[arg-type]
     mended = f"removed {half}: a compiler was killed while it wrote it; it is compiled again"
-    assert done == ["kept", "traced", "a compiler for cpu", mended]
+    assert done == ["kept", "traced", "seeded", "a compiler for cpu", mended]
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
