@@ -15,7 +15,7 @@ from gptscale.checkpoint.layout import (
     read_manifest,
     verify_file,
 )
-from gptscale.checkpoint.portable import check_names, read_fragments
+from gptscale.checkpoint.portable import check_names, read_fragments, tiling_problems
 from gptscale.errors import CheckpointAccessError, CheckpointError
 from gptscale.runtime.fragments import Fragment
 
@@ -88,7 +88,7 @@ def load_fragments(
 
 def verified_share(path: Path, ranks: Ranks) -> CheckpointManifest:
     """Read the manifest and check this rank's share of the files."""
-    manifest = read_manifest(path)
+    manifest = _read_whole(path)
     for name in sorted(manifest.files)[ranks.rank :: ranks.world]:
         verify_file(path, name, manifest.files[name])
     return manifest
@@ -96,9 +96,18 @@ def verified_share(path: Path, ranks: Ranks) -> CheckpointManifest:
 
 def verified_manifest(path: Path) -> CheckpointManifest:
     """Read one checkpoint's manifest and check all of its files, in one process."""
-    manifest = read_manifest(path)
+    manifest = _read_whole(path)
     for name, record in manifest.files.items():
         verify_file(path, name, record)
+    return manifest
+
+
+def _read_whole(path: Path) -> CheckpointManifest:
+    """Read a manifest in which no parameter has a hole, where whatever memory held would be taken for weights."""
+    manifest = read_manifest(path)
+    if problems := tiling_problems(path, manifest):
+        says = "write it as gptscale/checkpoint/FORMAT.md says, or use another checkpoint"
+        raise CheckpointError(f"{problems[0]}; {says}")
     return manifest
 
 

@@ -30,7 +30,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[GP
     try:
         return load_verified(folder, manifest, device)
     except GptscaleError:
-        if not is_replaced(folder, Path(path)):
+        if not is_gone(folder):
             raise
     return load_model(path, device)
 
@@ -49,9 +49,9 @@ def load_verified(
     return model.to(device).eval(), cfg
 
 
-def is_replaced(folder: Path, path: Path) -> bool:
-    """Whether a checkpoint that was found in a run is gone: a training that goes on keeps only its last ones."""
-    return folder != path and not os.path.lexists(folder)
+def is_gone(folder: Path) -> bool:
+    """Whether a checkpoint that was found is there no more: a training that goes on keeps only its last ones."""
+    return not os.path.lexists(folder)
 
 
 def saved_weights(folder: Path, manifest: CheckpointManifest) -> dict[str, Stored]:
@@ -88,7 +88,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
         except CheckpointAccessError:
             raise  # it is out of reach, and may be as good as any
         except CheckpointError as error:
-            if is_replaced(folder, path):
+            if is_gone(folder):
                 return find_checkpoint(path, best=best)
             if best:
                 raise
@@ -104,7 +104,7 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
 def _best(run_dir: Path) -> Path:
     """The checkpoint that the newest one's ledger calls the best."""
     folder, manifest = find_checkpoint(run_dir)
-    best = manifest.ledger["best"]
+    best = manifest.ledger.get("best")  # imported weights have no ledger
     if best is None:
         raise CheckpointError(
             f"{folder} knows of no best checkpoint: none was evaluated at its very step; "

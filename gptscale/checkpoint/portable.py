@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gptscale.checkpoint.layout import (
+    MANIFEST,
     CheckpointManifest,
     FileRecord,
     ParameterRecord,
@@ -107,6 +108,17 @@ def check_tiling(name: str, shape: list[int], ordered: list[Range]) -> None:
         covered += r.numel
     if covered != numel:
         raise CheckpointError(f"{name}: {covered} of {numel} elements were saved")
+
+
+def tiling_problems(folder: Path, manifest: CheckpointManifest) -> list[str]:
+    """A line for each parameter whose ranges a manifest gives with a hole or an overlap."""
+    problems = []
+    for name, record in manifest.parameters.items():
+        try:
+            check_tiling(name, record.shape, sorted(record.ranges, key=lambda r: r.start))
+        except CheckpointError as error:
+            problems.append(f"{folder / MANIFEST}: {error}")
+    return problems
 
 
 def _matching_record(folder: Path, records: Mapping[str, ParameterRecord], fragment: Fragment) -> ParameterRecord:

@@ -17,7 +17,7 @@ from gptscale.checkpoint.layout import (
     tensor_key,
     verify_file,
 )
-from gptscale.checkpoint.portable import check_tiling
+from gptscale.checkpoint.portable import tiling_problems
 from gptscale.data.workers import cores
 from gptscale.errors import CheckpointError
 from gptscale.weights.files import TensorReader, open_tensors
@@ -64,7 +64,7 @@ class _Check:
         except CheckpointError as error:
             self._problems.append(str(error))
             return
-        self._problems += _tiling_problems(folder, manifest)
+        self._problems += tiling_problems(folder, manifest)
         expected = _expected_tensors(manifest)
         self._problems += [
             f"{folder / MANIFEST} places tensors in {file}, which is none of its files"
@@ -77,16 +77,6 @@ class _Check:
         """Wait for the files."""
         found = [problem for file in self._files for problem in file.result()]
         return Verdict(self._folder, self._manifest, self._problems + found)
-
-
-def _tiling_problems(folder: Path, manifest: CheckpointManifest) -> list[str]:
-    problems = []
-    for name, record in manifest.parameters.items():
-        try:
-            check_tiling(name, record.shape, sorted(record.ranges, key=lambda r: r.start))
-        except CheckpointError as error:
-            problems.append(f"{folder / MANIFEST}: {error}")
-    return problems
 
 
 def _expected_tensors(manifest: CheckpointManifest) -> dict[str, dict[str, int]]:

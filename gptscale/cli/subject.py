@@ -9,7 +9,7 @@ import torch
 
 from gptscale.checkpoint.imported import IMPORTED
 from gptscale.checkpoint.layout import CheckpointManifest
-from gptscale.checkpoint.model import find_checkpoint, is_replaced, load_verified
+from gptscale.checkpoint.model import find_checkpoint, is_gone, load_verified
 from gptscale.cli.own_tokenizer import own_tokenizer
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, open_corpora
@@ -142,6 +142,6 @@ def _load_together(path: Path, best: bool, device: torch.device) -> tuple[Path, 
     try:
         return folder, manifest, *ranks.agree(lambda: load_verified(folder, manifest, device))
     except GptscaleError:
-        if not ranks.gather(is_replaced(folder, path))[0]:
+        if not ranks.gather(is_gone(folder))[0]:
             raise
     return _load_together(path, best, device)

@@ -66,7 +66,7 @@ def evaluate_loss(
 ) -> Evaluation:
     """Evaluate over batches; `total` sums over ranks, and then all ranks call this together.
 
-    losses_of maps inputs and targets (B, T) to the cross-entropy of each token (B, T). If they are the same
+    losses_of maps inputs and targets (B, T) to the cross-entropy of each token (B, T), float32. If they are the same
     however the batches are spread over ranks, so is the result, to the last bit.
     """
     sums = torch.zeros(0, dtype=torch.int64, device=device)  # by position: nats, tokens; and bytes at the end
@@ -76,16 +76,12 @@ def evaluate_loss(
         counted = batch.targets != IGNORE
         losses = losses_of(batch.inputs.to(device), batch.targets.to(device)) * counted.to(device)
         unsound += (~losses.isfinite()).sum()
-        nats = (_wide(losses) * FIXED_POINT).round().nan_to_num().long().sum(0)  # (T,)
+        nats = (losses * FIXED_POINT).round().nan_to_num().long().sum(0)  # (T,)
         text_bytes = lengths[batch.targets[counted]].sum().view(1)
         found = torch.cat([nats, counted.sum(0).to(device), text_bytes.to(device)])
         sums = sums + found if len(sums) else found
     *summed, bad = total(torch.cat([sums, unsound.view(1)])).tolist()
     return _evaluation(summed, sound=not bad)
-
-
-def _wide(losses: Tensor) -> Tensor:
-    return losses.float() if losses.device.type == "mps" else losses.double()
 
 
 def _evaluation(sums: list[int], sound: bool) -> Evaluation:

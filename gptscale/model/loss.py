@@ -120,7 +120,7 @@ def _slope_over_logits(logits: Tensor, at_target: Tensor, targets: Tensor, vocab
     """
     log_sum = logits[:, :vocab_size].float().logsumexp(1, keepdim=True)
     counted = (targets != IGNORE).unsqueeze(1)
-    log_p = at_target.float() - log_sum
+    log_p = at_target - log_sum
     logits.copy_(logits.float().sub_(log_sum).exp_().mul_(counted))
     return -(log_p * counted).sum(), ((log_p.exp() - 1) * counted).to(logits.dtype)
 

@@ -42,7 +42,7 @@ def momentum_step(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(gradient)
     momentum: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-    return gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+    return gradient.lerp(momentum, group["momentum"])  # Nesterov's
 
 
 def orthogonalized(matrix: Tensor, group: dict[str, Any], dtype: torch.dtype) -> Tensor:

@@ -184,6 +184,30 @@ def test_a_sweep_takes_a_folder_away_before_it_empties_it(tmp_path: Path, monkey
     assert [path.name[:29] for path in emptied] == [".old-unfinished-step-00000007"]
 
 
+def test_what_became_a_checkpoint_right_before_the_sweep_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    unfinished = folder / ".unfinished-step-00000007-000001"
+    unfinished.mkdir(parents=True)
+
+    def late(leftover: Path) -> Path:
+        leftover.rename(folder / "step-00000007")  # by the start that wrote it
+        return folder / ".old-7"
+
+    monkeypatch.setattr(module, "discarded_dir", late)
+    sweep(tmp_path, 2)
+    assert list(folder.iterdir()) == [folder / "step-00000007"]
+
+
+def test_what_cannot_be_emptied_keeps_its_name_from_sweep_to_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discarded = tmp_path / "checkpoints" / ".old-step-00000007-12345678"
+    discarded.mkdir(parents=True)
+    monkeypatch.setattr(module.shutil, "rmtree", lambda path, **options: None)
+    sweep(tmp_path, 2)
+    assert list((tmp_path / "checkpoints").iterdir()) == [discarded]  # else it would grow longer than a name may be
+
+
 def test_a_sweep_is_of_what_the_server_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -258,5 +282,5 @@ def test_a_look_that_has_to_be_right_is_at_what_the_server_has(tmp_path: Path, m
     assert not older.holds(fresh=True)
     assert not older.holds()
     known[tmp_path / "fence"] = ["000001"]
-    with pytest.raises(TrainingError, match="was taken over by a later start"):
+    with pytest.raises(TrainingError, match=r"was taken over by a later start \(which has just begun\)"):
         older.check(fresh=True)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from gptscale.checkpoint import layout, model
-from gptscale.checkpoint.layout import list_checkpoints, read_manifest, write_manifest
-from gptscale.checkpoint.model import load_model
+from gptscale.checkpoint import imported, layout, model
+from gptscale.checkpoint.imported import write_imported
+from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir, write_manifest
+from gptscale.checkpoint.model import find_checkpoint, load_model
 from gptscale.config.schema import Config
 from gptscale.errors import CheckpointAccessError, CheckpointError
+from gptscale.model.gpt import GPTModel
 from gptscale.training.run import train
 
 
@@ -68,8 +70,45 @@ def test_an_entry_that_is_no_folder_is_passed_over(
 def test_a_path_without_a_checkpoint_is_answered_with_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere does not exist; give a run folder"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no checkpoint; give a run folder that `gptscale train`"):
-        load_model(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(CheckpointError, match="holds no checkpoint; give a run folder that `gptscale train`"):
+            load_model(path)
+
+
+def test_imported_weights_come_in_parts_of_a_bounded_size(
+    cfg: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imported, "PART_BYTES", 20_000)
+    write_imported(tmp_path, cfg, ((name, p.detach()) for name, p in GPTModel(cfg.model, seed=1).named_parameters()))
+    manifest = read_manifest(tmp_path)
+    held: dict[str, list[int]] = {}
+    for record in manifest.parameters.values():
+        held.setdefault(record.ranges[0].file, []).append(4 * record.ranges[0].numel)
+    assert sum(map(sum, held.values())) > 3 * 20_000
+    assert all(sum(sizes) <= 20_000 or len(sizes) == 1 for sizes in held.values())  # one alone may be larger
+
+
+def test_a_best_that_is_damaged_is_told_and_nothing_is_passed_over(
+    cfg: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(cfg)
+    newest, older = list_checkpoints(cfg.run.dir)
+    manifest = read_manifest(newest)
+    best = {"step": read_manifest(older).step, "val_loss": 1.0}
+    write_manifest(newest, replace(manifest, ledger={**manifest.ledger, "best": best}))
+    next(older.glob("part-*")).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="it was cut short or changed"):
+        find_checkpoint(cfg.run.dir, best=True)
+    assert caplog.text == ""
+
+
+def test_imported_weights_have_no_best_and_say_so(cfg: Config) -> None:
+    folder = step_dir(cfg.run.dir, 0)
+    folder.mkdir(parents=True)
+    write_imported(folder, cfg, ((name, p.detach()) for name, p in GPTModel(cfg.model, seed=1).named_parameters()))
+    with pytest.raises(CheckpointError, match="step-00000000 knows of no best checkpoint: none was evaluated"):
+        find_checkpoint(cfg.run.dir, best=True)
 
 
 def test_a_checkpoint_that_lacks_a_parameter_is_told(cfg: Config) -> None:

@@ -136,9 +136,12 @@ def test_a_part_that_cannot_be_reached_may_be_good_and_ends_the_start(
     store: Store, said: list[str], monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     save(store, 1, 2)
+    hash_file = layout.fast_hash_file
 
     def failing(path: Path) -> str:
-        raise OSError(code, os.strerror(code))
+        if path.parent.name == "step-00000002":
+            raise OSError(code, os.strerror(code))
+        return hash_file(path)
 
     monkeypatch.setattr(layout, "fast_hash_file", failing)
     with pytest.raises(CheckpointError, match=rf"cannot be read: {os.strerror(code)}; mend its permissions"):
@@ -279,6 +282,7 @@ DAMAGE = [
     (lambda path: (path / MANIFEST).unlink(), "step-00000002 is no checkpoint: it has no manifest.json"),
     (lambda path: (path / MANIFEST).write_text("{"), "manifest.json cannot be read; restore it"),
     (lambda path: (path / MANIFEST).write_text("[" * 100_000), "manifest.json cannot be read; restore it"),
+    (lambda path: (path / MANIFEST).write_text("[]"), r"is no checkpoint \(its format is None\); give a step"),
     (
         lambda path: (path / MANIFEST).write_text('{"format": "x", "digest": 1}'),
         r"is no checkpoint \(its format is 'x'\); give a step-\* folder",
@@ -585,6 +589,15 @@ def test_training_may_change_the_weights_as_soon_as_a_save_has_begun(
     load_fragments(*newest(store), Alone(), empty, ["layer.weight"])
     assert empty[0].tensors["weight"].tolist() == [1.0] * 6
     assert float(empty[0].scalars["step"]) == 1.0
+
+
+def test_a_start_that_ends_does_not_wait_for_a_disk_that_hangs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(store_module, "write_part", lambda *args: answers.wait(10))
+    store.save(1, {"step": 1}, fragments(1.0))
+    store.close()
+    assert store.writing
+    answers.set()
 
 
 def test_a_save_is_there_only_after_both_of_its_stages(store: Store) -> None:

@@ -36,6 +36,12 @@ def test_the_loss_at_a_position_is_the_mean_over_the_windows_that_count_it() -> 
     assert math.isnan(found.by_position[2])
 
 
+def test_nats_are_rounded_to_their_fraction_and_not_cut() -> None:
+    # 0.1 in float32 is 1,677,721.625 of them
+    found = evaluate_loss(lambda *_: torch.full((1, 2), 0.1), [batch([1, 2])], np.ones(4, int), CPU)
+    assert found.nats == 2 * 1_677_722 / 2**24
+
+
 def test_other_ranks_sums_are_added() -> None:
     found = evaluate_loss(nats_by_token, [batch([1, 2])], np.ones(4, int), CPU, total=lambda value: value * 3)
     assert (found.nats, found.tokens, found.bytes) == (9.0, 6, 6)
@@ -75,6 +81,7 @@ def test_sets_of_windows_count_by_their_shares_however_many_windows_they_have() 
     assert found.loss == 2.75  # (3 * 2 + 5) / 4
     assert found.bits_per_byte == pytest.approx(2.75 / math.log(2) / 3.25)  # a token of the mixture has 3.25 bytes
     assert mixed(parts[:1], [1]) == parts[0]
+    assert mixed([Evaluation(2.0, 1, 3), Evaluation(2.0, 2, 3)], [1, 1]).bytes == 7  # 1.5 * 3 + 1.5 * 1.5 = 6.75
 
 
 def test_a_mixture_has_a_loss_at_every_position() -> None:

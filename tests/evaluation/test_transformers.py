@@ -160,6 +160,12 @@ def test_the_length_of_an_ending_can_decide() -> None:
     assert (found.acc, found.acc_norm, found.acc_bytes) == (0.0, 1.0, 0.0)
 
 
+@pytest.mark.parametrize(("label", "share"), [(0, 0.0), (1, 1.0), (2, 0.0)])
+def test_of_endings_as_likely_as_each_other_the_first_is_taken(label: int, share: float) -> None:
+    found = score([Question("c", ("aa", "bb", "cc"), label)], [[-2.0, -1.0, -1.0]])
+    assert (found.acc, found.acc_norm, found.acc_bytes) == (share, share, share)
+
+
 @pytest.mark.parametrize(("acc", "questions", "stderr"), [(0.5, 5, 0.25), (0.2, 17, 0.1), (1.0, 1, 0.0)])
 def test_the_standard_error_is_that_of_a_sample(acc: float, questions: int, stderr: float) -> None:
     # the root of acc (1 - acc) / (n - 1): 0.25 / 4 and 0.16 / 16
@@ -195,6 +201,7 @@ def test_only_a_newline_ends_a_question(tmp_path: Path) -> None:
         ("", r"q\.jsonl holds no question; write one JSON object a line"),
         ('{"context": "a"}', r"q\.jsonl line 1 is no question \(KeyError: 'endings'\); it needs context, endings and"),
         ('{"context": "a", "endings": ["b"], "label": 1}', r"line 1: label=1 names none of its 1 endings; count them"),
+        ('{"context": "a", "endings": ["b"], "label": -1}', r"line 1: label=-1 names none of its 1 endings; count t"),
         (
             '{"context": "a", "endings": "bc", "label": 0}',
             r"line 1 is no question \(TypeError: its endings are a str, not",

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
 from gptscale.config.schema import ModelConfig
-from gptscale.model.compiled_cpu import causal_attention, gelu
+from gptscale.model.compiled_cpu import _blocks, _sum, causal_attention, gelu
 from gptscale.model.gpt import FeedForward, GPTModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
@@ -51,6 +51,16 @@ def test_attention_in_blocks_is_attention(length: int) -> None:
     exact = attention_and_gradient(qkv.double(), grad.double(), written_out=False)
     for mine, wanted in zip(ours, exact, strict=True):
         assert (mine - wanted).norm() < 2 * ROUNDING * wanted.norm()
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(1, 1), (129, 2), (512, 4), (513, 4), (1_001, 4), (2_047, 4)])
+def test_no_length_has_more_blocks_than_a_compiler_has_patience_for(length: int, blocks: int) -> None:
+    assert len(_blocks(torch.zeros(1, length, 1, 1))) == blocks
+
+
+def test_what_blocks_add_up_to_is_rounded_once() -> None:
+    parts = [torch.tensor([x]).bfloat16() for x in (256.0, 1.0, 1.0)]
+    assert _sum(parts).tolist() == [258.0]  # in bf16 each 1 would be lost, since 256 and 258 are neighbours
 
 
 @pytest.mark.usefixtures("not_compiled")

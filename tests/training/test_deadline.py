@@ -1,5 +1,6 @@
 """The end of a run's time."""
 
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -102,6 +103,15 @@ def slower(state: TrainState) -> TrainState:
     return state
 
 
+def test_the_time_of_a_step_with_its_evaluation_is_not_counted_twice() -> None:
+    clock = Clock()
+    deadline = Deadline(100.0, "", clock=clock)
+    for clock.now in (0, 10, 30):  # a step of 20 s; with 1.5 times 40 s and a checkpoint of 1 s it is 91.5
+        assert not deadline.near(1.0, look_s=40.0)
+    clock.now = 39.0  # 100.5
+    assert deadline.near(1.0, look_s=40.0)
+
+
 def test_a_later_start_knows_before_an_evaluation_how_long_it_takes(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,21 +130,30 @@ def test_a_later_start_knows_before_an_evaluation_how_long_it_takes(
     assert told == [0.0, pytest.approx(0.2, abs=0.15)]  # the last step's alone: a start may end before that
 
 
-def test_a_stop_that_another_rank_was_asked_for_is_not_laid_to_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("received", "kept", "words"),
+    [
+        (None, True, "a rank was asked to stop: stopped at step 5 with a checkpoint; the same command"),
+        (signal.SIGTERM, False, "stopped at step 5; the same command"),  # who has sent it knows why
+    ],
+)
+def test_a_stop_that_another_rank_was_asked_for_is_not_laid_to_the_deadline(
+    monkeypatch: pytest.MonkeyPatch, received: signal.Signals | None, kept: bool, words: str
+) -> None:
     said: list[str] = []
     start: Any = SimpleNamespace(
         cfg=None,
         engine=SimpleNamespace(say=said.append),
         corpora=SimpleNamespace(fingerprint=""),
-        store=SimpleNamespace(has_checkpoint=lambda: True),
-        stop=SimpleNamespace(received=None),
+        store=SimpleNamespace(has_checkpoint=lambda: kept),
+        stop=SimpleNamespace(received=received),
         deadline=Deadline(time.monotonic() + 86_400, "run.stop_after=1d is nearly over"),
     )
     plan = SimpleNamespace(total_steps=100)
     monkeypatch.setattr(run, "resume", lambda *args: (SimpleNamespace(step=5), plan))
     monkeypatch.setattr(run, "_live", lambda *args: False)
     assert not run._go_on(start, plan, None)  # type: ignore[arg-type]
-    assert said[0].startswith("a rank was asked to stop: stopped at step 5 with a checkpoint")
+    assert said[0].startswith(words)
 
 
 def test_without_an_end_it_is_never_near() -> None:

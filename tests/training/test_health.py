@@ -194,6 +194,20 @@ def test_a_spike_right_after_a_checkpoint_leaves_out_only_what_was_not_read(
     assert [s.position for s in trace_step(cfg.run.dir, 13)] == list(range(104, 112))
 
 
+def test_what_was_left_out_before_counts_in_what_a_later_checkpoint_has_read(
+    values: dict[str, Any], spiking: list[torch.Tensor], poisoned: set[int]
+) -> None:
+    poisoned.add(25)
+    run_values(values, rollback=True)["checkpoint"]["every_steps"] = 12
+    values["train"]["steps"] = 25
+    cfg = parse_config(values)
+    assert train(cfg)
+    # the first rollback as above; then step 24 ends at position 24 * 8 + 8 - 1 = 199, and its checkpoint has it
+    left_out = [*range(96, 104), *range(200, 208)]
+    assert read_manifest(step_dir(cfg.run.dir, 24)).ledger["skipped_windows"] == left_out
+    assert [s.position for s in trace_step(cfg.run.dir, 24)] == list(range(192, 200))
+
+
 def test_a_second_rollback_leaves_out_the_samples_of_the_first_as_well(
     values: dict[str, Any], spiking: list[torch.Tensor], poisoned: set[int]
 ) -> None:

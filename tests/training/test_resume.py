@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from gptscale.tracking.jsonl import read_log
 from gptscale.training import loop
 from gptscale.training.deadline import Deadline
 from gptscale.training.look import Look
-from gptscale.training.resume import check_goes_on
+from gptscale.training.resume import _forget_best, check_goes_on
 from gptscale.training.run import train
+from gptscale.training.state import Best, TrainState
 from gptscale.training.trace import trace_step
 
 
@@ -53,6 +55,7 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
             {"data": {"shuffle_block_samples": 8}},
             r"was started with data.shuffle_block_samples=None, not 8; set it back, or",
         ),
+        ({"data": {"stride": 16}}, r"was started with data.stride=32, not 16; set it back, or"),
         ({"optim": {"name": "muon"}}, r"was started with optim.name=adamw, not muon; set it back"),
     ],
 )
@@ -101,6 +104,16 @@ def test_imported_weights_in_a_run_folder_are_no_run(values: dict[str, Any]) -> 
 def test_rate_length_logging_and_precision_may_change(trained: dict[str, Any]) -> None:
     cfg = changed(trained, train={"steps": 8, "log_every_steps": 2, "precision": "bf16"}, optim={"lr_peak": 5e-3})
     assert train(cfg)
+
+
+def test_a_run_that_is_made_shorter_than_it_is_has_ended(
+    trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = changed(trained, train={"steps": 4})
+    record = read_log(cfg.run.dir / "log.jsonl")
+    assert train(cfg)
+    assert "is finished: step 6 of 4; a longer train.* goes on\n" in capsys.readouterr().out
+    assert read_log(cfg.run.dir / "log.jsonl") == record
 
 
 def test_another_batch_size_begins_a_segment_where_the_samples_are(
@@ -185,9 +198,11 @@ def test_a_stop_before_the_first_update_leaves_no_checkpoint_and_the_run_can_go_
 
 
 def test_a_resume_lists_the_settings_that_changed(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    train(changed(trained, train={"steps": 7}, optim={"beta1": 0.5}))
-    assert "changed since then: train.steps 6 -> 7, optim.beta1 0.9 -> 0.5\n" in capsys.readouterr().out
-    train(changed(trained, train={"steps": 7}, optim={"beta1": 0.5}))
+    other = {"train": {"steps": 7}, "optim": {"beta1": 0.5}, "eval": {"every_steps": 5}, "checkpoint": {"keep": 2}}
+    train(changed(trained, **other))
+    said = "train.steps 6 -> 7, optim.beta1 0.9 -> 0.5, eval.every_steps 10 -> 5, checkpoint.keep 3 -> 2\n"
+    assert f"changed since then: {said}" in capsys.readouterr().out
+    train(changed(trained, **other))
     assert "changed since" not in capsys.readouterr().out
 
 
@@ -216,8 +231,11 @@ def test_a_checkpoint_has_the_rate_of_its_last_update(values: dict[str, Any]) ->
     assert train(changed(values, train={"steps": 6}, checkpoint={"every_steps": 2}))
     # one step of warmup, then from the peak at the second update to the floor at the sixth, half a cosine: the fourth
     # is half way
-    rates = {step: read_manifest(step_dir(Path(values["run"]["dir"]), step)).ledger["lr"] for step in (2, 4, 6)}
+    folder = Path(values["run"]["dir"])
+    rates = {step: read_manifest(step_dir(folder, step)).ledger["lr"] for step in (2, 4, 6)}
     assert rates == {2: pytest.approx(1e-2), 4: pytest.approx(5.5e-3), 6: pytest.approx(1e-3)}
+    told = {r["step"]: r["train/lr"] for r in read_log(folder / "log.jsonl") if "train/lr" in r}
+    assert {step: told[step] for step in rates} == rates  # and so has a record
 
 
 def test_the_time_of_a_run_goes_on_where_its_checkpoint_left_off(trained: dict[str, Any]) -> None:
@@ -243,6 +261,7 @@ def test_a_run_that_is_older_than_a_setting_has_its_default(trained: dict[str, A
     newest = list_checkpoints(cfg.run.dir)[0]
     manifest = read_manifest(newest)
     del manifest.config["optim"]["name"], manifest.config["model"]["gelu"]
+    manifest.config["train"]["what_there_is_no_more"] = True
     write_manifest(newest, manifest)
     assert train(cfg)
 
@@ -292,12 +311,25 @@ def test_only_a_schedule_that_was_changed_makes_a_jump(
     def jumps(steps: int, **optim: float) -> bool:
         capsys.readouterr()
         assert train(changed(values, train={"steps": steps}, optim={"decay_steps": 20, **optim}))
-        return "the learning rate jumps" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert ("; optim.decay_steps=20 keeps the schedule" in said) == ("the learning rate jumps" in said)
+        return "the learning rate jumps" in said
 
     assert not jumps(6)
     assert not jumps(7)  # though the rate of a step is several percent below that of the one before
     assert not jumps(7, lr_peak=2e-2)  # no step is left that would have it
     assert jumps(8, lr_peak=2e-2)
+    assert jumps(9, lr_peak=2.1e-2)  # by nearly 5 percent
+    assert not jumps(10, lr_peak=2.11e-2)  # by half a percent
+
+
+def test_where_the_first_weights_came_from_and_how_the_size_was_said_may_change(trained: dict[str, Any]) -> None:
+    cfg = changed(trained, train={"steps": 7})
+    newest = list_checkpoints(cfg.run.dir)[0]
+    manifest = read_manifest(newest)
+    manifest.config["model"] |= {"preset": "124M", "init": "torch", "init_from": "a folder that is gone"}
+    write_manifest(newest, manifest)
+    check_goes_on(cfg, manifest.data_fingerprint)
 
 
 def test_dropout_may_change(trained: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,13 +360,22 @@ def test_a_best_that_cannot_be_compared_or_is_gone_is_looked_for_anew(
     assert found["val_loss"] > 1
 
 
+def test_the_first_rank_says_whether_the_best_is_gone(trained: dict[str, Any]) -> None:
+    cfg = changed(trained)
+    manifest = read_manifest(list_checkpoints(cfg.run.dir)[0])
+    state = TrainState(best=Best(1, 2.5))
+    engine: Any = SimpleNamespace(gather=lambda gone: [False, gone])  # this is the second rank
+    _forget_best(cfg, manifest, engine, state)
+    assert state.best == Best(1, 2.5)
+
+
 def test_the_best_that_is_there_has_the_lowest_loss_of_those_that_can_be_read(
     values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     values["sample"]["prompts"] = []
     assert train(changed(values, train={"steps": 8}, checkpoint={"every_steps": 2, "keep": None}))
     found = list_checkpoints(Path(values["run"]["dir"]))
-    for path, loss in zip(found, (3.0, 2.5, 2.75, 2.0), strict=True):  # of steps 8, 6, 4 and 2
+    for path, loss in zip(found, (3.0, 2.5, None, 2.0), strict=True):  # of steps 8, 6, 4 and 2
         manifest = read_manifest(path)
         ledger = {**manifest.ledger, "val_loss": loss, "best": {"step": 1, "val_loss": 1e-9}}
         write_manifest(path, replace(manifest, ledger=ledger))

@@ -1,6 +1,8 @@
 import gc
 import signal
+import threading
 import time
+from concurrent.futures import wait
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +27,10 @@ from gptscale.tracking.jsonl import JsonlSink, read_log
 from gptscale.tracking.tracker import Tracker
 from gptscale.training import initial, look, loop, meter, run, summary
 from gptscale.training.folder import take_alone
+from gptscale.training.health import Rollback, Spike
 from gptscale.training.look import Look
 from gptscale.training.run import train
+from gptscale.training.save_cost import SaveCost
 from gptscale.training.state import TrainState
 
 
@@ -394,6 +398,57 @@ def test_a_run_that_ends_by_an_error_keeps_the_checkpoint_that_is_on_its_way(
     with pytest.raises(type(error), match="no more"):
         train(cfg)
     assert [read_manifest(path).step for path in list_checkpoints(cfg.run.dir)] == [2]
+
+
+def test_a_step_that_began_while_a_checkpoint_was_written_counts_as_beside_it(
+    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepping, beside, stores = threading.Event(), [], []
+    write_part, save, train_step = store_module.write_part, Store.save, loop.train_step
+
+    def late(*args: Any) -> Any:
+        stepping.wait(20)
+        return write_part(*args)
+
+    def saved(store: Store, *args: Any) -> None:
+        stores.append(store)
+        save(store, *args)
+
+    def step(*args: Any, step: int, **options: Any) -> Any:
+        if step == 2:
+            stepping.set()
+            wait([stores[0]._save.work], timeout=20)  # it is no longer being written when the step ends
+        return train_step(*args, step=step, **options)
+
+    monkeypatch.setattr(store_module, "write_part", late)
+    monkeypatch.setattr(Store, "save", saved)
+    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(SaveCost, "add", lambda cost, span, *, writing: beside.append(writing))
+    values["train"]["steps"], values["checkpoint"]["every_steps"], values["sample"]["prompts"] = 3, 2, []
+    assert train(parse_config(values))
+    assert beside == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [(TrainingError("all"), True), (Rollback(Spike(3, 9.0, 9.0), []), True), (MemoryError("this one"), False)],
+)
+def test_ranks_wait_for_a_checkpoint_on_its_way_if_all_of_them_end(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, waits: bool
+) -> None:
+    waited: list[bool] = []
+    of: Any = SimpleNamespace(
+        engine=SimpleNamespace(device=torch.device("cpu"), world=2),
+        store=SimpleNamespace(finish=lambda: waited.append(True)),
+    )
+
+    def ended(*args: Any) -> bool:
+        raise error
+
+    monkeypatch.setattr(loop, "_fit", ended)
+    with pytest.raises(type(error)):
+        loop.fit(of, TrainState())
+    assert bool(waited) == waits  # after a failure of one rank the others would never come
 
 
 def test_neither_evaluations_nor_checkpoints_count_as_training_time(

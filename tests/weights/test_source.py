@@ -32,6 +32,7 @@ def test_the_largest_values_are_finite_and_no_copy_is_taken_to_see_it() -> None:
 def test_the_weights_of_a_run_come_without_padding(cfg: Config) -> None:
     train(cfg)
     source = open_weights(str(cfg.run.dir))
+    assert source.tokenizer == "bytes"
     assert source.tensors["tok_emb.weight"].shape == (257, 32)
     assert {name: stored.shape for name, stored in source.tensors.items()} == {
         name: tuple(stored.read().shape) for name, stored in source.tensors.items()
