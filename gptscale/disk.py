@@ -1,6 +1,7 @@
 """Files that are whole or not there, whatever happens to the machine."""
 
 import os
+import resource
 import secrets
 import socket
 from collections.abc import Iterable
@@ -12,12 +13,20 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 
 CHUNK_BYTES = 2**24
 
+OTHER_FILES = 512
+"""How many more a process may open besides those that it asks for: connections, libraries, checkpoints."""
+
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """Linux' own number for the one that is no container's (PROC_PID_INIT_INO)."""
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write the pieces to a temporary name, force them to disk and rename. Raises OSError.
+    """Write the pieces to a temporary name, force them to disk and rename. Raises OSError."""
+    write_stream(path, pieces)
+
+
+def write_stream(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """As `write_whole`, of pieces that come one after another. Raises OSError, and what making them raises.
 
     A reader meets the old content or the new, also after a crash.
     """
@@ -78,6 +87,19 @@ def this_host() -> str:
         namespace = os.stat("/proc/self/ns/pid").st_ino
         return name if namespace == _FIRST_PID_NAMESPACE else f"{name}-{namespace}"
     return name
+
+
+def allow_open_files(more: int) -> int | None:
+    """Let this process have so many more files open, since 1,024 are the usual limit; gives its limit if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + more
+    if soft == resource.RLIM_INFINITY or needed + OTHER_FILES <= soft:
+        return None
+    wanted = needed + OTHER_FILES if hard == resource.RLIM_INFINITY else min(needed + OTHER_FILES, hard)
+    if needed >= wanted:
+        return hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,11 +1,14 @@
 """Between fragments in memory and ranges in files, for any cut of the parameters on either side."""
 
+import json
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from gptscale.checkpoint.layout import (
@@ -30,6 +33,9 @@ class PartRecord:
     parameters: dict[str, ParameterRecord]
 
 
+_PART = TypeAdapter(PartRecord)
+
+
 def write_part(folder: Path, file: str, fragments: Iterable[Fragment]) -> PartRecord:
     """Write a rank's fragments into one part; returns when it is on disk and hashed."""
     tensors: dict[str, Tensor] = {}
@@ -39,6 +45,16 @@ def write_part(folder: Path, file: str, fragments: Iterable[Fragment]) -> PartRe
             tensors[tensor_key(kind, fragment.name, fragment.start)] = view
         parameters[fragment.name] = _record(fragment, file)
     return PartRecord(file, FileRecord(*write_tensors(folder / file, tensors)), parameters)
+
+
+def pack_record(part: PartRecord) -> bytes:
+    """A record in few bytes: the ranks exchange it, and a thousand of them hold a range of every parameter each."""
+    return zlib.compress(json.dumps(_PART.dump_python(part)).encode())  # pydantic has no word for inf
+
+
+def unpack_record(packed: bytes) -> PartRecord:
+    """What `pack_record` was given."""
+    return _PART.validate_json(zlib.decompress(packed))
 
 
 def merge_parts(parts: Iterable[PartRecord]) -> dict[str, ParameterRecord]:

@@ -3,7 +3,7 @@
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from gptscale.checkpoint.fence import Fence, discard, discarded_dir, remove, swe
 from gptscale.checkpoint.find import Ranks, verified_share
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
+    FileRecord,
     ParameterRecord,
     checkpoints_dir,
     list_checkpoints,
@@ -22,7 +23,7 @@ from gptscale.checkpoint.layout import (
     step_dir,
     write_manifest,
 )
-from gptscale.checkpoint.portable import PartRecord, merge_parts, write_part
+from gptscale.checkpoint.portable import PartRecord, merge_parts, pack_record, unpack_record, write_part
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.snapshot import Snapshot
 from gptscale.disk import sync_folder
@@ -60,7 +61,8 @@ class _Save:
     bad: int | None = None
     """The inode of a bad checkpoint of the same step, which this one replaces."""
     stall_s: float = 0.0
-    parts: list[PartRecord] = field(default_factory=list)
+    parts: list[tuple[int, bytes]] = field(default_factory=list)
+    """Of each rank's part its bytes, and its record as the first alone reads it, in its thread."""
 
 
 class Store:
@@ -119,7 +121,7 @@ class Store:
         if self._snapshot is not None:
             fragments = self._snapshot.take(fragments)
         part = part_name(self._ranks.rank, self._ranks.world)
-        save.work = self._thread.submit(write_part, save.unfinished, part, fragments)
+        save.work = self._thread.submit(_written, save.unfinished, part, fragments)
         self._save = save
         if self._snapshot is None:
             wait([save.work])
@@ -140,7 +142,7 @@ class Store:
             return None
         self._save, self._committed = None, save.final
         durable_s = (result or time.perf_counter()) - save.began
-        size = sum(part.record.bytes for part in save.parts)
+        size = sum(its for its, _ in save.parts)
         return Saved(save.final, save.step, size, save.stall_s, durable_s)
 
     def finish(self) -> Saved | None:
@@ -191,13 +193,22 @@ class Store:
 
     def _commit(self, save: _Save) -> float:
         """Give the checkpoint its name; returns when that was safe, on the clock of `perf_counter`."""
+        files: dict[str, FileRecord] = {}
+
+        def unpacked() -> Iterator[PartRecord]:  # one at a time: those of a thousand ranks take half a gigabyte
+            for _, packed in save.parts:
+                part = unpack_record(packed)
+                files[part.file] = part.record
+                yield part
+
+        parameters = self._complete(merge_parts(unpacked()))
         manifest = CheckpointManifest(
             step=save.step,
             ledger=save.ledger,
             engine=self._ranks.name,
             world=self._ranks.world,
-            files={part.file: part.record for part in save.parts},
-            parameters=self._complete(merge_parts(save.parts)),
+            files=files,
+            parameters=parameters,
             **self._about,
         )
         write_manifest(save.unfinished, manifest)
@@ -263,6 +274,11 @@ class Store:
             with suppress(OSError):  # after a Ctrl-C a commit may be at work, which is to find all of it or nothing
                 self._on_first(lambda: remove(save.unfinished))
             raise
+
+
+def _written(folder: Path, file: str, fragments: Iterable[Fragment]) -> tuple[int, bytes]:
+    part = write_part(folder, file, fragments)
+    return part.record.bytes, pack_record(part)
 
 
 def _discard(final: Path, inode: int) -> None:

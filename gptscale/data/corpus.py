@@ -1,7 +1,6 @@
 """A prepared corpus, opened and checked for training."""
 
-import os
-import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,18 @@ from gptscale.data.shard import Tokens, open_shard
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import known_ranks
 from gptscale.data.verify import verify_corpus
+from gptscale.disk import allow_open_files
 from gptscale.errors import DataError
 
 HASHED_BYTES = 2**30
 """Corpora up to this size are read and hashed whenever they are opened; `verify_corpus` does it for larger ones."""
 
 
-OTHER_FILES = 512
-"""How many more a process may open after a corpus: connections, libraries, checkpoints."""
+MOST_MAPS, MAPS = Path("/proc/sys/vm/max_map_count"), Path("/proc/self/maps")
+"""How many pieces of memory Linux lets a process map, and those of this one, one a line."""
+
+OTHER_MAPS = 4096
+"""How many more it may map after a corpus: libraries, threads, memory of the devices."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,20 @@ def open_entry(folder: Path, shard: ShardEntry, dtype: str) -> Tokens:
 
 
 def _allow_open_files(folder: Path, shards: int) -> None:
-    """Let this process have so many more files open: a mapped one counts, and 1,024 are the usual limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = len(os.listdir("/dev/fd")) + shards
-    if soft == resource.RLIM_INFINITY or needed + OTHER_FILES <= soft:
-        return
-    wanted = needed + OTHER_FILES if hard == resource.RLIM_INFINITY else min(needed + OTHER_FILES, hard)
-    if needed >= wanted:
+    """Let this process map so many more files; each counts as open, and the kernel counts maps too."""
+    if (most := allow_open_files(shards)) is not None:
         raise DataError(
-            f"{folder} has {shards:,} shards, and this process may have no more than {hard:,} files open; raise the "
+            f"{folder} has {shards:,} shards, and this process may have no more than {most:,} files open; raise the "
             "limit (ulimit -Hn), or prepare the corpus with a larger data.documents_per_shard"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    with suppress(OSError, ValueError):  # only Linux has such a limit
+        most = int(MOST_MAPS.read_text())
+    if most is not None and (needed := shards + len(MAPS.read_text().splitlines()) + OTHER_MAPS) > most:
+        raise DataError(
+            f"{folder} has {shards:,} shards, and this machine lets a process map no more than {most:,} pieces of "
+            f"memory; raise that on all machines (sysctl -w vm.max_map_count={needed * 2}), or prepare the corpus with "
+            "a larger data.documents_per_shard"
+        )
 
 
 def _tokenizer_mismatch(corpus: Corpus, cfg: Config) -> str | None:

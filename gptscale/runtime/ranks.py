@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.rendezvous import rendezvous
 
 from gptscale import errors
+from gptscale.disk import allow_open_files
 from gptscale.errors import GptscaleError, PeerError, RankError, TrainingError
 from gptscale.runtime.device import address_towards, addressed_interfaces, interface_with
 from gptscale.runtime.launch import (
@@ -97,6 +98,7 @@ def join() -> None:
     if alone:
         _store = HashStore()
     else:
+        _allow_connections()
         if _meeting is None:
             check_meeting_point()
             _meeting = next(iter(rendezvous("env://", timeout=timeout)))[0]
@@ -159,6 +161,19 @@ def _let_gloo_leave_the_machine(store: c10d.Store) -> None:
         here = address_towards(next((address for address in said if address), ""))
     if name := interface_with(here):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _allow_connections() -> None:
+    """Raise RankError if this process may not be connected to all others, for which it would wait without a word.
+
+    Gloo connects each rank with every other, and the ranks' store has a connection to each besides.
+    """
+    needed = 2 * launched_world()
+    if (most := allow_open_files(needed)) is not None:
+        raise RankError(
+            f"rank {launched_rank()} needs {needed:,} connections to the others, and this process may have no more "
+            f"than {most:,} files open; raise the limit on all machines (ulimit -Hn)"
+        )
 
 
 def _check_gpu() -> None:
@@ -229,6 +244,8 @@ def raise_together(failure: Exception | None) -> None:
     """Raise the first rank's failure on all ranks, if there is one."""
     if launched_world() == 1 and failure is not None:
         raise failure
+    if not any_of(failure is not None)[0]:  # what everybody has to say takes a while where there are a thousand
+        return
     said = gather(None if failure is None else (type(failure).__name__, str(failure)))
     first = next((r for r, what in enumerate(said) if what is not None), None)
     if first is not None:
@@ -281,9 +298,8 @@ def _explained(error: Exception, out_of_memory: str) -> Exception:
     broken = _is_broken_exchange(error)
     if _store is not None and launched_world() > 1:
         with suppress(RuntimeError):  # the store is gone with its host
-            if broken and _store.check([FAILURE]):
+            if _store.add(FAILURE, 1) > 1 and broken:  # in one exchange: many may find out at the same moment
                 return PeerError("another rank failed; it says why")
-            _store.set(FAILURE, str(launched_rank()))
     if lack := _lack_of_memory(error):
         return RankError(f"rank {launched_rank()} ran out of memory: {lack}; {out_of_memory}")
     return RankError(_lost(error)) if broken else error

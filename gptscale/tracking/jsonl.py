@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gptscale.disk import write_whole
+from gptscale.disk import write_stream
 from gptscale.errors import TrainingError
 from gptscale.tracking.tracker import Histogram, Histograms, Record
 
@@ -94,9 +94,9 @@ def cut_back(run_dir: Path, step: int | None) -> None:
     for name in (LOG_FILE, SAMPLES_FILE, HISTOGRAMS_FILE):
         path = run_dir / name
         if path.exists():
-            kept = [line for line, record in _records(path) if step is not None and record["step"] <= step]
+            kept = (line + b"\n" for line, record in _records(path) if step is not None and record["step"] <= step)
             with _refusal_is_said(path):
-                write_whole(path, b"".join(line + b"\n" for line in kept))
+                write_stream(path, kept)
 
 
 class _Lines:
@@ -140,22 +140,30 @@ def finite_or_none(value: float) -> float | None:
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each line with what it says; only the last line may be torn."""
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise TrainingError(f"cannot read {path}: {error.strerror}; mend that file's permissions or move it") from None
-    if lines and not lines[-1]:
-        lines.pop()  # what follows the last newline
-    for number, line in enumerate(lines, start=1):
-        record = _parsed(line)
-        if record is not None:
-            yield line, record
-        elif number < len(lines):
+    """Yield each line with what it says, one at a time since histograms take gigabytes; only the last may be torn."""
+    torn = None
+    for number, line in enumerate(_raw_lines(path), start=1):
+        if torn is not None:
             raise TrainingError(
-                f"{path} line {number} is not a whole record, and lines follow it; "
+                f"{path} line {torn} is not a whole record, and lines follow it; "
                 "the file was changed from outside: remove that line"
             )
+        record = _parsed(line)
+        if record is None:
+            torn = number
+        else:
+            yield line, record
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                yield line.removesuffix(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}; mend that file's permissions or move it") from None
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -1,10 +1,12 @@
 """The run folder: the start that came last may write it, and it says what the run is made of."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gptscale.checkpoint.fence import Fence
+from gptscale.checkpoint.layout import checkpoints_dir
 from gptscale.config.load import dump_config
 from gptscale.config.schema import Config
 from gptscale.data.files import remove_leftovers
@@ -32,6 +34,10 @@ def take_over(run_dir: Path, engine: Engine) -> Fence:
 
 def _take(run_dir: Path) -> tuple[int, str | None]:
     fence = take_alone(run_dir)
+    # Before any other rank looks: a network's client that has once found no such folder goes on believing it for a
+    # while, and would find no place for its part of the first checkpoint.
+    with suppress(OSError):  # it is a link, which may lead nowhere; whoever reads it says so
+        checkpoints_dir(run_dir).mkdir(exist_ok=True)
     return fence.number, fence.mark()
 
 

@@ -26,7 +26,7 @@ from gptscale.runtime.compiled import find_compiled
 from gptscale.runtime.device import describe_device, peak_flops
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
-from gptscale.runtime.launch import launched_world
+from gptscale.runtime.launch import launched_rank, launched_world
 from gptscale.runtime.preempt import StopRequest
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.console import Console
@@ -71,9 +71,9 @@ def train(cfg: Config) -> bool:
 
 def _train_together(cfg: Config, stop: StopRequest) -> bool:
     corpora = ranks.agree(lambda: check_corpora(open_corpora(cfg), cfg))
-    ranks.agree(lambda: check_goes_on(cfg, corpora.fingerprint))
+    ranks.agree(lambda: check_goes_on(cfg, corpora.fingerprint) if launched_rank() == 0 else None)
     cfg = with_micro_batch(cfg)
-    segment = ranks.gather(likely_segment(cfg))[0]
+    segment = ranks.gather(ranks.agree(lambda: likely_segment(cfg) if launched_rank() == 0 else None))[0]
     plan = make_plan(cfg, corpora.sampler(cfg).samples, launched_world(), segment)
     engine = start_engine(
         cfg.train.precision,

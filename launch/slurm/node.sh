@@ -12,6 +12,9 @@ here=$(dirname "${BASH_SOURCE[0]}")
 source "$here/site.sh" || exit 2
 set -uo pipefail  # not before, for what a site sources
 
+# Every rank and the store on the first node have a connection to each other rank; 1,024 files are the usual limit.
+ulimit -Sn "$(ulimit -Hn)"
+
 per_node=${SLURM_GPUS_ON_NODE:-1}
 threads=$((${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}} / per_node))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}

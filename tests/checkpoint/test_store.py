@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -22,7 +23,13 @@ import torch
 from gptscale.checkpoint import find, layout
 from gptscale.checkpoint import store as store_module
 from gptscale.checkpoint.find import load_fragments, newest_good, verified_share
-from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, Range, list_checkpoints, read_manifest
+from gptscale.checkpoint.layout import (
+    MANIFEST,
+    CheckpointManifest,
+    Range,
+    list_checkpoints,
+    read_manifest,
+)
 from gptscale.checkpoint.portable import write_part
 from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Saved, Store
@@ -874,3 +881,22 @@ def test_a_resume_does_not_go_by_what_a_client_remembers_of_the_folder(
     monkeypatch.setattr(find, "refresh", lambda folder: looked.append(folder) or refresh(folder))
     assert newest_good(store.run_dir, Alone(), print) is not None
     assert looked == [store.run_dir / "checkpoints"]
+
+
+def test_what_a_rank_tells_the_others_of_its_part_is_small_for_any_number_of_parameters(tmp_path: Path) -> None:
+    state = {kind: torch.zeros(2) for kind in ("weight", "exp_avg", "exp_avg_sq")}
+    many = [Fragment(f"blocks.{n}.weight", (2,), 0, state, {"step": torch.tensor(1.0)}) for n in range(580)]
+    told: list[Any] = []
+
+    class Telling(Alone):
+        def gather(self, value: Any) -> list[Any]:
+            told.append(value)
+            return [value]
+
+    with closing(Store(tmp_path, Telling(), Retention(2), **ABOUT)) as store:
+        store.save(1, {"step": 1}, many)
+        store.finish()
+    # 580 records of some 100 bytes each, from every rank to every rank, took a thousand of them seconds to unpickle
+    assert max(len(pickle.dumps(value)) for value in told) < 10_000
+    _, manifest = newest_good(tmp_path, Alone(), print) or pytest.fail("nothing found")
+    assert list(manifest.parameters) == [fragment.name for fragment in many]

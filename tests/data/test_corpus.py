@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptscale import disk
 from gptscale.config.schema import Config
 from gptscale.data import corpus as module
 from gptscale.data.corpora import open_corpora
@@ -210,13 +211,13 @@ def test_a_corpus_of_more_shards_than_files_may_be_open_raises_the_limit(
     cfg: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(module, "OTHER_FILES", 10)
+    monkeypatch.setattr(disk, "OTHER_FILES", 10)
     here = len(os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (here + 3, hard))
     try:
         open_corpus(cfg.data.folder)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > here + 3
-        monkeypatch.setattr(module, "OTHER_FILES", 10**9)  # are hoped for, not asked for
+        monkeypatch.setattr(disk, "OTHER_FILES", 10**9)  # are hoped for, not asked for
         open_corpus(cfg.data.folder)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
         monkeypatch.setattr(resource, "getrlimit", lambda which: (here, here))
@@ -226,3 +227,23 @@ def test_a_corpus_of_more_shards_than_files_may_be_open_raises_the_limit(
             open_corpus(cfg.data.folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_corpus_of_more_shards_than_a_process_may_map_is_refused_before_it_is_opened(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "most").write_text("65530\n")
+    (tmp_path / "maps").write_text("one\n" * 1000)
+    monkeypatch.setattr(module, "MOST_MAPS", tmp_path / "most")
+    monkeypatch.setattr(module, "MAPS", tmp_path / "maps")
+    monkeypatch.setattr(module, "allow_open_files", lambda more: None)
+    most = 65530 - 1000 - module.OTHER_MAPS
+    module._allow_open_files(cfg.data.folder, most)
+    match = (
+        rf"has {most + 1:,} shards, and this machine lets a process map no more than 65,530 pieces of memory; raise "
+        rf"that on all machines \(sysctl -w vm.max_map_count={2 * 65531}\), or prepare the corpus with a larger"
+    )
+    with pytest.raises(DataError, match=match):
+        module._allow_open_files(cfg.data.folder, most + 1)
+    monkeypatch.setattr(module, "MOST_MAPS", tmp_path / "none")  # as on a Mac
+    module._allow_open_files(cfg.data.folder, most + 1)

@@ -1,6 +1,7 @@
 """Ranks that meet."""
 
 import os
+import resource
 import sys
 import time
 from datetime import timedelta
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from gptscale.errors import ConfigError, RankError
+from gptscale.errors import ConfigError, PeerError, RankError, TrainingError
 from gptscale.runtime import ranks
 
 
@@ -184,3 +185,57 @@ def test_what_cuda_and_nccl_say_is_told_in_one_line_with_its_cause(error: Except
         raise error
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("broken", [2, 3])
+def test_of_ranks_that_lose_the_others_at_one_moment_the_first_alone_says_so(
+    monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+
+    class Slow(HashStore):
+        """Nobody's note is there yet when all of them look for it."""
+
+        def check(self, keys: list[str]) -> bool:
+            return False
+
+    monkeypatch.setattr(ranks, "_store", Slow())
+    lost = [ranks._explained(RuntimeError("[gloo] Connection closed by peer"), "") for _ in range(broken)]
+    assert [type(error) for error in lost] == [RankError, *[PeerError] * (broken - 1)]
+
+
+def test_ranks_that_agree_tell_each_other_words_only_where_one_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1024")
+    voted: list[bool] = []
+    said: list[object] = []
+
+    def reduced(votes: torch.Tensor, op: object, group: object) -> None:
+        voted.append(bool(votes[0]))
+
+    monkeypatch.setattr(ranks.dist, "all_reduce", reduced)
+    monkeypatch.setattr(ranks, "gather", lambda value: said.append(value) or [value])
+    assert ranks.agree(lambda: 7) == 7
+    assert (voted, said) == ([False], [])
+    with pytest.raises(TrainingError, match="rank 0 failed with ValueError: no"):
+        ranks.agree(lambda: (_ for _ in ()).throw(ValueError("no")))
+    assert said == [("ValueError", "no")]
+
+
+def test_a_process_that_may_not_be_connected_to_all_others_says_so_and_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1024")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(ranks, "has_cuda", lambda: False)
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limit: limits.append(limit))
+    monkeypatch.setattr(ranks, "check_meeting_point", lambda: (_ for _ in ()).throw(RankError("came so far")))
+    with pytest.raises(RankError, match="came so far"):
+        ranks.join()
+    assert limits[-1][0] >= 2 * 1024  # a connection of the group and one of the store to each of 1,024
+    limits.append((1024, 2048))
+    with pytest.raises(RankError, match=r"rank 3 needs 2,048 connections .* than 2,048 files open; raise the limit on"):
+        ranks.join()

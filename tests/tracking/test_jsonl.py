@@ -1,6 +1,7 @@
 import json
 import math
 import secrets
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,15 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: File exists"):
         JsonlSink(tmp_path / "run")
+
+
+def test_cutting_back_holds_one_record_in_memory_and_not_the_file(tmp_path: Path) -> None:
+    record = json.dumps({"step": 1, "histograms": {}, "pad": "x" * 2**18}).encode() + b"\n"
+    (tmp_path / "histograms.jsonl").write_bytes(record * 64)  # 16 MiB
+    tracemalloc.start()
+    try:
+        cut_back(tmp_path, 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "histograms.jsonl").read_bytes() == record * 64

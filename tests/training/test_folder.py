@@ -102,3 +102,17 @@ def test_ranks_that_see_another_folder_under_the_same_path_end_before_their_firs
     monkeypatch.setattr(folder, "SEEN_S", 0.0)
     with pytest.raises(TrainingError, match=r"rank 1 does not see run.dir=.* put it on a disk that all machines see"):
         take_over(tmp_path, Elsewhere())  # type: ignore[arg-type]
+
+
+def test_the_place_of_checkpoints_is_there_before_any_other_rank_looks(tmp_path: Path) -> None:
+    class First:
+        is_first, rank = True, 0
+
+        def agree(self, work: Callable[[], Any]) -> Any:
+            return work()
+
+        def gather(self, value: Any) -> list[Any]:
+            assert (tmp_path / "checkpoints").is_dir()  # the others go on from here
+            return [value]
+
+    take_over(tmp_path, First())  # type: ignore[arg-type]
