@@ -120,7 +120,7 @@ def _allow_open_files(folder: Path, shards: int) -> None:
         )
     with suppress(OSError, ValueError):  # only Linux has such a limit
         most = int(MOST_MAPS.read_text())
-    if most is not None and (needed := shards + len(MAPS.read_text().splitlines()) + OTHER_MAPS) > most:
+    if most is not None and (needed := shards + MAPS.read_bytes().count(b"\n") + OTHER_MAPS) > most:
         raise DataError(
             f"{folder} has {shards:,} shards, and this machine lets a process map no more than {most:,} pieces of "
             f"memory; raise that on all machines (sysctl -w vm.max_map_count={needed * 2}), or prepare the corpus with "

@@ -56,8 +56,10 @@ def find_files(cfg: SourceConfig, say: Callable[[str], None] = lambda line: None
         return _kind_of_file(path, cfg), [path]
     if path.is_dir():
         files = _each_once(_walk(path))
-        _check_splits(files, cfg)
-        return _of_one_kind(files, cfg, "the folder", say)
+        kind, chosen = _of_one_kind(files, cfg, "the folder", say)
+        if kind == "arrow":
+            _check_splits(files, cfg)
+        return kind, chosen
     if glob.has_magic(cfg.path):
         found = (Path(name) for name in glob.glob(str(path), recursive=True))
         matches = _each_once([match for match in found if match.is_file()])

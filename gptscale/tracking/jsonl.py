@@ -160,6 +160,8 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             for line in file:
                 yield line.removesuffix(b"\n")
+                if not line.endswith(b"\n"):
+                    return  # a training that goes on may write its rest meanwhile, which were a line by itself
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -233,7 +233,7 @@ def test_a_corpus_of_more_shards_than_a_process_may_map_is_refused_before_it_is_
     cfg: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "most").write_text("65530\n")
-    (tmp_path / "maps").write_text("one\n" * 1000)
+    (tmp_path / "maps").write_bytes(b"a file's name is bytes: \xff\n" * 1000)
     monkeypatch.setattr(module, "MOST_MAPS", tmp_path / "most")
     monkeypatch.setattr(module, "MAPS", tmp_path / "maps")
     monkeypatch.setattr(module, "allow_open_files", lambda more: None)

@@ -529,6 +529,8 @@ def test_splits_that_were_saved_together_are_not_mixed(tmp_path: Path) -> None:
         source(tmp_path)  # one of several datasets in a folder
     assert documents(tmp_path / "saved" / "train") == ["train"]
     assert documents(tmp_path / "**" / "*.arrow") == ["test", "train", "validation"]
+    (tmp_path / "a.txt").write_text("beside them")
+    assert documents(tmp_path, format="text") == ["beside them"]
 
 
 def test_a_template_joins_the_columns_of_every_kind(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@ import math
 import secrets
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import gptscale.tracking.jsonl as module
 from gptscale import disk
 from gptscale.errors import TrainingError
 from gptscale.tracking.jsonl import JsonlSink, cut_back, read_histograms, read_log
@@ -84,6 +86,23 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"step": 10}\n{"step": 20}\n' + torn)
     assert read_log(path) == [{"step": 10}, {"step": 20}]
+
+
+def test_a_line_that_is_being_written_is_left_out_though_its_rest_comes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "log.jsonl").write_bytes(b'{"step": 10}\n{"step"')
+    parsed = module._parsed
+
+    def while_it_is_written(line: bytes) -> dict[str, Any] | None:
+        if line == b'{"step"':
+            with path.open("ab") as file:
+                file.write(b': 20}\n{"step": 30}\n')
+        return parsed(line)
+
+    monkeypatch.setattr(module, "_parsed", while_it_is_written)
+    assert read_log(path) == [{"step": 10}]
+    assert read_log(path) == [{"step": 10}, {"step": 20}, {"step": 30}]
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 2', b"[" * 100_000])
