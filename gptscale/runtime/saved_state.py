@@ -38,6 +38,7 @@ _OPAQUE = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
+    "builtins.getattr",  # how Python 3.11.0 to 3.11.3 write the member of an enum; nothing is looked up
 )
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors.torch import save_file
 
 from gptscale.config.schema import ModelConfig
 from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel
+from gptscale.runtime.saved_state import read_torch_file
 from gptscale.runtime.zero_saved import read_zero_state
 from gptscale.weights.saved_state import read_saved_state
 
@@ -159,6 +161,20 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, file: str) ->
     assert not (tmp_path / "harm").exists()
     torch.load(tmp_path / file, weights_only=False)
     assert (tmp_path / "harm").exists()  # it would have been harmful
+
+
+class FromEarly311:
+    """As Python 3.11.0 to 3.11.3 pickle the member of an enum: as a call of getattr."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (DynamicLossScaler, "__module__")
+
+
+def test_a_member_of_an_enum_is_read_whichever_python_wrote_it(tmp_path: Path) -> None:
+    torch.save({"stage": FromEarly311(), "step": torch.tensor(3)}, tmp_path / "state.pt")
+    read = read_torch_file(tmp_path / "state.pt")
+    assert read["step"] == 3
+    assert type(read["stage"]).__name__ == "_Opaque"  # and not what getattr would have given, a text
 
 
 def test_a_broken_pickle_in_a_whole_archive_is_one_line(tmp_path: Path) -> None:
