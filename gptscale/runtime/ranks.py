@@ -39,6 +39,18 @@ NCCL_WAITS_ON = timedelta(seconds=60)
 FAILURE = "gptscale/failure"
 """Where in the group's store a rank that fails alone says so."""
 
+LOST = "gptscale/lost"
+"""Where each rank that lost the others says so, and with that that it is there itself."""
+
+NAMED = "gptscale/named"
+"""Where the first of them notes that it has looked who does not."""
+
+HOST = "gptscale/host"
+"""Where each rank says on which machine it is."""
+
+MOST_NAMED = 8
+"""Ranks that a message lists."""
+
 TELLING_S = 5.0
 """How long the other ranks give rank 0 to tell what went wrong."""
 
@@ -104,6 +116,7 @@ def join() -> None:
             _meeting = next(iter(rendezvous("env://", timeout=timeout)))[0]
         _joins += 1
         _store = c10d.PrefixStore(f"life-{life() or 0}-group-{_joins}", _meeting)
+    _store.set(f"{HOST}-{launched_rank()}", socket.gethostname())
     _let_gloo_follow_nccl()
     if not alone:
         _let_gloo_leave_the_machine(_store)
@@ -295,14 +308,41 @@ def _explained(error: Exception, out_of_memory: str) -> Exception:
     """
     if isinstance(error, GptscaleError):
         return error
-    broken = _is_broken_exchange(error)
+    broken, silent = _is_broken_exchange(error), ""
     if _store is not None and launched_world() > 1:
         with suppress(RuntimeError):  # the store is gone with its host
+            if broken:
+                _store.set(f"{LOST}-{launched_rank()}", "yes")
             if _store.add(FAILURE, 1) > 1 and broken:  # in one exchange: many may find out at the same moment
+                _wait_for(NAMED)  # the first to end may end all
                 return PeerError("another rank failed; it says why")
+            silent = _silent_ranks() if broken else ""
+            _store.set(NAMED, "yes")
     if lack := _lack_of_memory(error):
         return RankError(f"rank {launched_rank()} ran out of memory: {lack}; {out_of_memory}")
-    return RankError(_lost(error)) if broken else error
+    return RankError(_lost(error, silent)) if broken else error
+
+
+def _wait_for(*notes: str) -> bool:
+    """Whether notes of other ranks come within seconds."""
+    assert _store is not None
+    try:
+        _store.wait(list(notes), timedelta(seconds=TELLING_S))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _silent_ranks() -> str:
+    """Who does not say within seconds that it lost the others too: it hangs or is gone. Named with its machine."""
+    assert _store is not None
+    notes = [f"{LOST}-{rank}" for rank in range(launched_world())]
+    if _wait_for(*notes):
+        return ""
+    silent = [rank for rank, note in enumerate(notes) if not _store.check([note])]
+    named = [f"rank {rank} on {_store.get(f'{HOST}-{rank}').decode()}" for rank in silent[:MOST_NAMED]]
+    more = f" and {len(silent) - MOST_NAMED} more" if silent[MOST_NAMED:] else ""
+    return f"; no word from {', '.join(named)}{more}"
 
 
 def _lack_of_memory(error: Exception) -> str | None:
@@ -312,12 +352,12 @@ def _lack_of_memory(error: Exception) -> str | None:
     return next(iter(telling), str(error) if isinstance(error, torch.OutOfMemoryError) else None)
 
 
-def _lost(error: Exception) -> str:
+def _lost(error: Exception, silent: str) -> str:
     first, *others = str(error).splitlines()
     if NCCL_CAUSE in others[:-1]:
         first += f": {others[others.index(NCCL_CAUSE) + 1]}"
     return (
-        f"rank {launched_rank()} lost the other ranks ({first}); if one of them was only slow, "
+        f"rank {launched_rank()} lost the other ranks ({first}){silent}; if one of them was only slow, "
         f"raise GPTSCALE_COLLECTIVE_TIMEOUT_S={collective_timeout_s():g}, the seconds that a rank waits"
     )
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,11 @@ pytestmark = pytest.mark.dist
         pytest.param(
             "oom:1", "zero2", "rank 1 ran out of memory: tried to allocate 3 GiB; lower", marks=pytest.mark.long
         ),
-        ("hang:1", "ddp", "raise GPTSCALE_COLLECTIVE_TIMEOUT_S=5, the seconds that a rank waits"),
+        (
+            "hang:1",
+            "ddp",
+            f"; no word from rank 1 on {socket.gethostname()}; if one of them was only slow, raise GPTSCALE_COLLECTIVE_TIMEOUT_S=5, the seconds that a rank waits",
+        ),
     ],
 )
 def test_a_fault_of_one_rank_is_told_once_and_ends_the_job(

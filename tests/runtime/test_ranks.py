@@ -188,20 +188,20 @@ def test_what_cuda_and_nccl_say_is_told_in_one_line_with_its_cause(error: Except
 
 
 @pytest.mark.parametrize("broken", [2, 3])
-def test_of_ranks_that_lose_the_others_at_one_moment_the_first_alone_says_so(
+def test_of_ranks_that_lose_the_others_the_first_alone_says_so_and_names_who_does_not(
     monkeypatch: pytest.MonkeyPatch, broken: int
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")
-
-    class Slow(HashStore):
-        """Nobody's note is there yet when all of them look for it."""
-
-        def check(self, keys: list[str]) -> bool:
-            return False
-
-    monkeypatch.setattr(ranks, "_store", Slow())
+    monkeypatch.setenv("WORLD_SIZE", "12")
+    store = HashStore()
+    monkeypatch.setattr(ranks, "_store", store)
+    monkeypatch.setattr(ranks, "TELLING_S", 0.1)
+    for rank in range(12):
+        store.set(f"{ranks.HOST}-{rank}", f"node{rank // 4}")
+    store.set(f"{ranks.LOST}-2", "yes")
     lost = [ranks._explained(RuntimeError("[gloo] Connection closed by peer"), "") for _ in range(broken)]
     assert [type(error) for error in lost] == [RankError, *[PeerError] * (broken - 1)]
+    named = ", ".join(f"rank {rank} on node{rank // 4}" for rank in (1, 3, 4, 5, 6, 7, 8, 9))
+    assert f"([gloo] Connection closed by peer); no word from {named} and 2 more; if one of them" in str(lost[0])
 
 
 def test_ranks_that_agree_tell_each_other_words_only_where_one_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
