@@ -111,23 +111,31 @@ class Meter:
         self.total_s = total_s
 
     def _speed(self) -> dict[str, float]:
-        """Rates, seconds a step and memory since the last record."""
+        """Rates, seconds a step and memory since the last record. All ranks call this.
+
+        The times are those of the rank that waited longest for data, since all others waited for it; memory is the
+        most that a rank needed.
+        """
         elapsed_s, steps = self._stop_clock(), self._timed_steps
         rate = steps * self._plan.tokens_per_step / elapsed_s
         compute_s = sum(step.seconds() for step in self._steps)
-        data_s = min(self._data_s, max(0.0, elapsed_s - compute_s))  # what the device was idle for
+        idle_s = min(self._data_s, max(0.0, elapsed_s - compute_s))  # what the device had no data for
+        idle, compute, peaks = self._engine.each_rank(idle_s, compute_s, peak_memory_bytes(self._engine.device))
+        data_s = max(idle)
+        rank = idle.index(data_s)
         self._timed_steps = 0
         self._elapsed_s = self._data_s = 0.0
         self._steps.clear()
-        return {
+        record = {
             "train/tokens_per_s": rate,
             "train/tokens_per_s_per_gpu": rate / self._plan.world,
             "train/mfu": rate * self._flops_per_token / self._peak_flops,
             "time/data_s": data_s / steps,
-            "time/compute_s": compute_s / steps,
-            "time/rest_s": max(0.0, elapsed_s - compute_s - data_s) / steps,
-            "memory/peak_bytes": float(peak_memory_bytes(self._engine.device)),
+            "time/compute_s": compute[rank] / steps,
+            "time/rest_s": max(0.0, elapsed_s - compute[rank] - data_s) / steps,
+            "memory/peak_bytes": max(peaks),
         }
+        return record | {"time/data_rank": rank} if self._plan.world > 1 else record
 
     def _stop_clock(self) -> float:
         synchronize(self._engine.device)

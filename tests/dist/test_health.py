@@ -84,3 +84,12 @@ def test_a_spike_on_one_rank_sends_both_back_and_leaves_its_samples_out(
     assert newest.ledger["samples"] == 16 * 8
     model, _ = load_model(cfg.run.dir)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_the_rank_that_all_waited_for_is_in_the_record(plain_values: dict[str, Any], tmp_path: Path) -> None:
+    cfg = changed(plain_values, tmp_path, **QUICK, train={"steps": 8})
+    done = launch(cfg, forked(2), {"FAULT": "slow:1"})  # its disk takes 3 s for the fourth step
+    assert done.returncode == 0, done.output
+    assert done.log("time/data_rank")[3] == 1
+    assert [seconds >= 3 for seconds in done.log("time/data_s")] == [False] * 3 + [True] + [False] * 4
+    assert done.log("time/compute_s")[3] < 3  # of the slow rank, not of the one that waited within its step

@@ -125,7 +125,9 @@ def fail(kind: str) -> None:
     elif kind == "launch":
         os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = "/nowhere.json"
     elif kind == "hang":
-        StepLoader.next_step = wrapped(_sleep)  # type: ignore[method-assign]
+        StepLoader.next_step = wrapped(lambda batches: _sleep(12, batches))  # type: ignore[method-assign]
+    elif kind == "slow":
+        StepLoader.next_step = wrapped(lambda batches: _sleep(3, batches))  # type: ignore[method-assign]
     else:
         seen = 0
 
@@ -186,8 +188,8 @@ def _fill_disk(batches: list[MicroBatch]) -> list[MicroBatch]:
     return batches
 
 
-def _sleep(batches: list[MicroBatch]) -> list[MicroBatch]:
-    time.sleep(12)
+def _sleep(seconds: float, batches: list[MicroBatch]) -> list[MicroBatch]:
+    time.sleep(seconds)
     return batches
 
 

@@ -55,10 +55,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def made(device: str = "cpu", scale: dict[str, Any] | None = None, clip_norm: float | None = 1.0) -> Meter:
-    """A meter of rank 0 of two, whose other rank has the same losses; a device does 25,600 FLOPs a second."""
+def made(
+    device: str = "cpu",
+    scale: dict[str, Any] | None = None,
+    clip_norm: float | None = 1.0,
+    other: tuple[float, float, float] = (0, 0, 0),
+) -> Meter:
+    """A meter of rank 0 of two, whose other rank has the same losses; a device does 25,600 FLOPs a second.
+
+    The other rank waited for data, computed and needed memory as given.
+    """
     engine: Any = SimpleNamespace(
-        device=SimpleNamespace(type=device), sum_over_ranks=lambda tensor: 2 * tensor, scaler_state=lambda: scale or {}
+        device=SimpleNamespace(type=device),
+        sum_over_ranks=lambda tensor: 2 * tensor,
+        each_rank=lambda *mine: [[x, y] for x, y in zip(mine, other, strict=True)],
+        scaler_state=lambda: scale or {},
     )
     plan: Any = SimpleNamespace(world=2, tokens_per_step=640)
     return Meter(engine, plan, flops_per_token=100, peak_flops=25_600, clip_norm=clip_norm)
@@ -101,6 +112,16 @@ def test_what_an_interval_waited_for_is_not_counted_in_the_next(clock: Clock) ->
     step(meter, clock, seconds=(0, 3, 2))
     record = meter.read(lr=0.5)
     assert (record["time/data_s"], record["time/compute_s"], record["time/rest_s"]) == (0, 3, 2)
+
+
+def test_times_are_those_of_the_rank_that_waited_longest_and_memory_is_the_most(clock: Clock) -> None:
+    meter = made(other=(6, 2, 54_321))
+    step(meter, clock, seconds=(1, 8, 1))  # computing took longer here, since it waited for the other rank
+    step(meter, clock, seconds=(0, 0, 0))
+    record = meter.read(lr=0.5)
+    assert (record["time/data_s"], record["time/compute_s"], record["time/rest_s"]) == (3, 1, 1)
+    assert record["time/data_rank"] == 1
+    assert record["memory/peak_bytes"] == 54_321
 
 
 def test_waiting_for_data_while_the_device_computes_is_no_loss(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
