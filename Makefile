@@ -26,7 +26,7 @@ lint: $(STAMP)
 
 # Of the SLURM tests only the quickest, and that where it can run. In the files' order the long ones are not the last.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob '*/slurm/test_*jobs.py' -m 'not long'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob '*/slurm/test_*jobs.py' -m 'not long'
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
@@ -36,7 +36,7 @@ test-oldest:
 	$(VENV)-oldest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check -q uv
 	VIRTUAL_ENV="$(abspath $(VENV)-oldest)" $(VENV)-oldest/bin/uv pip install -q --resolution lowest-direct -e '.[dev]'
-	PATH="$(abspath $(VENV)-oldest)/bin:$$PATH" OMP_NUM_THREADS=1 \
+	PATH="$(abspath $(VENV)-oldest)/bin:$$PATH" \
 		$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile --ignore tests/slurm -m 'not long'
 
 # Without a CUDA device every test would be skipped, and a tier that ran nothing has failed.

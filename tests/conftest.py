@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
@@ -15,6 +16,10 @@ from gptscale.data.prepare import prepare
 
 # What tests compile is for later tests, not for the user's cache.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/gptscale-tests-compiled-{os.getuid()}")
+
+# Sums in one thread, here and in what tests start: several round differently, and tests run beside each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's processes ignore it, and so would what they start
 
