@@ -5,12 +5,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Event, Thread
 
-from gptscale.tracking.tracker import Histograms, Record, Sink, View, warn_of
+from gptscale.tracking.tracker import Relay, Sink, View, warn_of
 
 LOG = logging.getLogger(__name__)
 
 
-class Beside(View):
+class Beside(Relay, View):
     """Opens a view beside training and hands it everything in its order; a view that fails is left behind.
 
     A view that hangs keeps what it was not told in memory, and costs the end of the run no more than patience_s says
@@ -26,28 +26,16 @@ class Beside(View):
         self._thread = Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def log(self, record: Record) -> None:
-        """Have it logged."""
-        self._put(lambda sink: sink.log(record))
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Have it shown."""
-        self._put(lambda sink: sink.sample(step, prompt, text))
-
-    def histograms(self, progress: Record, found: Histograms) -> None:
-        """Have them shown."""
-        self._put(lambda sink: sink.histograms(progress, found))
-
     def close(self, failed: bool) -> None:
         """Have the rest told and the sink closed, and wait for that as long as there is patience."""
-        self._put(lambda sink: sink.close(failed))
+        self._tell(lambda sink: sink.close(failed))
         self._todo.put(None)
         patience_s = self._patience_s()
         self._thread.join(patience_s)
         if self._thread.is_alive():
             LOG.warning("%s has not ended after %.0f s and is left behind", self.name, patience_s)
 
-    def _put(self, act: Callable[[Sink], None]) -> None:
+    def _tell(self, act: Callable[[Sink], None]) -> None:
         if not self._dead.is_set():
             self._todo.put(act)
 

@@ -2,31 +2,16 @@
 
 from collections.abc import Callable
 
-from gptscale.tracking.tracker import Histograms, Record, Sink
+from gptscale.tracking.tracker import Relay, Sink
 
 
-class Fenced:
+class Fenced(Relay):
     """Passes on to a sink while this start may still write; the loop finds out and ends at its next step."""
 
     def __init__(self, sink: Sink, holds: Callable[[], bool]) -> None:
         self.name, self.required = sink.name, sink.required
         self._sink = sink
         self._holds = holds
-
-    def log(self, record: Record) -> None:
-        """Pass it on, if this start may."""
-        if self._holds():
-            self._sink.log(record)
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Pass it on, if this start may."""
-        if self._holds():
-            self._sink.sample(step, prompt, text)
-
-    def histograms(self, progress: Record, found: Histograms) -> None:
-        """Pass them on, if this start may."""
-        if self._holds():
-            self._sink.histograms(progress, found)
 
     def flush(self) -> None:
         """Harmless in any case: what was taken was taken in time."""
@@ -36,3 +21,7 @@ class Fenced:
         """Close the sink; a view of a run that goes on elsewhere is not to be marked as ended."""
         if self.required or self._holds():
             self._sink.close(failed)
+
+    def _tell(self, act: Callable[[Sink], None]) -> None:
+        if self._holds():
+            act(self._sink)

@@ -1,6 +1,7 @@
 """Where the records of a run go: to every sink on rank 0, nowhere on the other ranks."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -69,7 +70,27 @@ class View:
         """Nothing."""
 
 
-class Tracker:
+class Relay(ABC):
+    """Hands on what is recorded, to one sink or several."""
+
+    @abstractmethod
+    def _tell(self, act: Callable[[Sink], None]) -> None:
+        """Have it done to each sink that is to hear of it."""
+
+    def log(self, record: Record) -> None:
+        """Record the measurements of one step."""
+        self._tell(lambda sink: sink.log(record))
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Record the text that the model wrote after the prompt."""
+        self._tell(lambda sink: sink.sample(step, prompt, text))
+
+    def histograms(self, progress: Record, found: Histograms) -> None:
+        """Record the histograms of one step."""
+        self._tell(lambda sink: sink.histograms(progress, found))
+
+
+class Tracker(Relay):
     """Hands every record to every sink, in the order given; a context manager that closes them.
 
     One rank keeps the record, so a failure of it waits for `check`, where the ranks can agree to end.
@@ -79,21 +100,9 @@ class Tracker:
         self._sinks = list(sinks)
         self._failure: Exception | None = None
 
-    def log(self, record: Record) -> None:
-        """Record the measurements of one step."""
-        self._each(lambda sink: sink.log(record))
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Record the text that the model wrote after the prompt."""
-        self._each(lambda sink: sink.sample(step, prompt, text))
-
-    def histograms(self, progress: Record, found: Histograms) -> None:
-        """Record the histograms of one step."""
-        self._each(lambda sink: sink.histograms(progress, found))
-
     def flush(self) -> None:
         """Make what was recorded safe, before a checkpoint that counts on it; raises what `check` raises."""
-        self._each(lambda sink: sink.flush())
+        self._tell(lambda sink: sink.flush())
         self.check()
 
     def check(self) -> None:
@@ -113,7 +122,7 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.close(failed=kind is not None)
 
-    def _each(self, act: Callable[[Sink], None]) -> None:
+    def _tell(self, act: Callable[[Sink], None]) -> None:
         try:
             self._sinks = [sink for sink in self._sinks if _attempt(sink, act)]
         except Exception as error:

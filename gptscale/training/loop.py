@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
+from gptscale.data.corpora import Corpora
 from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.data.tokenizer import Tokenizer
 from gptscale.errors import GptscaleError, TrainingError
+from gptscale.model.gpt import GPTModel
 from gptscale.runtime.device import keeping_freed_memory
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.preempt import StopRequest
@@ -27,22 +30,31 @@ from gptscale.training.step import train_step
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything that a training loop works with; made by `train`."""
+class Start:
+    """What one start of a run works with, from its beginning over all its rollbacks."""
 
     cfg: Config
-    plan: Plan
+    corpora: Corpora
     engine: Engine
+    model: GPTModel
+    tokenizer: Tokenizer
+    stop: StopRequest
+    deadline: Deadline
+    fence: Fence
+    store: Store
+    save_cost: SaveCost
+
+
+@dataclass(frozen=True)
+class Run(Start):
+    """Everything that a training loop works with, up to a rollback or its end; made by `train`."""
+
+    plan: Plan
     loader: StepLoader
     look: Look
     health: Health
     meter: Meter
-    store: Store
-    save_cost: SaveCost
     tracker: Tracker
-    stop: StopRequest
-    deadline: Deadline
-    fence: Fence
     histograms: HistogramTaker
     profile: StepProfile
 
@@ -231,14 +243,12 @@ def _save(run: Run, state: TrainState, *, sound: bool = False) -> bool:
         _settle_save(run, state, wait=True)
         state.time_s = run.meter.total_s
         run.engine.agree(run.tracker.flush)  # the record is never behind the checkpoint
+        state.lr = lr_at(state.step - 1, run.cfg.optim, run.plan.total_steps)
+        state.total_steps = run.plan.total_steps
+        state.loss_scaler = run.engine.scaler_state()
+        state.interval = run.meter.interval()
         state.note_save()
-        ledger = state.ledger(
-            lr=lr_at(state.step - 1, run.cfg.optim, run.plan.total_steps),
-            total_steps=run.plan.total_steps,
-            loss_scaler=run.engine.scaler_state(),
-            interval=run.meter.interval(),
-        )
-        run.store.save(state.step, ledger, run.engine.owned_fragments())
+        run.store.save(state.step, state.ledger(), run.engine.owned_fragments())
     return True
 
 

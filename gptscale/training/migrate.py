@@ -66,9 +66,13 @@ def import_state(cfg: Config, folder: Path) -> Path:
 def _ledger(cfg: Config, samples: int, step: int) -> dict[str, object]:
     """As a run of ours would have it after so many steps, which no micro-batch decides."""
     plan = make_plan(cfg.with_changes(train={"micro_batch_sequences": 1}), samples, world=1)
-    reached = TrainState(step=step, samples=plan.samples_at(step), segments=[plan.segment])
-    lr = lr_at(step - 1, cfg.optim, plan.total_steps)
-    return reached.ledger(lr=lr, total_steps=plan.total_steps, loss_scaler={}, interval=reached.interval)
+    return TrainState(
+        lr=lr_at(step - 1, cfg.optim, plan.total_steps),
+        total_steps=plan.total_steps,
+        step=step,
+        samples=plan.samples_at(step),
+        segments=[plan.segment],
+    ).ledger()
 
 
 def _fragments(state: SavedState) -> list[Fragment]:

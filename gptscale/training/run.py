@@ -4,7 +4,6 @@ import gc
 import signal
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, check_corpora, open_corpora
 from gptscale.data.loader import StepLoader
 from gptscale.data.order import positions_of
-from gptscale.data.tokenizer import Tokenizer, load_tokenizer
+from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import GptscaleError
 from gptscale.model.flops import flops_per_token
-from gptscale.model.gpt import GPTModel, unfilled_model
+from gptscale.model.gpt import unfilled_model
 from gptscale.runtime import ranks
 from gptscale.runtime.compiled import find_compiled
 from gptscale.runtime.device import describe_device, peak_flops
@@ -40,7 +39,7 @@ from gptscale.training.folder import is_done, mark_done, open_folder, take_over
 from gptscale.training.health import Health, Rollback
 from gptscale.training.histograms import HistogramTaker
 from gptscale.training.look import Look
-from gptscale.training.loop import Run, fit, record_rollback
+from gptscale.training.loop import Run, Start, fit, record_rollback
 from gptscale.training.meter import Meter
 from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
@@ -89,22 +88,6 @@ def _train_together(cfg: Config, stop: StopRequest) -> bool:
     engine.close()
     ranks.leave()
     return finished
-
-
-@dataclass(frozen=True)
-class Start:
-    """What one start of a run works with, from its beginning over all its rollbacks."""
-
-    cfg: Config
-    corpora: Corpora
-    engine: Engine
-    model: GPTModel
-    tokenizer: Tokenizer
-    stop: StopRequest
-    deadline: Deadline
-    fence: Fence
-    store: Store
-    save_cost: SaveCost
 
 
 def _train(cfg: Config, corpora: Corpora, plan: Plan, engine: Engine, stop: StopRequest) -> bool:
@@ -163,19 +146,13 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
         watched = StepProfile(cfg.run.dir, engine, cfg.train.profile_at_step, state.step, plan.total_steps)
         profile = stack.enter_context(watched)
         run = Run(
-            cfg=cfg,
+            **vars(start),
             plan=plan,
-            engine=engine,
             loader=loader,
             look=Look(cfg, engine, model, start.corpora, start.tokenizer),
             health=Health(cfg.health, state),
             meter=meter,
-            store=start.store,
-            save_cost=start.save_cost,
             tracker=tracker,
-            stop=start.stop,
-            deadline=start.deadline,
-            fence=start.fence,
             histograms=HistogramTaker(engine, cfg.train.histograms_every_steps),
             profile=profile,
         )

@@ -37,7 +37,7 @@ def measure(of: loop.Run, state: TrainState) -> bool:
     """In the place of `fit`."""
     engine, cfg = of.engine, of.cfg
     train_step(engine, of.plan, of.loader.next_step(), seed=1, step=0, lr=1e-3, clip_norm=None)
-    ledger = state.ledger(lr=1e-3, total_steps=1, loss_scaler={}, interval={})
+    ledger = state.ledger()
 
     def save(step: int) -> None:
         of.store.save(step, ledger, engine.owned_fragments())

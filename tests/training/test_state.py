@@ -30,6 +30,8 @@ def test_the_best_has_the_lowest_loss_that_is_a_number(losses: list[float], best
 
 def test_a_ledger_gives_back_the_whole_state() -> None:
     state = TrainState(
+        lr=1e-3,
+        total_steps=9,
         step=7,
         samples=52,
         skipped_windows=[3, 4],
@@ -38,6 +40,7 @@ def test_a_ledger_gives_back_the_whole_state() -> None:
         skips_in_a_row=1,
         time_s=9.5,
         look_s=1.5,
+        loss_scaler={"scale": 1024.0, "good_steps": 3},
         interval={"loss": [1.0, 2.0]},
         segments=[Segment(0, 0, 256), Segment(5, 40, 192)],
         best=Best(6, 2.5),
@@ -45,13 +48,12 @@ def test_a_ledger_gives_back_the_whole_state() -> None:
     )
     plain, new = vars(state), vars(TrainState())
     assert [name for name in plain if plain[name] == new[name]] == []  # so that no field can be lost unseen
-    ledger = state.ledger(lr=1e-3, total_steps=9, loss_scaler={}, interval=state.interval)
-    assert TrainState.from_ledger(json.loads(json.dumps(ledger))) == state
+    assert TrainState.from_ledger(json.loads(json.dumps(state.ledger()))) == state
 
 
 def test_a_ledger_of_a_run_that_diverged_is_json() -> None:
     interval = {"losses": [math.nan, 3.0], "norms": [math.inf, 1.0]}
-    ledger = TrainState(val_loss=math.nan).ledger(lr=1e-3, total_steps=9, loss_scaler={}, interval=interval)
+    ledger = TrainState(val_loss=math.nan, interval=interval).ledger()
     again = TrainState.from_ledger(json.loads(json.dumps(ledger, allow_nan=False)))
     assert again.val_loss is None
     assert [value for values in again.interval.values() for value in values if math.isfinite(value)] == [3.0, 1.0]
