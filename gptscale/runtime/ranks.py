@@ -260,10 +260,8 @@ def raise_together(failure: Exception | None) -> None:
     if not any_of(failure is not None)[0]:  # what everybody has to say takes a while where there are a thousand
         return
     said = gather(None if failure is None else (type(failure).__name__, str(failure)))
-    first = next((r for r, what in enumerate(said) if what is not None), None)
-    if first is not None:
-        kind, message = said[first]  # type: ignore[misc]
-        raise _as_error(kind, message, first) from failure
+    rank, (kind, message) = next((rank, what) for rank, what in enumerate(said) if what is not None)
+    raise _as_error(kind, message, rank) from failure
 
 
 def tell_once(tell: Callable[[], None]) -> None:

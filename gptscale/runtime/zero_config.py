@@ -18,6 +18,10 @@ LIVE_ELEMENTS = 100_000_000
 """Weights that ZeRO-3 has gathered at one time, on their way too. DeepSpeed's own 1e9, and as many before a weight that
 is used again is let go, are more than most models of this family have: a rank would keep them all through a step."""
 
+SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
+OFFLOADS = ("offload_optimizer", "offload_param")
+"""Of zero_optimization."""
+
 
 def zero_config(settings: "EngineSettings", world: int, on_cuda: bool) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a run.
@@ -58,11 +62,14 @@ def _from_launch() -> dict[str, Any]:
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if path != "none":
         try:
-            config: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"the launch's deepspeed_config_file={path} cannot be read: {error}") from None
-        said = {key: value for key, value in config.get("zero_optimization", {}).items() if value != "auto"}
-        return {**config, "zero_optimization": {"stage": 0, **said}}
+        config = _section(config, path)
+        sections = {name: _section(config[name], f"{path}, {name},") for name in SECTIONS if name in config}
+        said = {key: value for key, value in sections.get("zero_optimization", {}).items() if value != "auto"}
+        offloads = {name: _section(said[name], f"{path}, {name},") for name in OFFLOADS if name in said}
+        return {**config, **sections, "zero_optimization": {"stage": 0, **said, **offloads}}
     zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     for part in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
@@ -72,6 +79,13 @@ def _from_launch() -> dict[str, Any]:
             folder = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_NVME_PATH", "none")
             zero[f"offload_{part}"] |= {"nvme_path": folder} if folder != "none" else {}
     return {"zero_optimization": zero}
+
+
+def _section(found: object, where: str) -> dict[str, Any]:
+    """What it says, without null, which says nothing."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"the launch's deepspeed_config_file={where} is no JSON object; mend or leave it out")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _fill(config: dict[str, Any], key: str, value: float | str, setting: str) -> None:

@@ -80,10 +80,11 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _records(path)]
 
 
-def read_histograms(path: Path) -> list[tuple[Record, Histograms]]:
-    """Read histograms.jsonl as progress and histograms, none if there is no file; a torn last line is left out."""
-    records = [(record, record.pop("histograms")) for _, record in _records(path)]
-    return [(record, {name: Histogram(**its) for name, its in found.items()}) for record, found in records]
+def read_histograms(path: Path) -> Iterator[tuple[Record, Histograms]]:
+    """Yield what histograms.jsonl has as progress and histograms; a torn last line is left out."""
+    for _, record in _records(path):
+        found = {name: Histogram(**its) for name, its in record.pop("histograms").items()}
+        yield record, found
 
 
 def cut_back(run_dir: Path, step: int | None) -> None:

@@ -91,7 +91,7 @@ def test_a_run_killed_and_resumed_twice_has_one_wandb_history_equal_to_the_log(
         told = {key: value for key, value in row.items() if not key.startswith(("_", "samples", "parameters/", "grad"))}
         assert told == record
     assert {row["step"] for row in rows if any(key.startswith("samples") for key in row)} == {0, 10, 20, 30, 40}
-    kept = read_histograms(cfg.run.dir / "histograms.jsonl")
+    kept = list(read_histograms(cfg.run.dir / "histograms.jsonl"))
     assert [progress["step"] for progress, _ in kept] == [7, 14, 21, 28, 35]
     for progress, found in kept:
         row = rows[int(progress["step"])]

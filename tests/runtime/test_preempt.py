@@ -9,12 +9,15 @@ from gptscale.runtime.preempt import STOP_SIGNALS, StopRequest
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_sets_the_flag_and_the_old_handler_comes_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert stop.received is None
-        os.kill(os.getpid(), number)
-        assert stop.received is number
-    assert signal.getsignal(number) is before
+    inherited = signal.signal(number, signal.SIG_DFL)  # SIGHUP is ignored under nohup
+    try:
+        with StopRequest() as stop:
+            assert stop.received is None
+            os.kill(os.getpid(), number)
+            assert stop.received is number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, inherited)
 
 
 def test_the_notice_that_a_slurm_job_asks_for_is_heard() -> None:

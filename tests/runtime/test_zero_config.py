@@ -122,6 +122,35 @@ def test_a_file_that_agrees_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
+def test_null_in_a_file_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_file(
+        tmp_path, monkeypatch, bf16=None, zero_optimization={"stage": 3, "offload_param": None, "overlap_comm": None}
+    )
+    assert "offload_param" not in config["zero_optimization"]
+    assert launched_zero() == "zero3"
+    with pytest.raises(ConfigError, match="asks for ZeRO stage 0; choose 1, 2 or 3"):
+        with_file(tmp_path, monkeypatch, zero_optimization=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ([], ""),
+        ({"zero_optimization": 2}, ", zero_optimization,"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, ", offload_optimizer,"),
+        ({"zero_optimization": {"stage": 2}, "bf16": True}, ", bf16,"),
+    ],
+)
+def test_what_should_be_a_section_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, where: str
+) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(content))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match=f"deepspeed_config_file={path}{where} is no JSON object; mend or leave it"):
+        launched_zero()
+
+
 def test_what_a_file_leaves_to_its_reader_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     found = with_file(tmp_path, monkeypatch, zero_optimization=zero)["zero_optimization"]

@@ -135,7 +135,7 @@ def test_cutting_back_keeps_the_step_and_all_before_it_in_every_file(tmp_path: P
     assert (tmp_path / "samples.jsonl").read_text() == (
         '{"step": 0, "prompt": "\\n", "text": "text 0"}\n{"step": 10, "prompt": "\\n", "text": "text 10"}\n'
     )
-    assert read_histograms(tmp_path / "histograms.jsonl") == [
+    assert list(read_histograms(tmp_path / "histograms.jsonl")) == [
         ({"step": step, "tokens": 64 * step}, {"parameters/w": Histogram(0.0, 0.5, [1, 0])}) for step in (0, 10)
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["histograms.jsonl", "log.jsonl", "samples.jsonl"]

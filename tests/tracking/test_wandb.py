@@ -432,6 +432,14 @@ def service_of(process: int) -> int:
     raise AssertionError("W&B has no process")
 
 
+def steps_in(path: Path, of: int) -> list[int]:
+    """The steps that W&B's file holds; its process may write the last after it has said that the run is finished."""
+    until = time.monotonic() + 20
+    while len(rows := read_back(path)[1]) < of and time.monotonic() < until:
+        time.sleep(0.1)
+    return [row["_step"] for row in rows]
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes as Linux lists them")
 @pytest.mark.filterwarnings("ignore")
@@ -452,10 +460,7 @@ def test_the_real_package_whose_process_is_killed_has_the_whole_history(
     (told,) = [message for message in caplog.messages if "W&B" in message]
     assert told.startswith("W&B records offline from here, for wandb sync, since it failed: ")
     (path,) = run_dir.rglob("*.wandb")
-    until = time.monotonic() + 20
-    while not read_back(path)[1] and time.monotonic() < until:
-        time.sleep(0.1)  # W&B's process may write its file after it has said that the run is finished
-    assert [row["_step"] for row in read_back(path)[1]] == [0, 1, 2, 3, 4, 5]
+    assert steps_in(path, of=6) == [0, 1, 2, 3, 4, 5]
     del sink, tracker
     gc.collect()  # here, where it is no warning that nobody waited for the killed process
 
@@ -482,7 +487,7 @@ def test_the_real_package_without_a_server_records_offline_and_holds_nobody_up(
     (told,) = [message for message in caplog.messages if "W&B" in message]
     assert told.startswith("W&B records offline, for wandb sync, since it cannot start online: ")
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    assert [row["_step"] for row in read_back(path)[1]] == list(range(100))
+    assert steps_in(path, of=100) == list(range(100))
 
 
 def test_the_real_package_records_offline_in_the_run_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
