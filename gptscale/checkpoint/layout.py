@@ -109,6 +109,8 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     try:
         names = os.listdir(folder)  # glob would take a folder that cannot be read for an empty one
     except (FileNotFoundError, NotADirectoryError):
+        if folder.exists() and not folder.is_dir():  # which another rank may have made meanwhile
+            raise CheckpointError(f"{folder} is no folder, so it holds no checkpoints; move it away") from None
         if folder.is_symlink():  # to a disk that is not there: starting from nothing would hide the loss
             raise CheckpointError(
                 f"{folder} is a link to {os.readlink(folder)}, which is not there; mount its disk, make that folder, "

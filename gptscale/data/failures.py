@@ -13,6 +13,7 @@ from gptscale.data.jsonlines import open_unpacked, unpacking_errors
 
 _REASON_CHARACTERS = 300
 _READ_CHARACTERS = 2**20
+_NO_ROWS = ("corresponds to no data", "at least one example when writing")
 
 
 def failures(datasets: Any) -> tuple[type[Exception], ...]:
@@ -34,6 +35,11 @@ def reason_in_text(error: BaseException, files: Sequence[Path]) -> str:
     named = isinstance(innermost(error), _of_one_file())
     file = next((file for file in files if not _is_whole_text(file)), None) if named else None
     return f"{file.name}: {reason(error)}" if file else reason(error)
+
+
+def is_without_rows(error: BaseException) -> bool:
+    """Whether `datasets` failed because the files hold no document, for which it has no error of its own."""
+    return any(words in str(innermost(error)) for words in _NO_ROWS)
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, refused
 from gptscale.data.columns import ONLY_TEXT, Columns, arrow_types, describe_columns, text_columns
 from gptscale.data.embedded import EMBEDDED, open_embedded
-from gptscale.data.failures import failures, innermost, reason, reason_in_text
+from gptscale.data.failures import failures, innermost, is_without_rows, reason, reason_in_text
 from gptscale.data.globs import literal_patterns
 from gptscale.data.hub import check_revision, find_revision, not_loaded
 from gptscale.data.jsonlines import is_json_lines, open_json_lines
@@ -116,7 +116,7 @@ def open_source(cfg: SourceConfig) -> Source | Streamed:
     """
     source = _open(cfg)
     if not isinstance(source, Streamed) and len(source) == 0:
-        raise DataError(f"data.source.path={cfg.path} holds no documents")
+        raise _no_documents(cfg.path)
     limits = {name: value for name in ("min_characters", "max_characters") if (value := getattr(cfg, name)) is not None}
     source.description.update(limits)
     return source
@@ -193,6 +193,8 @@ def _cache_for(kind: str, files: Sequence[Path], cfg: SourceConfig, identity: st
             raise refusal from None
         if isinstance(cause := innermost(error), DataError):
             raise cause from None
+        if is_without_rows(error):
+            raise _no_documents(cfg.path) from None
         said = reason_in_text(error, files) if kind == "text" else reason(error)
         raise unreadable(cfg.path, kind, said) from None
 
@@ -239,7 +241,7 @@ def _open_stream(
         stream = _load(kind, options, cfg, about, streaming=True)
         first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
     if first is None:
-        raise DataError(f"data.source.path={cfg.path} holds no documents")
+        raise _no_documents(cfg.path)
     columns.check(arrow_types(first.schema), cfg.path)
     return DatasetsStream(stream.num_shards, _marked(columns, stream), cfg.path, about, kind, options)
 
@@ -259,6 +261,10 @@ def _failure_is_said(path: str) -> Iterator[None]:
             f"data.source.path={path} cannot be streamed: {reason(error)}; run prepare again when it can be read, "
             "which goes on from here"
         ) from None
+
+
+def _no_documents(path: str) -> DataError:
+    return DataError(f"data.source.path={path} holds no documents; name files that hold text")
 
 
 def _checked(table: Any, columns: Columns, cfg: SourceConfig, about: dict[str, Any]) -> Table:

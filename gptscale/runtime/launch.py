@@ -24,6 +24,13 @@ _MPI_WORLDS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 PARALLELISM_ASKED = "ACCELERATE_USE_PARALLELISM_CONFIG"
 """Says yes where a launch file has a parallelism_config."""
 
+_YES = ("true", "1", "yes", "on", "t", "y")
+_NO = ("false", "0", "no", "off", "f", "n")
+"""The words that Accelerate knows. It ends with a traceback at any other, an empty one too."""
+
+_FLAGS = ("ACCELERATE_USE_", "ACCELERATE_DYNAMO_USE_", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFF", "FORK_LAUNCHED")
+"""How the variables begin that are one of these."""
+
 LONGEST_TIMEOUT_S = 1e6
 """Eleven days: longer than any save, and within what the backends can count."""
 
@@ -37,6 +44,9 @@ def check_launch_variables() -> None:
                 f"{name}={said} in the environment is no number from {least} on; launchers set it, so unset it or "
                 "start with accelerate launch or torchrun"
             )
+    for name, said in os.environ.items():
+        if name.startswith(_FLAGS) and said.lower() not in (*_YES, *_NO):
+            raise ConfigError(f"{name}={said} in the environment is neither true nor false; set it so, or unset it")
     world = launched_world()
     for name, rank in (("RANK", launched_rank()), ("LOCAL_RANK", launched_local_rank())):
         if rank >= world:
@@ -71,8 +81,9 @@ def check_launch_agrees(precision: "Precision", accumulation: int, clip_norm: fl
         ("ACCELERATE_GRADIENT_CLIPPING", ("none", "auto"), clip_norm or 0.0, "optim.clip_norm", clip_norm),
         ("ACCELERATE_MIXED_PRECISION", ("no",), _AS_MIXED.get(precision, precision), "train.precision", precision),
         ("ACCELERATE_DYNAMO_BACKEND", ("no",), None, "that", "train.compile"),
-        ("FSDP_OFFLOAD_PARAMS", ("false",), None, "offloading", "ZeRO-3's alone (zero3-offload.yaml)"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", ("false",), None, "that", "train.activation_checkpointing"),
+        ("ACCELERATE_USE_MEGATRON_LM", _NO, None, "the engine", "none, DDP, ZeRO or FSDP2"),
+        ("FSDP_OFFLOAD_PARAMS", _NO, None, "offloading", "ZeRO-3's alone (zero3-offload.yaml)"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", _NO, None, "that", "train.activation_checkpointing"),
     ):
         found = os.environ.get(variable, silent[0]).lower()
         if found not in silent and not _same(found, value):
@@ -177,7 +188,7 @@ def _parallel_size(name: str) -> int:
 
 def says_yes(variable: str) -> bool:
     """Whether an environment variable is set to one of the words for yes."""
-    return os.environ.get(variable, "").lower() in {"1", "true", "yes"}
+    return os.environ.get(variable, "").lower() in _YES
 
 
 @contextmanager

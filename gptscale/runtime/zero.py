@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO-1, 2 and 3 through Accelerate."""
 
 import importlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
@@ -68,6 +71,7 @@ class ZeroEngine(Engine):
             )
         self._config = ranks.agree(lambda: zero_config(settings, launched_world(), ranks.has_cuda()))
         self._stage: int = self._config["zero_optimization"]["stage"]
+        ranks.agree(lambda: check_zero(self._config["zero_optimization"]))
         ranks.agree(lambda: self._use_own_folder(self._config["zero_optimization"].get("offload_optimizer", {})))
         super().__init__(settings)
         self.name = launched_zero()
@@ -242,3 +246,16 @@ def _import_muon_of_deepspeed() -> None:
             importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     finally:
         compiler.compile = compile_
+
+
+def check_zero(section: dict[str, Any]) -> None:
+    """Raise ConfigError for what the launch's file calls otherwise than DeepSpeed, or gives it a wrong value."""
+    try:
+        DeepSpeedZeroConfig(**section)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise ConfigError(
+            f"the launch's DeepSpeed file says {where}={json.dumps(first['input']):.60}: {first['msg']}; "
+            "write it as DeepSpeed has it, or leave it out"
+        ) from None

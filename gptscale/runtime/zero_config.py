@@ -18,9 +18,8 @@ LIVE_ELEMENTS = 100_000_000
 """Weights that ZeRO-3 has gathered at one time, on their way too. DeepSpeed's own 1e9, and as many before a weight that
 is used again is let go, are more than most models of this family have: a rank would keep them all through a step."""
 
-SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
-OFFLOADS = ("offload_optimizer", "offload_param")
-"""Of zero_optimization."""
+_SECTIONS = ("zero_optimization", "offload_optimizer", "offload_param", "bf16", "fp16", "torch_autocast")
+"""What DeepSpeed's file has in braces, of what is read here."""
 
 
 def zero_config(settings: "EngineSettings", world: int, on_cuda: bool) -> dict[str, Any]:
@@ -62,15 +61,12 @@ def _from_launch() -> dict[str, Any]:
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if path != "none":
         try:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
+            config: dict[str, Any] = _said("the whole", json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"the launch's deepspeed_config_file={path} cannot be read: {error}") from None
-        config = _section(config, path)
-        sections = {name: _section(config[name], f"{path}, {name},") for name in SECTIONS if name in config}
-        said = {key: value for key, value in sections.get("zero_optimization", {}).items() if value != "auto"}
-        offloads = {name: _section(said[name], f"{path}, {name},") for name in OFFLOADS if name in said}
-        return {**config, **sections, "zero_optimization": {"stage": 0, **said, **offloads}}
-    zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
+        return {**config, "zero_optimization": {"stage": 0, **config.get("zero_optimization", {})}}
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    zero: dict[str, Any] = {"stage": int(stage) if stage.isdecimal() else stage}
     for part in ("optimizer", "param"):
         device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part.upper()}_DEVICE", "none")
         if device != "none":
@@ -81,11 +77,15 @@ def _from_launch() -> dict[str, Any]:
     return {"zero_optimization": zero}
 
 
-def _section(found: object, where: str) -> dict[str, Any]:
-    """What it says, without null, which says nothing."""
+def _said(section: str, found: Any) -> dict[str, Any]:
+    """What a section of the launch's file says; null and "auto" say nothing. Raises ConfigError where it is none."""
     if not isinstance(found, dict):
-        raise ConfigError(f"the launch's deepspeed_config_file={where} is no JSON object; mend or leave it out")
-    return {key: value for key, value in found.items() if value is not None}
+        raise ConfigError(
+            f"the launch's DeepSpeed file gives {section} as {json.dumps(found):.60}, which stands in braces; "
+            "write {...} as DeepSpeed has it, or leave it out"
+        )
+    said = {key: value for key, value in found.items() if value not in (None, "auto")}
+    return {key: _said(key, value) if key in _SECTIONS else value for key, value in said.items()}
 
 
 def _fill(config: dict[str, Any], key: str, value: float | str, setting: str) -> None:
@@ -120,8 +120,10 @@ def _fill_precision(config: dict[str, Any], settings: "EngineSettings") -> None:
 
 def _refuse(config: dict[str, Any]) -> None:
     zero = config["zero_optimization"]
-    if zero["stage"] not in (1, 2, 3):
-        raise ConfigError(f"the launch asks for ZeRO stage {zero['stage']}; choose 1, 2 or 3, or launch with ddp.yaml")
+    if repr(zero["stage"]) not in ("1", "2", "3"):  # nor true, which is 1 too
+        raise ConfigError(
+            f"the launch asks for ZeRO stage {json.dumps(zero['stage'])}; choose 1, 2 or 3, or launch with ddp.yaml"
+        )
     if zero.get("round_robin_gradients"):
         raise ConfigError(
             "the launch's DeepSpeed file says zero_optimization.round_robin_gradients=true, under which checkpoints "
@@ -139,14 +141,14 @@ def _refuse(config: dict[str, Any]) -> None:
     if offload.get("device") == "nvme":
         _check_nvme(zero["stage"], offload.get("nvme_path"))
     for key in ("zero_hpz_partition_size", "mics_shard_size"):
-        if zero.get(key, 1) > 1:
+        if zero.get(key, 1) not in (-1, 0, 1):
             raise ConfigError(f"the launch's DeepSpeed file says {key}={zero[key]}, which checkpoints do not support")
 
 
-def _check_nvme(stage: int, folder: str | None) -> None:
+def _check_nvme(stage: int, folder: Any) -> None:
     if stage != 3:
         raise ConfigError(f"the launch asks for offload_optimizer to nvme at ZeRO stage {stage}; only stage 3 has it")
-    if folder is None or not Path(folder).is_dir():
+    if not isinstance(folder, str) or not Path(folder).is_dir():
         raise ConfigError(
             f"the launch asks for offload_optimizer to nvme, but offload_optimizer_nvme_path={folder} is no folder; "
             "name one on a local NVMe disk"

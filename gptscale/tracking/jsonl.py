@@ -81,10 +81,13 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def read_histograms(path: Path) -> Iterator[tuple[Record, Histograms]]:
-    """Yield what histograms.jsonl has as progress and histograms; a torn last line is left out."""
-    for _, record in _records(path):
-        found = {name: Histogram(**its) for name, its in record.pop("histograms").items()}
-        yield record, found
+    """Read histograms.jsonl as progress and histograms, one step after another since all of them take gigabytes.
+
+    None if there is no file; a torn last line is left out, and so is what is written from this call on.
+    """
+    until = path.stat().st_size if path.exists() else 0
+    records = ((record, record.pop("histograms")) for _, record in _records(path, until))
+    return ((record, {name: Histogram(**its) for name, its in found.items()}) for record, found in records)
 
 
 def cut_back(run_dir: Path, step: int | None) -> None:
@@ -140,10 +143,13 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield each line with what it says, one at a time since histograms take gigabytes; only the last may be torn."""
+def _records(path: Path, until: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield each line with what it says, one at a time since histograms take gigabytes; only the last may be torn.
+
+    until is the number of the bytes to read.
+    """
     torn = None
-    for number, line in enumerate(_raw_lines(path), start=1):
+    for number, line in enumerate(_raw_lines(path, until), start=1):
         if torn is not None:
             raise TrainingError(
                 f"{path} line {torn} is not a whole record, and lines follow it; "
@@ -156,10 +162,12 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield line, record
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def _raw_lines(path: Path, until: float) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             for line in file:
+                if file.tell() > until:
+                    return
                 yield line.removesuffix(b"\n")
                 if not line.endswith(b"\n"):
                     return  # a training that goes on may write its rest meanwhile, which were a line by itself

@@ -5,7 +5,6 @@ resume writes the whole history anew from the run folder; so the newest file alw
 A run that W&B fails in goes on offline in the same way. All of this happens beside training, on a thread of its own.
 """
 
-import heapq
 import logging
 import math
 import os
@@ -13,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from functools import partial
+from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -219,12 +219,14 @@ class WandbSink(View):
     def _replay(self) -> None:
         """Write the history so far, as the files of the run folder have it, in the order of its steps."""
         self._samples.clear()
-        counted = read_histograms(self._run_dir / HISTOGRAMS_FILE)  # one at a time, since they may take gigabytes
-        histograms = ((progress["step"], partial(self._histograms, progress, found)) for progress, found in counted)
-        records = ((record["step"], partial(self._log, record)) for record in read_log(self._run_dir / LOG_FILE))
+        counted = read_histograms(self._run_dir / HISTOGRAMS_FILE)
+        told = [(record["step"], partial(self._log, record)) for record in read_log(self._run_dir / LOG_FILE)]
         samples = [(its["step"], its["prompt"], its["text"]) for its in read_samples(self._run_dir / SAMPLES_FILE)]
-        tables = ((step, partial(self._tell_table, list(of_one))) for step, of_one in groupby(samples, itemgetter(0)))
-        for step, tell in heapq.merge(histograms, records, tables, key=itemgetter(0)):  # in this order within a step
+        for step, of_one in groupby(samples, itemgetter(0)):
+            told.append((step, partial(self._tell_table, list(of_one))))
+        told.sort(key=itemgetter(0))  # which keeps the order within a step, as merge does
+        of_counted = ((progress["step"], partial(self._histograms, progress, found)) for progress, found in counted)
+        for step, tell in merge(of_counted, told, key=itemgetter(0)):
             tell()
             self._reached = step
 

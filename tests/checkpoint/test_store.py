@@ -426,6 +426,18 @@ def test_a_link_to_checkpoints_on_a_disk_that_is_not_there_is_no_new_run(store: 
         newest_good(store.run_dir, Alone(), print)
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_in_the_place_of_the_checkpoints_is_told_before_a_run_trains(
+    store: Store, tmp_path: Path, link: bool
+) -> None:
+    folder = store.run_dir / "checkpoints"
+    if link:
+        folder.symlink_to(tmp_path / "a file")
+    folder.write_text("")
+    with pytest.raises(CheckpointError, match=r"checkpoints is no folder, so it holds no checkpoints; move it away"):
+        newest_good(store.run_dir, Alone(), print)
+
+
 def test_a_ledger_that_a_full_disk_does_not_take_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1)
     folder = store.run_dir / "checkpoints" / "step-00000001"

@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import pytest
+from accelerate.utils import str_to_bool
 
 from gptscale.errors import ConfigError
 from gptscale.runtime.launch import (
@@ -13,6 +14,7 @@ from gptscale.runtime.launch import (
     check_meeting_point,
     collective_timeout_s,
     launched_dp_shard_size,
+    launched_engine,
     launched_local_rank,
     life,
     says_yes,
@@ -43,6 +45,28 @@ def test_what_no_launcher_has_set_is_named(monkeypatch: pytest.MonkeyPatch, name
         ConfigError, match=f"{name}={said} in the environment is no number .*; launchers set it, so unset"
     ):
         check_launch_variables()
+
+
+@pytest.mark.parametrize(
+    "name", ["ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_DEBUG_MODE", "FORK_LAUNCHED"]
+)
+@pytest.mark.parametrize("said", ["", "si"])
+def test_a_word_that_accelerate_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match="invalid truth value"):
+        str_to_bool(said)
+    monkeypatch.setenv(name, said)
+    with pytest.raises(
+        ConfigError, match=f"^{name}={said} in the environment is neither true nor false; set it so, or"
+    ):
+        check_launch_variables()
+
+
+@pytest.mark.parametrize("said", ["y", "Yes", "t", "TRUE", "on", "1", "n", "No", "f", "FALSE", "off", "0"])
+def test_a_word_means_what_it_means_to_accelerate(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", said)
+    check_launch_variables()
+    assert says_yes("ACCELERATE_USE_FSDP") == str_to_bool(said)
+    assert launched_engine() == ("fsdp2" if str_to_bool(said) else "plain")
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
@@ -76,6 +100,7 @@ def test_ranks_that_do_not_know_where_to_meet_are_told(
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "gradient_clipping=1.0, but optim.clip_norm is 0.5"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "mixed_precision=bf16, but train.precision is fp32"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend=inductor, but that is train.compile; leave it out"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "use_megatron_lm=true, but the engine is none, DDP, ZeRO or FSDP2"),
         ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params=true, but offloading is ZeRO-3's alone"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "True", "fsdp_activation_checkpointing=true, but that is train.activation_"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from gptscale.errors import ConfigError
 from gptscale.planning.state import LIVE_ELEMENTS
 from gptscale.runtime.engine import EngineSettings
+from gptscale.runtime.zero import check_zero
 from gptscale.runtime.zero_config import launched_zero, zero_config
 
 SETTINGS = EngineSettings("fp32", accumulation=4, micro_batch_sequences=2, clip_norm=0.5)
@@ -122,35 +123,6 @@ def test_a_file_that_agrees_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytes
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
 
 
-def test_null_in_a_file_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = with_file(
-        tmp_path, monkeypatch, bf16=None, zero_optimization={"stage": 3, "offload_param": None, "overlap_comm": None}
-    )
-    assert "offload_param" not in config["zero_optimization"]
-    assert launched_zero() == "zero3"
-    with pytest.raises(ConfigError, match="asks for ZeRO stage 0; choose 1, 2 or 3"):
-        with_file(tmp_path, monkeypatch, zero_optimization=None)
-
-
-@pytest.mark.parametrize(
-    ("content", "where"),
-    [
-        ([], ""),
-        ({"zero_optimization": 2}, ", zero_optimization,"),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, ", offload_optimizer,"),
-        ({"zero_optimization": {"stage": 2}, "bf16": True}, ", bf16,"),
-    ],
-)
-def test_what_should_be_a_section_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: object, where: str
-) -> None:
-    path = tmp_path / "deepspeed.json"
-    path.write_text(json.dumps(content))
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
-    with pytest.raises(ConfigError, match=f"deepspeed_config_file={path}{where} is no JSON object; mend or leave it"):
-        launched_zero()
-
-
 def test_what_a_file_leaves_to_its_reader_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto"}
     found = with_file(tmp_path, monkeypatch, zero_optimization=zero)["zero_optimization"]
@@ -188,7 +160,7 @@ def test_a_file_that_says_nothing_of_zero_is_refused_also_before_an_engine_start
         launched_zero()
 
 
-@pytest.mark.parametrize("content", [None, "{", "\xff"], ids=["none", "half", "no text"])
+@pytest.mark.parametrize("content", [None, "{", "\xff", "[" * 100_000], ids=["none", "half", "no text", "too deep"])
 def test_a_file_that_cannot_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
@@ -198,3 +170,68 @@ def test_a_file_that_cannot_be_read_is_named(
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
     with pytest.raises(ConfigError, match=f"deepspeed_config_file={path} cannot be read"):
         zero_config(SETTINGS, world=3, on_cuda=False)
+
+
+@pytest.mark.parametrize("silent", [None, "auto"])
+def test_null_says_nothing_as_auto_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: str | None) -> None:
+    offloads = {"offload_optimizer": silent, "offload_param": silent}
+    zero = {"stage": 3, "reduce_bucket_size": silent, "zero_hpz_partition_size": silent, **offloads}
+    found = with_file(tmp_path, monkeypatch, zero_optimization=zero, bf16=silent, gradient_clipping=silent)
+    assert found == with_file(tmp_path, monkeypatch, zero_optimization={"stage": 3})
+    assert launched_zero() == "zero3"
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"zero_optimization": None}, "asks for ZeRO stage 0; choose 1, 2 or 3"),
+        ({"zero_optimization": {"stage": True}}, "asks for ZeRO stage true; choose 1, 2 or 3"),
+        ({"zero_optimization": 2}, "gives zero_optimization as 2, which stands in braces; write "),
+        ({"bf16": True}, "gives bf16 as true, which stands in braces; write "),
+        ({"zero_optimization": {"stage": 3, "offload_param": "cpu"}}, 'offload_param as "cpu", which stands in braces'),
+        (
+            {"zero_optimization": {"stage": 3, "mics_shard_size": "2"}},
+            "says mics_shard_size=2, which checkpoints do not",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": 3}}},
+            "offload_optimizer_nvme_path=3 is no folder",
+        ),
+    ],
+)
+def test_values_of_another_kind_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_file(tmp_path, monkeypatch, **said)
+
+
+def test_a_file_that_is_no_object_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text("null")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(ConfigError, match="gives the whole as null, which stands in braces; write "):
+        launched_zero()
+
+
+def test_a_stage_of_the_environment_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "two")
+    with pytest.raises(ConfigError, match='asks for ZeRO stage "two"; choose 1, 2 or 3'):
+        launched_zero()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"reduce_bucket_sise": 3},
+            "says zero_optimization.reduce_bucket_sise=3: Extra inputs are not permitted; write",
+        ),
+        ({"reduce_bucket_size": "x"}, 'says zero_optimization.reduce_bucket_size="x": Input should be a valid integer'),
+        ({"offload_optimizer": {"device": "gpu"}}, 'says zero_optimization.offload_optimizer.device="gpu": Input'),
+    ],
+)
+def test_what_deepspeed_does_not_take_is_named(said: dict[str, Any], message: str) -> None:
+    check_zero({"stage": 2})
+    with pytest.raises(ConfigError, match=message):
+        check_zero({"stage": 2, **said})

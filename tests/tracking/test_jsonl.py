@@ -141,6 +141,16 @@ def test_cutting_back_keeps_the_step_and_all_before_it_in_every_file(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["histograms.jsonl", "log.jsonl", "samples.jsonl"]
 
 
+def test_histograms_that_are_written_while_they_are_read_are_left_to_who_writes_them(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "histograms.jsonl"
+    found = read_histograms(path)
+    whole = path.read_text()
+    with path.open("a") as file:
+        file.write('{"step": 99, "tokens": 1, "histograms": {}}\n')
+    assert [progress["step"] for progress, _ in found] == [json.loads(line)["step"] for line in whole.splitlines()]
+
+
 def test_cutting_back_to_no_step_drops_everything(tmp_path: Path) -> None:
     write_run(tmp_path)
     cut_back(tmp_path, None)

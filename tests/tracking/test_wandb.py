@@ -1,11 +1,13 @@
 import contextlib
 import gc
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -302,6 +304,24 @@ def test_an_offline_resume_writes_the_history_anew_and_drops_the_older_file(fake
         (1, {"step": 1, "train/loss": 4.0}),
     ]
     assert not older.exists()
+
+
+def test_a_history_written_anew_holds_the_histograms_of_one_step_at_a_time(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = list(range(10_000, 20_000))  # 70 kB as text, and 16 MB in 40 steps as numbers of 32 bytes and their lists
+    with (tmp_path / "histograms.jsonl").open("w") as file:
+        for step in range(40):
+            its = {"parameters/w": {"low": 0, "high": 1, "counts": counts}}
+            file.write(json.dumps({"step": step, "histograms": its}) + "\n")
+    told: list[int] = []
+    monkeypatch.setattr(fake, "log", lambda data, step: told.append(step))
+    tracemalloc.start()
+    open_wandb(config("offline", tmp_path), tmp_path, 39)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert told == list(range(40))
+    assert peak < 4e6
 
 
 def test_online_without_a_key_records_offline_and_says_so_in_one_line(

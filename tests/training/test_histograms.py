@@ -95,7 +95,7 @@ def test_a_run_has_them_every_so_many_steps_and_once_after_a_resume(
     assert steps(run_dir) == [3, 6]
     assert train(parse_config(values))  # goes on from step 4
     assert steps(run_dir) == [3, 6]
-    _, (progress, found) = read_histograms(run_dir / "histograms.jsonl")
+    progress, found = list(read_histograms(run_dir / "histograms.jsonl"))[1]
     assert progress["tokens"] == 6 * 256
     assert sorted({name.split("/")[0] for name in found}) == ["gradients", "parameters"]
     for of_embedding in (found["gradients/tok_emb.weight"], found["parameters/tok_emb.weight"]):
