@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 from mistakes import positive, told
 
-from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.store import Store
-from gptscale.config.schema import ModelConfig, OptimizerConfig
+from gptscale.config.schema import CheckpointConfig, ModelConfig, OptimizerConfig
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import ranks
 from gptscale.runtime.distributed import start_engine
@@ -74,7 +74,7 @@ def measure(engine: Engine, folder: Path, rounds: int) -> Times:
     times: Times = defaultdict(list)
     folder.mkdir(parents=True, exist_ok=True)
     dd, theirs, one_file = folder / "dd", folder / "accelerate", folder / "torch.pt"
-    store = Store(folder / "ours", engine, Retention(1), config={}, data_fingerprint="", versions={})
+    store = Store(Fence(folder / "ours"), engine, CheckpointConfig(keep=1), config={}, data_fingerprint="", versions={})
     copy = [t.clone() for f in engine.owned_fragments() for t in f.tensors.values()]
     for number in range(rounds + 1):
         ways: list[Callable[[], Times]] = [

@@ -66,9 +66,9 @@ class Fence:
         sweep(run_dir, number)
         return cls(run_dir, number)
 
-    def holds(self, *, fresh: bool = False) -> bool:
-        """Whether this number is the last, and still there; fresh asks the server of a network file system."""
-        return _newest(self.run_dir, fresh=fresh) == self.number
+    def holds(self) -> bool:
+        """Whether this number is the last, and still there, as far as this process knows."""
+        return _newest(self.run_dir, fresh=False) == self.number
 
     def mark(self) -> str | None:
         """What this start has written at its number, None where this process sees no such file."""
@@ -80,7 +80,10 @@ class Fence:
             return None
 
     def check(self, *, fresh: bool = False) -> None:
-        """Raise TakenOverError if somebody has taken a number since, and TrainingError if the folder is gone."""
+        """Raise TakenOverError if somebody has taken a number since, and TrainingError if the folder is gone.
+
+        fresh asks the server of a network file system.
+        """
         newest = _newest(self.run_dir, fresh=fresh)
         if newest < self.number:
             raise TrainingError(

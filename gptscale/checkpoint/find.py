@@ -47,15 +47,14 @@ def newest_good(
     be reached is an error too: it may well be good. Raises CheckpointError if the run has checkpoints but none is
     good: starting from nothing would hide the loss.
     """
-    problems: list[str] = []
-    bad: list[Path] = []
+    bad: dict[Path, str] = {}
     with suppress(OSError):  # there is none yet, or it may not be written, which is said elsewhere
         refresh(checkpoints_dir(run_dir))
     seen = ranks.agree(lambda: list_checkpoints(run_dir))
     found = ranks.gather(seen)[0]  # a shared disk may show other ranks another list
     for path in found:
         try:
-            manifest = ranks.agree(lambda path=path: verified_share(path, ranks))  # type: ignore[misc]
+            manifest = ranks.agree(lambda path=path: verified(path, ranks.rank, ranks.world))  # type: ignore[misc]
         except CheckpointAccessError:
             raise
         except CheckpointError as error:
@@ -64,15 +63,14 @@ def newest_good(
                     f"resume.strict refuses to pass over a bad checkpoint: {error}. "
                     f"Mend {path}, move it away, or set resume.strict=false to go on from the one before"
                 ) from None
-            problems.append(str(error))
-            bad.append(path)
+            bad[path] = str(error)
             continue
-        ranks.agree(lambda: _set_aside(bad, problems, say) if ranks.rank == 0 else None)
+        ranks.agree(lambda: _set_aside(bad, say) if ranks.rank == 0 else None)
         ledger = ranks.gather(manifest.ledger)[0]  # which may have been amended since another rank's system read it
         return path, replace(manifest, ledger=ledger)
-    if problems:
+    if bad:
         raise CheckpointError(
-            f"no checkpoint of {run_dir} can be used: {problems[0]}. "
+            f"no checkpoint of {run_dir} can be used: {bad[found[0]]}. "
             f"To start again from nothing, move {checkpoints_dir(run_dir)} away"
         )
     return None
@@ -86,34 +84,23 @@ def load_fragments(
     ranks.agree(lambda: read_fragments(path, manifest, fragments))
 
 
-def verified_share(path: Path, ranks: Ranks) -> CheckpointManifest:
-    """Read the manifest and check this rank's share of the files."""
-    manifest = _read_whole(path)
-    for name in sorted(manifest.files)[ranks.rank :: ranks.world]:
-        verify_file(path, name, manifest.files[name])
-    return manifest
+def verified(path: Path, rank: int = 0, world: int = 1) -> CheckpointManifest:
+    """Read a checkpoint's manifest and check a rank's share of its files.
 
-
-def verified_manifest(path: Path) -> CheckpointManifest:
-    """Read one checkpoint's manifest and check all of its files, in one process."""
-    manifest = _read_whole(path)
-    for name, record in manifest.files.items():
-        verify_file(path, name, record)
-    return manifest
-
-
-def _read_whole(path: Path) -> CheckpointManifest:
-    """Read a manifest in which no parameter has a hole, where whatever memory held would be taken for weights."""
+    No parameter has a hole, where whatever memory held would be taken for weights.
+    """
     manifest = read_manifest(path)
     if problems := tiling_problems(path, manifest):
         says = "write it as gptscale/checkpoint/FORMAT.md says, or use another checkpoint"
         raise CheckpointError(f"{problems[0]}; {says}")
+    for name in sorted(manifest.files)[rank::world]:
+        verify_file(path, name, manifest.files[name])
     return manifest
 
 
-def _set_aside(folders: list[Path], problems: list[str], say: Callable[[str], None]) -> None:
+def _set_aside(bad: dict[Path, str], say: Callable[[str], None]) -> None:
     """Take bad checkpoints out of the row, so that they neither count as kept nor are tried again."""
-    for folder, problem in zip(folders, problems, strict=True):
+    for folder, problem in bad.items():
         aside = folder.with_name(f"bad-{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
         try:

@@ -9,8 +9,8 @@ import torch
 
 from gptscale.checkpoint.layout import CheckpointManifest, FileRecord, tensor_key
 from gptscale.checkpoint.model import find_checkpoint
-from gptscale.config.load import changed_settings, parse_config
-from gptscale.weights.files import TensorReader, open_tensors
+from gptscale.config.load import parse_config, settings
+from gptscale.weights.files import open_tensors
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         world=manifest.world,
         data_fingerprint=manifest.data_fingerprint,
         ledger=manifest.ledger,
-        settings=changed_settings(parse_config(manifest.config, str(folder))),
+        settings=settings(parse_config(manifest.config, str(folder)), changed=True),
         files=manifest.files,
         tensors=[
             TensorSummary(name, record.shape, len(record.ranges), norms[name], record.scalars)
@@ -78,9 +78,7 @@ def _norms(folder: Path, manifest: CheckpointManifest) -> dict[str, dict[str, fl
             for name, record in manifest.parameters.items():
                 for start in [r.start for r in record.ranges if r.file == file]:
                     for kind in record.kinds:
-                        squares[name][kind] += _squared_norm(reader, tensor_key(kind, name, start))
+                        pieces = reader.pieces(tensor_key(kind, name, start))
+                        norms = (float(torch.linalg.vector_norm(p, dtype=torch.float64)) for p in pieces)
+                        squares[name][kind] += math.fsum(norm**2 for norm in norms)
     return {name: {kind: math.sqrt(square) for kind, square in of_one.items()} for name, of_one in squares.items()}
-
-
-def _squared_norm(reader: TensorReader, key: str) -> float:
-    return math.fsum(float(torch.linalg.vector_norm(p, dtype=torch.float64)) ** 2 for p in reader.pieces(key))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptscale.checkpoint.find import verified_manifest
+from gptscale.checkpoint.find import verified
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, list_checkpoints, step_dir, tensor_key
 from gptscale.checkpoint.portable import check_names
 from gptscale.config.load import parse_config
@@ -80,11 +80,11 @@ def find_checkpoint(path: Path, *, best: bool = False) -> tuple[Path, Checkpoint
             raise CheckpointError(
                 f"{path} is one checkpoint, and --best chooses among those of a run; give the run folder"
             )
-        return path, verified_manifest(path)
+        return path, verified(path)
     problem: CheckpointError | None = None
     for folder in [_best(path)] if best else list_checkpoints(path):
         try:
-            return folder, verified_manifest(folder)
+            return folder, verified(folder)
         except CheckpointAccessError:
             raise  # it is out of reach, and may be as good as any
         except CheckpointError as error:

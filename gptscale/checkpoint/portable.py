@@ -68,8 +68,9 @@ def merge_parts(parts: Iterable[PartRecord]) -> dict[str, ParameterRecord]:
     merged = {}
     for name, record in records.items():
         ordered = sorted(ranges[name], key=lambda r: r.start)
-        check_tiling(name, record.shape, ordered)
         merged[name] = ParameterRecord(record.shape, record.kinds, record.scalars, ordered)
+        if problem := _tiling_problem(name, merged[name]):
+            raise CheckpointError(problem)
     return merged
 
 
@@ -115,26 +116,20 @@ def _record(fragment: Fragment, file: str) -> ParameterRecord:
     return ParameterRecord(list(fragment.shape), list(fragment.tensors), scalars, [where])
 
 
-def check_tiling(name: str, shape: list[int], ordered: list[Range]) -> None:
-    """Raise CheckpointError unless ranges, in order, cover a parameter exactly once."""
-    numel, covered = math.prod(shape), 0
-    for r in ordered:
-        if r.start != covered:
-            raise CheckpointError(f"{name}: elements {min(r.start, covered)} on were saved twice or not at all")
-        covered += r.numel
-    if covered != numel:
-        raise CheckpointError(f"{name}: {covered} of {numel} elements were saved")
-
-
 def tiling_problems(folder: Path, manifest: CheckpointManifest) -> list[str]:
     """A line for each parameter whose ranges a manifest gives with a hole or an overlap."""
-    problems = []
-    for name, record in manifest.parameters.items():
-        try:
-            check_tiling(name, record.shape, sorted(record.ranges, key=lambda r: r.start))
-        except CheckpointError as error:
-            problems.append(f"{folder / MANIFEST}: {error}")
-    return problems
+    found = (_tiling_problem(name, record) for name, record in manifest.parameters.items())
+    return [f"{folder / MANIFEST}: {problem}" for problem in found if problem]
+
+
+def _tiling_problem(name: str, record: ParameterRecord) -> str | None:
+    """What keeps a parameter's ranges from covering it exactly once."""
+    numel, covered = math.prod(record.shape), 0
+    for r in sorted(record.ranges, key=lambda r: r.start):
+        if r.start != covered:
+            return f"{name}: elements {min(r.start, covered)} on were saved twice or not at all"
+        covered += r.numel
+    return None if covered == numel else f"{name}: {covered} of {numel} elements were saved"
 
 
 def _matching_record(folder: Path, records: Mapping[str, ParameterRecord], fragment: Fragment) -> ParameterRecord:

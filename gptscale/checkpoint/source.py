@@ -6,22 +6,10 @@ from pathlib import Path
 from gptscale.checkpoint.layout import MANIFEST, CheckpointManifest, checkpoints_dir
 from gptscale.checkpoint.model import find_checkpoint, saved_weights
 from gptscale.config.load import parse_config
+from gptscale.config.schema import NO_FUNCTION
 from gptscale.weights.find import find_weights
 from gptscale.weights.gpt2 import TABLES
 from gptscale.weights.source import Source, Stored
-
-FIELDS = (
-    "vocab_size",
-    "context_length",
-    "emb_dim",
-    "n_heads",
-    "n_layers",
-    "qkv_bias",
-    "norm_bias",
-    "tie_embeddings",
-    "gelu",
-)
-"""What decides the function that weights belong to."""
 
 
 def open_weights(name: str) -> Source:
@@ -38,7 +26,7 @@ def checkpoint_source(folder: Path, manifest: CheckpointManifest) -> Source:
     tensors = saved_weights(folder, manifest)
     for name in tensors.keys() & set(TABLES):
         tensors[name] = _cropped(tensors[name], cfg.model.vocab_size)
-    fields = cfg.model.model_dump(include=set(FIELDS))
+    fields = cfg.model.model_dump(exclude=NO_FUNCTION)
     return Source(str(folder), "gptscale", fields, tensors, tokenizer=cfg.data.tokenizer)
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptscale.checkpoint.fence import Fence, discard, discarded_dir, remove, sweep, unfinished_dir
-from gptscale.checkpoint.find import Ranks, verified_share
+from gptscale.checkpoint.find import Ranks, verified
 from gptscale.checkpoint.layout import (
     CheckpointManifest,
     FileRecord,
-    ParameterRecord,
     checkpoints_dir,
     list_checkpoints,
     part_name,
@@ -24,8 +23,9 @@ from gptscale.checkpoint.layout import (
     write_manifest,
 )
 from gptscale.checkpoint.portable import PartRecord, merge_parts, pack_record, unpack_record, write_part
-from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.retention import doomed
 from gptscale.checkpoint.snapshot import Snapshot
+from gptscale.config.schema import CheckpointConfig
 from gptscale.disk import sync_folder
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment
@@ -74,27 +74,25 @@ class Store:
 
     def __init__(
         self,
-        run_dir: Path,
+        fence: Fence,
         ranks: Ranks,
-        retention: Retention,
+        rules: CheckpointConfig,
         *,
         names: Iterable[str] | None = None,
-        background: bool = True,
-        fence: Fence | None = None,
         **about: Any,
     ) -> None:
-        """Fence is this start's number in the folder, null where nobody else writes it.
+        """Fence is this start's number in the run folder.
 
         A checkpoint in which one of names is missing is refused; null takes the parameters that are given. About is
         what the manifest says beside ranges and ledger: config, data_fingerprint, versions.
         """
-        self.run_dir = run_dir
+        self.run_dir = fence.run_dir
         self._names = None if names is None else frozenset(names)
         self._ranks = ranks
-        self._retention = retention
-        self._fence = fence or Fence(run_dir)
+        self._rules = rules
+        self._fence = fence
         self._about = about
-        self._snapshot = Snapshot() if background else None
+        self._snapshot = Snapshot() if rules.background else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._committed: Path | None = None
@@ -201,7 +199,12 @@ class Store:
                 files[part.file] = part.record
                 yield part
 
-        parameters = self._complete(merge_parts(unpacked()))
+        parameters = merge_parts(unpacked())
+        if self._names is not None and (wrong := sorted(self._names ^ parameters.keys())):
+            raise CheckpointError(
+                f"{wrong[0]} was saved by no rank, or is no parameter of the model ({len(wrong)} such names); "
+                "nothing was saved"
+            )
         manifest = CheckpointManifest(
             step=save.step,
             ledger=save.ledger,
@@ -222,14 +225,6 @@ class Store:
         self.prune((save.ledger.get("best") or {}).get("step"))
         return safe
 
-    def _complete(self, parameters: dict[str, ParameterRecord]) -> dict[str, ParameterRecord]:
-        if self._names is not None and (wrong := sorted(self._names ^ parameters.keys())):
-            raise CheckpointError(
-                f"{wrong[0]} was saved by no rank, or is no parameter of the model ({len(wrong)} such names); "
-                "nothing was saved"
-            )
-        return parameters
-
     def prune(self, best_step: int | None) -> None:
         """Delete what need not stay, when the newest is known to be good; rank 0 alone does.
 
@@ -237,7 +232,7 @@ class Store:
         """
         self._fence.check(fresh=True)
         folders = {int(path.name.removeprefix("step-")): path for path in list_checkpoints(self.run_dir)}
-        for step in self._retention.doomed(folders, best_step):
+        for step in doomed(self._rules, folders, best_step):
             discard(folders[step])
         sweep(self.run_dir, self._fence.number)
 
@@ -248,7 +243,7 @@ class Store:
         if path == self._committed:
             return True
         try:
-            self._ranks.agree(lambda: verified_share(path, self._ranks))
+            self._ranks.agree(lambda: verified(path, self._ranks.rank, self._ranks.world))
         except CheckpointError:
             return False
         return True
@@ -283,10 +278,10 @@ def _written(folder: Path, file: str, fragments: Iterable[Fragment]) -> tuple[in
 
 def _discard(final: Path, inode: int) -> None:
     """Take a bad checkpoint's name away from it; if another start has meanwhile replaced it, put that one back."""
-    doomed = discarded_dir(final)
-    final.rename(doomed)
-    if doomed.stat().st_ino != inode:
-        doomed.rename(final)
+    aside = discarded_dir(final)
+    final.rename(aside)
+    if aside.stat().st_ino != inode:
+        aside.rename(final)
         raise FileExistsError(f"{final} was written by another process")
 
 

@@ -47,36 +47,28 @@ def verify_checkpoints(folders: Iterable[Path], *, finite: bool = False) -> Iter
     Verdicts come in the order of the folders, each as soon as it and those before it are known.
     """
     with ThreadPoolExecutor(cores(), thread_name_prefix="verify") as pool:
-        for check in [_Check(pool, folder, finite) for folder in folders]:
-            yield check.verdict()
+        for folder, (manifest, problems, files) in [(folder, _begun(pool, folder, finite)) for folder in folders]:
+            yield Verdict(folder, manifest, problems + [problem for file in files for problem in file.result()])
 
 
-class _Check:
-    """The checks of one checkpoint, under way."""
-
-    def __init__(self, pool: ThreadPoolExecutor, folder: Path, finite: bool) -> None:
-        self._folder = folder
-        self._manifest: CheckpointManifest | None = None
-        self._problems: list[str] = []
-        self._files: list[Future[list[str]]] = []
-        try:
-            self._manifest = manifest = read_manifest(folder)
-        except CheckpointError as error:
-            self._problems.append(str(error))
-            return
-        self._problems += tiling_problems(folder, manifest)
-        expected = _expected_tensors(manifest)
-        self._problems += [
-            f"{folder / MANIFEST} places tensors in {file}, which is none of its files"
-            for file in expected.keys() - manifest.files
-        ]
-        for file in sorted(manifest.files):
-            self._files.append(pool.submit(_file_problems, folder, file, manifest, expected.get(file, {}), finite))
-
-    def verdict(self) -> Verdict:
-        """Wait for the files."""
-        found = [problem for file in self._files for problem in file.result()]
-        return Verdict(self._folder, self._manifest, self._problems + found)
+def _begun(
+    pool: ThreadPoolExecutor, folder: Path, finite: bool
+) -> tuple[CheckpointManifest | None, list[str], list[Future[list[str]]]]:
+    """A checkpoint's manifest with what is wrong with it, and the checks of its files, which are under way."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return None, [str(error)], []
+    expected = _expected_tensors(manifest)
+    strays = [
+        f"{folder / MANIFEST} places tensors in {file}, which is none of its files"
+        for file in expected.keys() - manifest.files
+    ]
+    files = [
+        pool.submit(_file_problems, folder, file, manifest, expected.get(file, {}), finite)
+        for file in sorted(manifest.files)
+    ]
+    return manifest, tiling_problems(folder, manifest) + strays, files
 
 
 def _expected_tensors(manifest: CheckpointManifest) -> dict[str, dict[str, int]]:

@@ -1,7 +1,6 @@
 """gptscale evaluate: loss, perplexity and bits per byte of a checkpoint, and its answers to cloze questions."""
 
 import json
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,9 +33,10 @@ def run_evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Loss in nats per token, perplexity and bits per byte over fixed or sliding windows."""
-    from gptscale.cli.subject import Subject, Windows
+    from gptscale.cli.subject import Subject
     from gptscale.evaluation.cloze import read_questions
     from gptscale.runtime import ranks
+    from gptscale.tracking.jsonl import plain
 
     _check_options(split or "val", sequences, stride)
     if sets and (split or data_dir):
@@ -45,19 +45,18 @@ def run_evaluate(
     results: dict[str, Any] = {}
     with ranks.explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
         questions = ranks.agree(lambda: read_questions(cloze)) if cloze is not None else []
-        subject = Subject(checkpoint, best=best)
+        subject = Subject(checkpoint, best=best, sequences=sequences, stride=stride)
         if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus
             part: Split = "train" if split == "train" else "val"
-            for name, found in subject.evaluations(Windows(sequences, stride), part, data_dir, sets or ()):
+            for name, found in subject.evaluations(part, data_dir, sets or ()):
                 results[name] = _as_dict(found)
                 _say("" if as_json else _line(name, found))
         if cloze is not None:
             score = subject.cloze(questions)
-            shares = {**asdict(score), "acc_norm_stderr": score.stderr}
-            results["cloze"] = {"file": str(cloze), **{key: _number(value) for key, value in shares.items()}}
+            results["cloze"] = {"file": str(cloze), **asdict(score), "acc_norm_stderr": score.stderr}
             _say("" if as_json else _cloze_line(cloze, score))
     about = {"checkpoint": str(subject.folder), "step": subject.step, "stride": stride}
-    _say(json.dumps({**about, "results": results}, allow_nan=False) if as_json else "")
+    _say(json.dumps(plain({**about, "results": results}), allow_nan=False) if as_json else "")
 
 
 def evaluate(
@@ -75,11 +74,11 @@ def evaluate(
     and each counts only what the one before did not reach; null lets them lie side by side. Computes in float32.
     Under a launcher all ranks call this together, and share the windows. A mixture's corpora count by weight.
     """
-    from gptscale.cli.subject import Subject, Windows
+    from gptscale.cli.subject import Subject
 
     _check_options(split, sequences, stride)
-    subject = Subject(Path(checkpoint), best=best)
-    _, found = next(subject.evaluations(Windows(sequences, stride), split, Path(data_dir) if data_dir else None))
+    subject = Subject(Path(checkpoint), best=best, sequences=sequences, stride=stride)
+    _, found = next(subject.evaluations(split, Path(data_dir) if data_dir else None))
     return found
 
 
@@ -112,19 +111,9 @@ def _cloze_line(path: Path, score: "ClozeScore") -> str:
 
 
 def _as_dict(found: "Evaluation") -> dict[str, Any]:
-    """As JSON can say it: null for what is no number."""
-    values = {
-        "loss": found.loss,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
+    return {
+        **found.figures(),
         "tokens": found.tokens,
         "bytes": found.bytes,
+        "loss_by_position": found.by_position,
     }
-    return {
-        **{key: _number(value) for key, value in values.items()},
-        "loss_by_position": [_number(loss) for loss in found.by_position],
-    }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -1,10 +1,9 @@
 """gptscale inspect: what is in a checkpoint."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,18 +19,10 @@ def run_inspect(
 ) -> None:
     """Tensors with their norms, the ledger, files, and the settings that are not the defaults."""
     from gptscale.checkpoint.inspection import inspect_checkpoint
+    from gptscale.tracking.jsonl import plain
 
     found = inspect_checkpoint(checkpoint)
-    print(json.dumps(_plain(asdict(found)), indent=1, allow_nan=False) if as_json else "\n".join(_lines(found)))
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON has it: null for what is no finite number."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(plain(asdict(found)), indent=1, allow_nan=False) if as_json else "\n".join(_lines(found)))
 
 
 def _lines(found: "Inspection") -> Iterator[str]:

@@ -1,7 +1,6 @@
 """A trained model to be evaluated: what `gptscale evaluate` does once its options are read."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,28 +26,23 @@ from gptscale.runtime.device import local_device
 from gptscale.runtime.launch import launched_rank, launched_world
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Which windows of a text count."""
-
-    sequences: int | None
-    """How many, spread evenly; null takes all."""
-    stride: int | None
-    """Tokens between the starts of two; null lets them lie side by side."""
-
-
 class Subject:
     """A trained model to be evaluated, on this rank of perhaps several."""
 
-    def __init__(self, checkpoint: Path, *, best: bool = False) -> None:
+    def __init__(
+        self, checkpoint: Path, *, best: bool = False, sequences: int | None = None, stride: int | None = None
+    ) -> None:
+        """Sequences is how many windows of a text count, spread evenly, and stride the tokens between the starts of
+        two; null takes all, side by side."""
         ranks.join()
         self.device: torch.device = local_device()
         self.folder, manifest, self.model, self.cfg = _load_together(checkpoint, best, self.device)
         self.step, self._imported = manifest.step, manifest.engine == IMPORTED
+        self._sequences, self._stride = sequences, stride
         self._tokenizer = ranks.agree(lambda: own_tokenizer(self.cfg))
 
     def evaluations(
-        self, windows: Windows, split: Split, data_dir: Path | None = None, names: Sequence[str] = ()
+        self, split: Split, data_dir: Path | None = None, names: Sequence[str] = ()
     ) -> Iterator[tuple[str, Evaluation]]:
         """Over a split of the run's own corpus or of another one; or, by their names, over validation sets of the run.
 
@@ -59,38 +53,36 @@ class Subject:
             raise ConfigError(f"--set={unknown[0]} is not in eval.sets; known are {', '.join(known)} and all")
         for name in dict.fromkeys(known if "all" in names else names or (split,)):
             if self.cfg.data.mixture and name not in self.cfg.eval.sets and not data_dir:
-                yield from self._over_mixture("train" if name == "train" else "val", windows)
+                yield from self._over_mixture("train" if name == "train" else "val")
             else:
-                yield name, self._over(ranks.agree(partial(self._open, name, data_dir, windows)), windows)
+                yield name, self._over(ranks.agree(partial(self._open, name, data_dir)), self._sequences)
 
-    def _open(self, name: str, data_dir: Path | None, windows: Windows) -> TokenStream:
+    def _open(self, name: str, data_dir: Path | None) -> TokenStream:
         """A validation set of the run by its name, or a split of its own corpus or of another one."""
         is_set = name in self.cfg.eval.sets
         folder = self.cfg.eval.sets.get(name) or data_dir or self._own_folder()
         corpus = open_corpus(folder, f"eval.sets.{name}" if is_set else "--data-dir" if data_dir else "data.dir")
         split: Split = "train" if name == "train" else "val"
-        return self._stream(corpus, corpus.evaluated_split if is_set else split, folder, windows)
+        return self._stream(corpus, corpus.evaluated_split if is_set else split, folder)
 
-    def _over_mixture(self, split: Split, windows: Windows) -> Iterator[tuple[str, Evaluation]]:
+    def _over_mixture(self, split: Split) -> Iterator[tuple[str, Evaluation]]:
         """The loss by weight and that of each corpus, as training has them."""
 
         def open_streams() -> tuple[Corpora, list[TokenStream]]:
             corpora = open_corpora(self.cfg)
             parts = zip(corpora.parts, corpora.folders, strict=True)
-            return corpora, [self._stream(part, split, folder, windows) for part, folder in parts]
+            return corpora, [self._stream(part, split, folder) for part, folder in parts]
 
         corpora, streams = ranks.agree(open_streams)
-        counts = corpora.window_counts(windows.sequences)
-        each = [
-            self._over(stream, replace(windows, sequences=count)) for stream, count in zip(streams, counts, strict=True)
-        ]
+        counts = corpora.window_counts(self._sequences)
+        each = [self._over(stream, count) for stream, count in zip(streams, counts, strict=True)]
         yield split, mixed(each, corpora.mixture.shares)
         for name, found in zip(corpora.names, each, strict=True):
             yield f"{split}/{name}", found
 
-    def _stream(self, corpus: Corpus, split: Split, folder: Path, windows: Windows) -> TokenStream:
+    def _stream(self, corpus: Corpus, split: Split, folder: Path) -> TokenStream:
         """A split that the model can be evaluated on; raises what check_split raises."""
-        shortest = self.cfg.model.context_length if windows.stride is None else 1  # sliding ones may be cut short
+        shortest = self.cfg.model.context_length if self._stride is None else 1  # sliding ones may be cut short
         check_split(corpus, self.cfg.with_changes(model={"context_length": shortest}), split, folder)
         return corpus.of(split)
 
@@ -99,10 +91,10 @@ class Subject:
             raise ConfigError(f"{self.folder} is imported and has no corpus of its own; choose one with --data-dir")
         return self.cfg.data.folder
 
-    def _over(self, stream: TokenStream, windows: Windows) -> Evaluation:
+    def _over(self, stream: TokenStream, sequences: int | None) -> Evaluation:
         """Loss over windows of a stream. All ranks call this together."""
         length, rows = self.cfg.model.context_length, self.cfg.train.micro_batch_sequences or 1
-        sequences, stride = windows.sequences, windows.stride
+        stride = self._stride
         if stride is None:
             starts = evenly_spaced_windows(stream, length, sequences)
             batches = eval_batches(stream, starts, length, rows, launched_rank(), launched_world())

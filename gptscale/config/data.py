@@ -43,11 +43,10 @@ class SourceConfig(Section):
         if value is None:
             return None
         try:
-            fields = [name for _, name, spec, conversion in Formatter().parse(value) if name is not None]
-            plain = all(not spec and not conversion for _, _, spec, conversion in Formatter().parse(value))
+            fields = [field for _, *field in Formatter().parse(value) if field[0] is not None]
         except ValueError as error:
             raise ValueError(f"{value!r} is no template ({error}); write it like {{title}}: {{body}}") from None
-        if not fields or not all(fields) or not plain:
+        if not fields or not all(name and not spec and not conversion for name, spec, conversion in fields):
             raise ValueError(f"{value!r} names no columns; write it like {{title}}: {{body}}")
         return value
 

@@ -50,14 +50,9 @@ def dump_config(cfg: Config) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def plain_settings(cfg: Config) -> dict[str, Any]:
-    """All settings by section.key, as plain values."""
-    return dict(_flattened(cfg.model_dump(mode="json")))
-
-
-def changed_settings(cfg: Config) -> dict[str, Any]:
-    """The settings that are not the schema's defaults, by section.key, as plain values."""
-    return dict(_flattened(cfg.model_dump(mode="json", exclude_defaults=True)))
+def settings(cfg: Config, *, changed: bool = False) -> dict[str, Any]:
+    """All settings by section.key, as plain values, or those alone that are not the schema's defaults."""
+    return dict(_flattened(cfg.model_dump(mode="json", exclude_defaults=changed)))
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -47,6 +47,10 @@ class RunConfig(Section):
         return value
 
 
+NO_FUNCTION = {"preset", "init", "init_from", "drop_rate"}
+"""Fields of the model section that say how training goes; all others say which function the weights belong to."""
+
+
 class ModelConfig(Section):
     """The shape of a GPTModel, in the words of "Build a Large Language Model (From Scratch)"."""
 

@@ -85,21 +85,18 @@ def log_likelihoods(
 
 def score(questions: Sequence[Question], likelihoods: Sequence[Sequence[float]]) -> ClozeScore:
     """The shares of questions whose right ending has the highest log-probability; a tie goes to the first."""
-    by_sum = by_characters = by_bytes = 0
     if not all(math.isfinite(s) for sums in likelihoods for s in sums):
         return ClozeScore(math.nan, math.nan, math.nan, len(questions))
-    for question, sums in zip(questions, likelihoods, strict=True):
-        characters = [s / max(len(e), 1) for s, e in zip(sums, question.endings, strict=True)]
-        utf8 = [s / max(len(e.encode()), 1) for s, e in zip(sums, question.endings, strict=True)]
-        by_sum += _likeliest(sums) == question.label
-        by_characters += _likeliest(characters) == question.label
-        by_bytes += _likeliest(utf8) == question.label
-    n = len(questions)
-    return ClozeScore(by_sum / n, by_characters / n, by_bytes / n, n)
 
+    def share(size: Callable[[str], int]) -> float:
+        """Where the log-probability of an ending counts divided by its size."""
+        right = 0
+        for question, sums in zip(questions, likelihoods, strict=True):
+            values = [s / max(size(e), 1) for s, e in zip(sums, question.endings, strict=True)]
+            right += values.index(max(values)) == question.label
+        return right / len(questions)
 
-def _likeliest(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=values.__getitem__)
+    return ClozeScore(share(lambda _: 1), share(len), share(lambda ending: len(ending.encode())), len(questions))
 
 
 def _question(path: Path, number: int, line: str) -> Question:

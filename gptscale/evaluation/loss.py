@@ -43,6 +43,10 @@ class Evaluation:
         """Bits needed per byte of text: the same scale for every tokenizer."""
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
+    def figures(self, place: str = "") -> dict[str, float]:
+        """What a record says of it; place is put before each name."""
+        return {f"{place}{name}": getattr(self, name) for name in ("loss", "perplexity", "bits_per_byte")}
+
 
 def mixed(parts: Sequence[Evaluation], shares: Sequence[int]) -> Evaluation:
     """The loss over several sets of windows in which each counts by its share, however many windows it has."""

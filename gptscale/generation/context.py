@@ -19,9 +19,7 @@ class Context:
     saw, since positions are absolute: a token then costs no more than before, but for one reading of the half.
     """
 
-    def __init__(
-        self, model: GPTModel, rows: Sequence[Sequence[int]], *, max_new_tokens: int, cached: bool = True
-    ) -> None:
+    def __init__(self, model: GPTModel, rows: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
         _check_ids(model, rows)
         self._model = model
         self._device = model.tok_emb.weight.device
@@ -29,8 +27,6 @@ class Context:
         self._windows = [list(row[-self._limit :]) for row in rows]
         longest = max(len(window) for window in self._windows)
         self._capacity = min(self._limit, longest + max_new_tokens)
-        self._cached = cached
-        self._cache: KVCache | None = None
         self.logits = self._read()
         """After the last token of each row, (B, V), float32, on the model's device."""
 
@@ -39,11 +35,11 @@ class Context:
         full = [row for row, window in enumerate(self._windows) if len(window) == self._limit]
         for row in full:
             del self._windows[row][: -(self._limit // 2) or None]
-        if self._cache is not None and 0 < len(full) < len(self._windows):
+        if 0 < len(full) < len(self._windows):
             self._read_again(full)
         for window, token in zip(self._windows, tokens, strict=True):
             window.append(token)
-        if self._cache is None or len(full) == len(self._windows):
+        if len(full) == len(self._windows):
             self.logits = self._read()
         else:
             self._cache.next_pass(self._device)
@@ -52,15 +48,13 @@ class Context:
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; one may be taken several times."""
         self._windows = [list(self._windows[row]) for row in rows]
-        if self._cache is not None:
-            self._cache.select(rows)
+        self._cache.select(rows)
         self.logits = self.logits[torch.tensor(rows, device=self.logits.device)]
 
     def _read(self) -> Tensor:
         """Read all windows from their beginnings."""
         lengths = [len(window) for window in self._windows]
-        if self._cached:
-            self._cache = KVCache(lengths, self._model.cfg.n_layers, self._capacity)
+        self._cache = KVCache(lengths, self._model.cfg.n_layers, self._capacity)
         rows = [torch.tensor(window) for window in self._windows]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         at = torch.tensor([length - 1 for length in lengths])
@@ -71,11 +65,10 @@ class Context:
         tokens = torch.tensor([self._windows[row] for row in rows], device=self._device)
         read = KVCache([tokens.shape[1]] * len(rows), self._model.cfg.n_layers, tokens.shape[1])
         self._call(tokens, torch.full((len(rows),), tokens.shape[1] - 1, device=self._device), read)
-        assert self._cache is not None
         self._cache.replace(rows, read)
 
     @torch.no_grad()
-    def _call(self, tokens: Tensor, at: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _call(self, tokens: Tensor, at: Tensor | None, cache: KVCache) -> Tensor:
         """Without torch.compile: lengths change at every token, and each would be compiled."""
         compiles = "torch._dynamo" in sys.modules  # else set_stance would import it, which takes seconds
         with torch.compiler.set_stance("force_eager") if compiles else nullcontext():

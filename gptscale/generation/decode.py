@@ -35,7 +35,6 @@ class Decoder:
         max_new_tokens: int,
         seed: int = 0,
         log_probabilities: bool = False,
-        cached: bool = True,
         agreed: Callable[[list[int]], list[int]] | None = None,
     ) -> None:
         """agreed gives what all ranks go on with for what this one has drawn, where they compute together: logits
@@ -49,7 +48,7 @@ class Decoder:
         self._max_new_tokens = max_new_tokens
         self._read = list(self.growing)  # the rows of the context
         self._drawn = False
-        self._context = Context(model, rows, max_new_tokens=max_new_tokens, cached=cached)
+        self._context = Context(model, rows, max_new_tokens=max_new_tokens)
 
     def step(self) -> list[Token]:
         """Draw a token for every growing row."""

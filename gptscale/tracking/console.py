@@ -43,7 +43,8 @@ class Console(View):
         self._total_steps, self._first_step = total_steps, first_step
         self._stream = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # stdout is None where closed
         self._pace = Pace(first_step, first_time_s)
-        self._bar = _bar(self._stream) if _is_terminal(self._stream) else None
+        is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._bar = _bar(self._stream) if is_terminal else None
 
     def log(self, record: Record) -> None:
         """Show training where the bar is, and an evaluation above it."""
@@ -90,10 +91,6 @@ class Console(View):
         """Escape what the stream's encoding has no byte for."""
         encoding = self._stream.encoding or "utf-8"
         return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _bar(stream: TextIO) -> Progress:

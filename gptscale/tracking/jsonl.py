@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gptscale.disk import write_stream
 from gptscale.errors import TrainingError
@@ -30,33 +30,49 @@ class JsonlSink:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._files = {name: _Lines(run_dir / name) for name in (LOG_FILE, SAMPLES_FILE)}
+        self._files: dict[Path, TextIO] = {}
+        for name in (LOG_FILE, SAMPLES_FILE):  # most runs do without histograms
+            self._open(run_dir / name)
 
     def log(self, record: Record) -> None:
         """Append the record; raises TrainingError when the disk refuses it."""
-        self._files[LOG_FILE].append({key: finite_or_none(value) for key, value in record.items()})
+        self._append(LOG_FILE, plain(record))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Append the sample; raises TrainingError when the disk refuses it."""
-        self._files[SAMPLES_FILE].append({"step": step, "prompt": prompt, "text": text})
+        self._append(SAMPLES_FILE, {"step": step, "prompt": prompt, "text": text})
 
     def histograms(self, progress: Record, found: Histograms) -> None:
         """Append the histograms; raises TrainingError when the disk refuses them."""
-        if HISTOGRAMS_FILE not in self._files:  # which most runs do without
-            self._files[HISTOGRAMS_FILE] = _Lines(self._run_dir / HISTOGRAMS_FILE)
-        plain = {name: asdict(histogram) for name, histogram in found.items()}
-        self._files[HISTOGRAMS_FILE].append({**progress, "histograms": plain})
+        counted = {name: asdict(histogram) for name, histogram in found.items()}
+        self._append(HISTOGRAMS_FILE, {**progress, "histograms": counted})
 
     def flush(self) -> None:
         """Wait until every line is on disk; raises TrainingError when the disk refuses it."""
-        for lines in self._files.values():
-            lines.sync()
+        for path, file in self._files.items():
+            with _refusal_is_said(path):
+                os.fsync(file.fileno())
 
     def close(self, failed: bool = False) -> None:
         """Close all files; raises TrainingError when the disk refuses a last line."""
         with ExitStack() as stack:
-            for lines in self._files.values():
-                stack.callback(lines.close)
+            for path, file in self._files.items():
+                stack.enter_context(_refusal_is_said(path))
+                stack.callback(file.close)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        path = self._run_dir / name
+        with _refusal_is_said(path):
+            file = self._files.get(path) or self._open(path)
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+
+    def _open(self, path: Path) -> TextIO:
+        with _refusal_is_said(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # JSON's own escape of a lone surrogate is Python's backslash, so any text can be written.
+            file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        return self._files.setdefault(path, file)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -103,30 +119,6 @@ def cut_back(run_dir: Path, step: int | None) -> None:
                 write_stream(path, kept)
 
 
-class _Lines:
-    """A file that grows by whole lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _refusal_is_said(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # JSON's own escape of a lone surrogate is Python's backslash, so any text can be written.
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        with _refusal_is_said(self._path):
-            self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            self._file.flush()
-
-    def sync(self) -> None:
-        with _refusal_is_said(self._path):
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with _refusal_is_said(self._path):
-            self._file.close()
-
-
 @contextmanager
 def _refusal_is_said(path: Path) -> Iterator[None]:
     try:
@@ -138,9 +130,13 @@ def _refusal_is_said(path: Path) -> Iterator[None]:
         ) from error
 
 
-def finite_or_none(value: float) -> float | None:
-    """A number as JSON has it."""
-    return value if math.isfinite(value) else None
+def plain(value: Any) -> Any:
+    """A value as JSON has it: null for what is no finite number, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _records(path: Path, until: float = math.inf) -> Iterator[tuple[bytes, dict[str, Any]]]:

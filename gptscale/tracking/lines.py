@@ -93,12 +93,9 @@ def duration(seconds: float) -> str:
 def _loss_parts(record: Record, split: str) -> list[str]:
     parts = [f"loss {record[f'{split}/loss']:.3f}"] if f"{split}/loss" in record else []
     if f"{split}/perplexity" in record:
-        parts.append(f"ppl {_perplexity(record[f'{split}/perplexity'])}")
+        value = record[f"{split}/perplexity"]
+        parts.append(f"ppl {value:.1f}" if value < 1000 else f"ppl {compact(value)}")
     return parts
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else compact(value)
 
 
 def _three_digits(value: float) -> str:

@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gptscale.config.load import load_config, plain_settings
+from gptscale.config.load import load_config, settings
 from gptscale.disk import write_whole
 from gptscale.errors import GptscaleError, TrainingError
-from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, finite_or_none, read_log, read_samples
+from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, plain, read_log, read_samples
 from gptscale.tracking.lines import evaluated_sets, size
 from gptscale.tracking.starts import recorded_starts
 
@@ -79,7 +79,7 @@ def _run(run_dir: Path, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "every": every,
-        "records": [{key: finite_or_none(its) for key, its in record.items()} for record in _thinned(records, every)],
+        "records": plain(_thinned(records, every)),
         "events": sorted(_events(run_dir, records), key=lambda event: float(event["step"])),
         "samples": read_samples(run_dir / SAMPLES_FILE),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
@@ -126,15 +126,15 @@ def _spike(record: dict[str, float]) -> dict[str, Any]:
 def _differences(run_dirs: Sequence[Path]) -> Iterator[list[str]]:
     """Each setting that is not the same in all runs, and its values."""
     found = [_settings(path) for path in run_dirs]
-    for key in dict.fromkeys(key for settings in found for key in settings):
-        values = [settings.get(key) for settings in found]
+    for key in dict.fromkeys(key for its in found for key in its):
+        values = [its.get(key) for its in found]
         if any(value != values[0] for value in values):
             yield [key, *("null" if value is None else str(value) for value in values)]
 
 
 def _settings(run_dir: Path) -> dict[str, Any]:
     try:
-        return plain_settings(load_config(run_dir / "config.yaml"))
+        return settings(load_config(run_dir / "config.yaml"))
     except GptscaleError:
         return {}
 

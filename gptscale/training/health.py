@@ -52,11 +52,6 @@ class Health:
         self._state = state
         self._judged = state.step
 
-    @property
-    def ailing(self) -> bool:
-        """Whether the last step was skipped; a checkpoint waits for the end of such a row."""
-        return self._state.skips_in_a_row > 0
-
     def judge(self, first_step: int, losses: Sequence[float], finite: Sequence[bool]) -> tuple[int, list[Spike]]:
         """Look at the steps from first_step on; gives how many of them were skipped, and the new spikes.
 

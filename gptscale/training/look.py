@@ -32,12 +32,12 @@ class Look:
         """Loss on validation sets and training windows as a record's measurements. All ranks call this together."""
         shares = self._corpora.mixture.shares
         each = self._over("val", self._cfg.eval.sequences)
-        measured = _figures("val", mixed(each, shares))
+        measured = mixed(each, shares).figures("val/")
         if len(each) > 1:
             for name, its in zip(self._corpora.names, each, strict=True):
-                measured |= _figures(f"val/{name}", its)
+                measured |= its.figures(f"val/{name}/")
         for place, stream in self._sets.items():
-            measured |= _figures(place, self._over_one(stream, self._cfg.eval.sequences))
+            measured |= self._over_one(stream, self._cfg.eval.sequences).figures(f"{place}/")
         if self._cfg.eval.train_sequences:
             seen = mixed(self._over("train", self._cfg.eval.train_sequences), shares)
             measured |= {"eval_train/loss": seen.loss, "eval_train/perplexity": seen.perplexity}
@@ -82,14 +82,6 @@ class Look:
                 engine.device,
                 engine.sum_over_ranks,
             )
-
-
-def _figures(place: str, found: Evaluation) -> dict[str, float]:
-    return {
-        f"{place}/loss": found.loss,
-        f"{place}/perplexity": found.perplexity,
-        f"{place}/bits_per_byte": found.bits_per_byte,
-    }
 
 
 def _open_sets(cfg: Config) -> dict[str, TokenStream]:

@@ -235,9 +235,8 @@ def _look(run: Run, state: TrainState) -> None:
 def _save(run: Run, state: TrainState, *, sound: bool = False) -> bool:
     """Begin a checkpoint, after the one before is safe; says whether: a sound one waits in a row of skipped steps."""
     _judge(run, state)
-    if state.skips_in_a_row >= state.step:  # no update yet: not every optimizer has a state to keep
-        return False
-    if sound and run.health.ailing:
+    no_update_yet = state.skips_in_a_row >= state.step  # not every optimizer has a state to keep
+    if no_update_yet or (sound and state.skips_in_a_row):
         return False
     with run.meter.paused():
         _settle_save(run, state, wait=True)

@@ -29,9 +29,9 @@ class Meter:
         """Of the interval's steps that were fetched already, the mean over all ranks."""
         self._norms: list[float] = []
         self._new: list[StepResult] = []
-        self._timed_steps = 0
         self._elapsed_s = self._data_s = 0.0
-        self._steps: list[Span] = []
+        self._spans: list[Span] = []
+        """Of the steps since the last record."""
         self._since = time.perf_counter()
         self.total_s = 0.0
         """Training time so far, without evaluations and checkpoints; resumes add up."""
@@ -43,7 +43,6 @@ class Meter:
     def add(self, result: StepResult) -> None:
         """Count one step."""
         self._new.append(result)
-        self._timed_steps += 1
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -57,7 +56,7 @@ class Meter:
         """Around a step; gives how long it takes."""
         with Span(self._engine.device) as span:
             yield span
-        self._steps.append(span)
+        self._spans.append(span)
 
     def fetch(self) -> tuple[list[float], list[bool]]:
         """The loss of every step of the interval so far, and whether its gradient was finite. All ranks call this."""
@@ -116,16 +115,15 @@ class Meter:
         The times are those of the rank that waited longest for data, since all others waited for it; memory is the
         most that a rank needed.
         """
-        elapsed_s, steps = self._stop_clock(), self._timed_steps
+        elapsed_s, steps = self._stop_clock(), len(self._spans)
         rate = steps * self._plan.tokens_per_step / elapsed_s
-        compute_s = sum(step.seconds() for step in self._steps)
+        compute_s = sum(span.seconds() for span in self._spans)
         idle_s = min(self._data_s, max(0.0, elapsed_s - compute_s))  # what the device had no data for
         idle, compute, peaks = self._engine.each_rank(idle_s, compute_s, peak_memory_bytes(self._engine.device))
         data_s = max(idle)
         rank = idle.index(data_s)
-        self._timed_steps = 0
         self._elapsed_s = self._data_s = 0.0
-        self._steps.clear()
+        self._spans.clear()
         record = {
             "train/tokens_per_s": rate,
             "train/tokens_per_s_per_gpu": rate / self._plan.world,

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from gptscale.checkpoint.layout import list_checkpoints
-from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpora import check_corpora, open_corpora
@@ -47,11 +46,9 @@ def import_state(cfg: Config, folder: Path) -> Path:
     corpora = check_corpora(open_corpora(cfg), cfg)
     state = read_saved_state(folder, cfg.model)
     store = Store(
-        cfg.run.dir,
+        take_alone(cfg.run.dir),
         _Alone(),
-        Retention(None),
-        background=False,
-        fence=take_alone(cfg.run.dir),
+        cfg.checkpoint.model_copy(update={"background": False}),
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,
         versions=package_versions(),

@@ -59,11 +59,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         assert closure is None
         if getattr(self, "found_inf", False):
             return
-        self._share()
-        self._muon.step()
-        self._adamw.step()
-
-    def _share(self) -> None:
-        """Give both the groups and the state of this optimizer, which `load_state_dict` replaces by new ones."""
+        # Both share the groups and the state of this optimizer, which `load_state_dict` replaces by new ones.
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         self._muon.state = self._adamw.state = self.state
+        self._muon.step()
+        self._adamw.step()

@@ -6,7 +6,7 @@ from typing import Any
 
 from gptscale.checkpoint.find import load_fragments, newest_good
 from gptscale.checkpoint.layout import CheckpointManifest, list_checkpoints, read_manifest, step_dir
-from gptscale.config.schema import Config
+from gptscale.config.schema import NO_FUNCTION, Config
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.training.folder import DONE, is_done
@@ -27,9 +27,6 @@ FIXED = (
 
 ALLOWABLE = {"tokens_per_step"}
 """What resume.allow can name."""
-
-FREE_OF_MODEL = {"preset", "init", "init_from", "drop_rate"}
-"""All else in the model section says which function the weights belong to."""
 
 
 def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tuple[TrainState, Plan]:
@@ -88,20 +85,17 @@ def _check_same(cfg: Config, fingerprint: str, path: Path, manifest: CheckpointM
         )
     _check_same_run(cfg, manifest)
     if manifest.data_fingerprint != fingerprint:
+        where = f"data.dir={cfg.data.dir}" if cfg.data.dir else "data.mixture"
         raise CheckpointError(
-            f"{path} was trained on data {manifest.data_fingerprint[:12]}, but {_where(cfg)} holds "
+            f"{path} was trained on data {manifest.data_fingerprint[:12]}, but {where} holds "
             f"{fingerprint[:12]}; point data.dir at the first corpus, or start a new run in another run.dir"
         )
-
-
-def _where(cfg: Config) -> str:
-    return f"data.dir={cfg.data.dir}" if cfg.data.dir else "data.mixture"
 
 
 def _check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
     """Raise TrainingError unless a checkpoint's run and the config's are the same function of their step."""
     now: dict[str, Any] = cfg.model_dump(mode="json")
-    model = [("model", field) for field in now["model"] if field not in FREE_OF_MODEL]
+    model = [("model", field) for field in now["model"] if field not in NO_FUNCTION]
     for section, field in (*FIXED, *model):
         default = type(getattr(cfg, section)).model_fields[field].default  # of a field that is newer than the run
         before, wanted = manifest.config[section].get(field, default), now[section][field]

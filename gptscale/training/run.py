@@ -10,7 +10,6 @@ import torch
 
 from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.find import newest_good
-from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.config.schema import Config
 from gptscale.data.corpora import Corpora, check_corpora, open_corpora
@@ -182,14 +181,11 @@ def _leave_out(store: Store, engine: Engine, cause: Rollback) -> Rollback:
 
 
 def _open_store(cfg: Config, engine: Engine, corpora: Corpora, fence: Fence) -> Store:
-    keep = cfg.checkpoint
     return Store(
-        cfg.run.dir,
+        fence,
         engine,
-        Retention(keep.keep, keep.keep_every_steps, keep.keep_best),
+        cfg.checkpoint,
         names=engine.parameter_names(),
-        background=keep.background,
-        fence=fence,
         config=cfg.model_dump(mode="json"),
         data_fingerprint=corpora.fingerprint,
         versions=package_versions(),

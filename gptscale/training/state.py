@@ -25,10 +25,6 @@ class Best:
 class TrainState:
     """The ledger: how far the run is. Order, rate and masks follow from it and the config."""
 
-    lr: float = 0.0
-    """The rate of the last update before a checkpoint: beside total_steps it tells a changed schedule from the old."""
-    total_steps: int = 0
-    """The run's length at that checkpoint."""
     step: int = 0
     """Finished updates."""
     samples: int = 0
@@ -45,6 +41,10 @@ class TrainState:
     """Training time of all starts up to here."""
     look_s: float = 0.0
     """How long the last evaluation took, with its samples of text."""
+    lr: float = 0.0
+    """The rate of the last update; beside total_steps it tells a resume whether the schedule was changed."""
+    total_steps: int = 0
+    """The run's length, as it was planned."""
     loss_scaler: dict[str, Any] = field(default_factory=dict)
     """fp16's loss scale; empty in other precisions."""
     interval: dict[str, list[Measured]] = field(default_factory=dict)

@@ -12,16 +12,15 @@ from gptscale.checkpoint import fence as module
 from gptscale.checkpoint import store as store_module
 from gptscale.checkpoint.fence import Fence, sweep
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest
-from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.errors import CheckpointError, TrainingError
-from tests.checkpoint.test_store import ABOUT, Alone, flip_bit, fragments
+from tests.checkpoint.test_store import ABOUT, Alone, flip_bit, fragments, keeping
 
 TAKEN_OVER = r"run.dir=.* was taken over by a later start \(no job, process \d+ on .*\); this one has written nothing"
 
 
 def store_of(fence: Fence, keep: int | None = None) -> Store:
-    return Store(fence.run_dir, Alone(), Retention(keep), fence=fence, **ABOUT)
+    return Store(fence, Alone(), keeping(keep), **ABOUT)
 
 
 def save(store: Store, step: int, value: float) -> None:
@@ -243,7 +242,7 @@ class Unseen(Fence):
 def test_a_checkpoint_that_another_process_put_there_is_not_replaced(tmp_path: Path) -> None:
     with closing(store_of(Fence.take(tmp_path))) as store:
         store.save(2, {"value": 2.0}, fragments(2.0))
-        with closing(Store(tmp_path, Alone(), Retention(None), fence=Fence(tmp_path, 1), **ABOUT)) as twin:
+        with closing(Store(Fence(tmp_path, 1), Alone(), keeping(None), **ABOUT)) as twin:
             twin._fence = Unseen(tmp_path, 10**6)
             save(twin, 2, 20.0)
         with pytest.raises(CheckpointError, match="checkpoint .*step-00000002 could not be written: .*older"):
@@ -279,7 +278,8 @@ def test_a_look_that_has_to_be_right_is_at_what_the_server_has(tmp_path: Path, m
     assert older.holds()
     (tmp_path / "fence" / "000002").touch()  # by another machine
     assert older.holds()
-    assert not older.holds(fresh=True)
+    with pytest.raises(TrainingError, match="was taken over by a later start"):
+        older.check(fresh=True)
     assert not older.holds()
     known[tmp_path / "fence"] = ["000001"]
     with pytest.raises(TrainingError, match=r"was taken over by a later start \(which has just begun\)"):

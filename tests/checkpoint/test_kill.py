@@ -15,11 +15,11 @@ import torch
 
 from gptscale import disk
 from gptscale.checkpoint import layout, store
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.find import load_fragments, newest_good
-from gptscale.checkpoint.retention import Retention
 from gptscale.checkpoint.store import Store
 from gptscale.runtime.fragments import Fragment
-from tests.checkpoint.test_store import ABOUT, Alone
+from tests.checkpoint.test_store import ABOUT, Alone, keeping
 
 KILLS = 100
 LONGEST_LIFE_S = 0.25
@@ -60,7 +60,7 @@ def slow_disk() -> Iterator[None]:
 
 def save_until_killed(run_dir: Path, first: int) -> None:
     """The life of a process: saves one step after the other, as a run does."""
-    writer = Store(run_dir, Alone(), Retention(2), **ABOUT)
+    writer = Store(Fence(run_dir), Alone(), keeping(2), **ABOUT)
     with slow_disk():
         for step in range(first, first + 10_000):
             writer.save(step, {"step": step}, fragments(step))
@@ -108,7 +108,7 @@ def test_after_a_hundred_kills_there_is_always_a_whole_checkpoint(tmp_path: Path
 
 
 def test_a_flipped_bit_anywhere_is_found_and_its_file_is_named(tmp_path: Path) -> None:
-    writer = Store(tmp_path, Alone(), Retention(2), **ABOUT)
+    writer = Store(Fence(tmp_path), Alone(), keeping(2), **ABOUT)
     tensors = {"weight": torch.arange(20.0)}
     writer.save(1, {"step": 1}, [Fragment("w", (20,), 0, tensors, {"step": torch.tensor(1.0)})])
     saved = writer.finish()
@@ -121,6 +121,6 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_is_named(tmp_path: Path) -
             flipped[place] ^= 1 << place % 8
             path.write_bytes(flipped)
             with pytest.raises(store.CheckpointError, match=f"{path.name}|is no checkpoint|is a checkpoint of format"):
-                store.verified_share(saved.path, Alone())
+                store.verified(saved.path)
         path.write_bytes(content)
-    assert store.verified_share(saved.path, Alone()).step == 1
+    assert store.verified(saved.path).step == 1

@@ -121,7 +121,7 @@ def test_a_checkpoint_that_lacks_a_parameter_is_told(cfg: Config) -> None:
         load_model(newest)
 
 
-@pytest.mark.parametrize("reading", ["verified_manifest", "stored_tensors"])
+@pytest.mark.parametrize("reading", ["verified", "stored_tensors"])
 def test_a_checkpoint_that_a_training_replaces_while_it_is_read_makes_way_for_the_next(
     reading: str, cfg: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

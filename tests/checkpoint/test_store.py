@@ -22,7 +22,8 @@ import torch
 
 from gptscale.checkpoint import find, layout
 from gptscale.checkpoint import store as store_module
-from gptscale.checkpoint.find import load_fragments, newest_good, verified_share
+from gptscale.checkpoint.fence import Fence
+from gptscale.checkpoint.find import load_fragments, newest_good, verified
 from gptscale.checkpoint.layout import (
     MANIFEST,
     CheckpointManifest,
@@ -31,8 +32,9 @@ from gptscale.checkpoint.layout import (
     read_manifest,
 )
 from gptscale.checkpoint.portable import write_part
-from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.retention import doomed
 from gptscale.checkpoint.store import Saved, Store
+from gptscale.config.schema import CheckpointConfig
 from gptscale.errors import CheckpointError
 from gptscale.runtime.fragments import Fragment, share
 from tests.checkpoint.by_hand import write_checkpoint
@@ -58,6 +60,10 @@ def fragments(value: float) -> list[Fragment]:
     return [Fragment("layer.weight", (2, 3), 0, tensors, {"step": torch.tensor(value)})]
 
 
+def keeping(newest: int | None, **others: Any) -> CheckpointConfig:
+    return CheckpointConfig(keep=newest, **{"keep_best": False, **others})
+
+
 @pytest.fixture
 def said() -> list[str]:
     return []
@@ -68,7 +74,7 @@ ABOUT: dict[str, Any] = {"config": {}, "data_fingerprint": "f" * 64, "versions":
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with closing(Store(tmp_path, Alone(), Retention(2), **ABOUT)) as store:
+    with closing(Store(Fence(tmp_path), Alone(), keeping(2), **ABOUT)) as store:
         yield store
 
 
@@ -225,7 +231,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_ends_no_run(
     monkeypatch.setattr(Path, "rename", denied)
     monkeypatch.setattr(Path, "unlink", denied)
     monkeypatch.setattr(store_module, "sweep", lambda *args: None)
-    store._retention = Retention(1)
+    store._rules = keeping(1)
     store.prune(None)
     assert "step-00000001 need not stay, but cannot be deleted: " in caplog.text
     assert len(list_checkpoints(store.run_dir)) == 2
@@ -343,20 +349,20 @@ def test_without_a_good_checkpoint_a_run_does_not_start_from_nothing(
 def test_a_bad_checkpoint_of_the_same_step_is_written_anew(store: Store) -> None:
     save(store, 2)
     flip_bit(store.run_dir / "checkpoints" / "step-00000002")
-    with closing(Store(store.run_dir, Alone(), Retention(2), **ABOUT)) as of_a_later_start:
+    with closing(Store(Fence(store.run_dir), Alone(), keeping(2), **ABOUT)) as of_a_later_start:
         save(of_a_later_start, 2)
     assert newest(store)[0].name == "step-00000002"
 
 
 def test_a_stop_right_after_a_save_does_not_read_it_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 2)
-    monkeypatch.setattr("gptscale.checkpoint.store.verified_share", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("gptscale.checkpoint.store.verified", lambda *_: pytest.fail("read again"))
     save(store, 2)
 
 
 def test_bad_newer_checkpoints_never_push_out_good_ones(store: Store) -> None:
-    with closing(Store(store.run_dir, Alone(), Retention(None), **ABOUT)) as keeping:
-        save(keeping, 60, 80, 100)
+    with closing(Store(Fence(store.run_dir), Alone(), keeping(None), **ABOUT)) as unlimited:
+        save(unlimited, 60, 80, 100)
     for step in (80, 100):
         flip_bit(store.run_dir / "checkpoints" / f"step-{step:08d}")
     newest(store)
@@ -460,7 +466,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("this machine lets nobody mount a disk")
     try:
-        store = Store(small, Alone(), Retention(None), **ABOUT)
+        store = Store(Fence(small), Alone(), keeping(None), **ABOUT)
         big = Fragment("w", (2500,), 0, {"weight": torch.zeros(2500)}, {})  # 10 kB each
         for step in range(1, 4):
             store.save(step, {}, [big])
@@ -482,7 +488,7 @@ def test_a_disk_that_became_read_only_leaves_the_older_checkpoint(tmp_path: Path
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a disk")
     try:
-        store = Store(place, Alone(), Retention(None), **ABOUT)
+        store = Store(Fence(place), Alone(), keeping(None), **ABOUT)
         save(store, 1)
         subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
         with pytest.raises(
@@ -648,14 +654,14 @@ def test_a_failed_write_is_told_by_the_next_settle_and_does_not_stop_later_ones(
 
 def test_a_checkpoint_without_a_parameter_is_refused_and_names_it(tmp_path: Path) -> None:
     names = ["layer.weight", "layer.bias"]
-    with closing(Store(tmp_path, Alone(), Retention(2), names=names, **ABOUT)) as store:
+    with closing(Store(Fence(tmp_path), Alone(), keeping(2), names=names, **ABOUT)) as store:
         with pytest.raises(CheckpointError, match=r"layer.bias was saved by no rank, .* \(1 such names\); nothing was"):
             save(store, 1)
         assert list_checkpoints(tmp_path) == []
 
 
 def test_milestones_and_the_best_outlive_the_newest(tmp_path: Path) -> None:
-    with closing(Store(tmp_path, Alone(), Retention(1, every_steps=10, best=True), **ABOUT)) as store:
+    with closing(Store(Fence(tmp_path), Alone(), keeping(1, keep_every_steps=10, keep_best=True), **ABOUT)) as store:
         for step, best in ((4, 4), (8, 4), (10, 4), (15, 15), (16, 15), (18, 15)):
             store.save(step, {"best": {"step": best, "val_loss": 1.0}}, fragments(1.0))
             store.finish()
@@ -691,7 +697,7 @@ def test_a_checkpoint_that_is_a_link_goes_as_a_link(store: Store, tmp_path: Path
 
 @pytest.mark.parametrize("background", [True, False])
 def test_a_save_without_a_copy_writes_the_live_tensors(tmp_path: Path, background: bool) -> None:
-    with closing(Store(tmp_path, Alone(), Retention(1), background=background, **ABOUT)) as store:
+    with closing(Store(Fence(tmp_path), Alone(), keeping(1, background=background), **ABOUT)) as store:
         store.save(1, {"step": 1}, fragments(1.0))
         assert background or not store.writing  # else training could change what is being written
         store.finish()
@@ -727,7 +733,7 @@ def test_some_rank_looks_at_every_part(tmp_path: Path, world: int, damaged: int)
 
     def found_by(rank: int) -> str:
         try:
-            verified_share(folder, Alone(rank=rank, world=world))
+            verified(folder, rank, world)
         except CheckpointError as error:
             return str(error)
         return ""
@@ -779,7 +785,7 @@ def test_each_rank_saves_a_part_and_the_checkpoint_has_them_all(tmp_path: Path) 
     told, meeting = [None, None], threading.Barrier(2)
 
     def saved_by(rank: int) -> Saved | None:
-        with closing(Store(tmp_path, Together(rank, told, meeting), Retention(2), **ABOUT)) as store:
+        with closing(Store(Fence(tmp_path), Together(rank, told, meeting), keeping(2), **ABOUT)) as store:
             store.save(3, {"step": 3}, share(fragments(3.0), rank, 2))
             return store.finish()
 
@@ -802,8 +808,8 @@ def test_a_step_that_another_rank_has_seen_is_looked_at_by_all(tmp_path: Path, m
             return [value, True]
 
     looked: list[str] = []
-    monkeypatch.setattr(store_module, "verified_share", lambda path, ranks: looked.append(path.name))
-    with closing(Store(tmp_path, First(world=2), Retention(2), **ABOUT)) as store:
+    monkeypatch.setattr(store_module, "verified", lambda path, rank, world: looked.append(path.name))
+    with closing(Store(Fence(tmp_path), First(world=2), keeping(2), **ABOUT)) as store:
         assert save(store, 1) is None
     assert looked == ["step-00000001"]  # else the second would wait for the first
 
@@ -838,9 +844,9 @@ def test_what_a_failed_save_of_the_step_has_left_is_no_part_of_it(store: Store) 
 
 
 def test_what_is_kept_is_what_was_asked_for() -> None:
-    assert Retention(1, best=True).doomed([3, 1, 2], best_step=1) == [2]
-    assert Retention(1).doomed([3, 1, 2], best_step=1) == [1, 2]
-    assert Retention(None).doomed([3, 1, 2], best_step=1) == []
+    assert doomed(keeping(1, keep_best=True), [3, 1, 2], best_step=1) == [2]
+    assert doomed(keeping(1), [3, 1, 2], best_step=1) == [1, 2]
+    assert doomed(keeping(None), [3, 1, 2], best_step=1) == []
 
 
 def test_the_newest_is_that_of_the_last_step_whatever_its_number_of_digits(tmp_path: Path) -> None:
@@ -905,7 +911,7 @@ def test_what_a_rank_tells_the_others_of_its_part_is_small_for_any_number_of_par
             told.append(value)
             return [value]
 
-    with closing(Store(tmp_path, Telling(), Retention(2), **ABOUT)) as store:
+    with closing(Store(Fence(tmp_path), Telling(), keeping(2), **ABOUT)) as store:
         store.save(1, {"step": 1}, many)
         store.finish()
     # 580 records of some 100 bytes each, from every rank to every rank, took a thousand of them seconds to unpickle

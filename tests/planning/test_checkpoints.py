@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
-from gptscale.checkpoint.retention import Retention
+from gptscale.checkpoint.retention import doomed
 from gptscale.config.load import parse_config
 from gptscale.config.schema import CheckpointConfig, Config
 from gptscale.planning.checkpoints import checkpoint_bytes, kept_checkpoints, plan_checkpoints
@@ -35,8 +35,8 @@ def test_as_many_stay_as_the_store_keeps(keep: int | None, every: int | None, mi
     for step in range(1, 96):  # as the store does it: one comes, then the doomed go
         if step == 95 or (every and step % every == 0):
             kept.append(step)
-            doomed = Retention(keep, milestone).doomed(kept, None)
-            kept = [s for s in kept if s not in doomed]
+            gone = doomed(rules, kept, None)
+            kept = [s for s in kept if s not in gone]
     assert kept_checkpoints(rules, 95) == len(kept)
 
 

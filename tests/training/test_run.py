@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from gptscale.checkpoint import store as store_module
+from gptscale.checkpoint.fence import Fence
 from gptscale.checkpoint.layout import list_checkpoints, read_manifest
 from gptscale.checkpoint.store import Store
 from gptscale.config.load import parse_config
-from gptscale.config.schema import Config
+from gptscale.config.schema import CheckpointConfig, Config
 from gptscale.data.corpora import open_corpora
 from gptscale.errors import CheckpointError, TrainingError
 from gptscale.evaluation.loss import Evaluation
@@ -211,9 +212,9 @@ def test_what_the_config_says_of_tf32_recomputing_and_saving_beside_training_is_
         given["recompute"] = of.engine.bare_model.recompute
         return False
 
-    def store(*args: Any, background: bool, **rest: Any) -> Store:
-        given["background"] = background
-        return Store(*args, background=background, **rest)
+    def store(fence: Fence, ranks: Any, rules: CheckpointConfig, **rest: Any) -> Store:
+        given["background"] = rules.background
+        return Store(fence, ranks, rules, **rest)
 
     monkeypatch.setattr(run, "fit", fit)
     monkeypatch.setattr(run, "Store", store)
