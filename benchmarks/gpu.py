@@ -41,7 +41,7 @@ from side_by_side import (
 )
 
 from gptscale.config.schema import ModelConfig
-from gptscale.model.flops import flops_per_token
+from gptscale.model.size import flops_per_token
 from gptscale.runtime.compiled import finds_python_headers, found_compiler
 from gptscale.runtime.device import describe_device, local_device, peak_flops
 

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from mistakes import at_least, positive, told
 
-from gptscale.data.loader import MicroBatch, Sampler, StepLoader, count_samples
-from gptscale.data.shard import open_shard, write_shard
+from gptscale.data.loader import MicroBatch, StepLoader
+from gptscale.data.sampler import Sampler, count_samples
+from gptscale.data.shard import ShardWriter, open_shard
 from gptscale.data.stream import TokenStream
 
 CONTEXT = 1024
@@ -46,7 +47,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train-00000.bin")
         tokens = np.random.default_rng(0).integers(0, 50257, arguments.tokens).astype(np.uint16)
-        write_shard(path, tokens, np.zeros((1, 2), np.int64))
+        with ShardWriter(path, "uint16") as writer:
+            writer.append(tokens)
+            writer.finish(np.zeros((1, 2), np.int64))
         del tokens
         mapped = open_shard(path)
         mapped.max()  # which makes the file warm

@@ -40,7 +40,7 @@ from side_by_side import (
 )
 
 from gptscale.config.schema import ModelConfig
-from gptscale.model.flops import flops_per_token
+from gptscale.model.size import flops_per_token
 from gptscale.runtime.device import describe_device, local_device
 
 BATCHES = 50

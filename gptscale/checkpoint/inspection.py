@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gptscale.checkpoint.layout import CheckpointManifest, FileRecord, tensor_key
-from gptscale.checkpoint.model import find_checkpoint
+from gptscale.checkpoint.model import find_checkpoint, is_gone
 from gptscale.config.load import parse_config, settings
 from gptscale.weights.files import open_tensors
 
@@ -53,7 +53,12 @@ def inspect_checkpoint(path: Path) -> Inspection:
     Reads piece by piece; raises CheckpointError for what cannot be trusted.
     """
     folder, manifest = find_checkpoint(path)
-    norms = _norms(folder, manifest)
+    try:
+        norms = _norms(folder, manifest)
+    except FileNotFoundError:
+        if not is_gone(folder):
+            raise
+        return inspect_checkpoint(path)
     return Inspection(
         folder=str(folder),
         step=manifest.step,

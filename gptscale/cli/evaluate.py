@@ -36,6 +36,7 @@ def run_evaluate(
     from gptscale.cli.subject import Subject
     from gptscale.evaluation.cloze import read_questions
     from gptscale.runtime import ranks
+    from gptscale.runtime.telling import explaining
     from gptscale.tracking.jsonl import plain
 
     _check_options(split or "val", sequences, stride)
@@ -43,7 +44,7 @@ def run_evaluate(
         raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
     ranks.join()
     results: dict[str, Any] = {}
-    with ranks.explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
+    with explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
         questions = ranks.agree(lambda: read_questions(cloze)) if cloze is not None else []
         subject = Subject(checkpoint, best=best, sequences=sequences, stride=stride)
         if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus

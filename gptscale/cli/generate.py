@@ -52,12 +52,12 @@ def run_generate(
     """Continue prompts, by sampling or by beam search, as the tokens come."""
     from gptscale.generation.sampling import Sampling
     from gptscale.generation.text import search_text, stream_text
-    from gptscale.runtime import ranks
+    from gptscale.runtime.telling import explaining
 
     prompts, stops = prompt or [], stop or []
     _check_ways(prompts, interactive, beams, n_best, log_probabilities, stops)
     _check_given(context, "sampling" if beams is None else "beams")
-    with ranks.explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
+    with explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
         model, tokenizer = _load(checkpoint)
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stops}
         if beams is not None:

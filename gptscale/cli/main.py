@@ -143,7 +143,7 @@ def _tell_once(line: str) -> None:
     if launched_world() == 1:
         print(line, file=sys.stderr)
         return
-    from gptscale.runtime.ranks import tell_once
+    from gptscale.runtime.telling import tell_once
 
     tell_once(lambda: print(line, file=sys.stderr, flush=True))
 

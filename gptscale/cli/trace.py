@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptscale.data.trace import Piece, TracedSample
+    from gptscale.data.trace import Stretch, TracedSample
 
 SHORT_CHARACTERS = 72
 
@@ -45,7 +45,7 @@ def _lines(sample: "TracedSample") -> Iterator[str]:
     yield from (f"  {_where(piece)}\n    {json.dumps(piece.text, ensure_ascii=False)}" for piece in sample.pieces)
 
 
-def _where(piece: "Piece") -> str:
+def _where(piece: "Stretch") -> str:
     return (
         f"{Path(piece.corpus) / piece.shard} at token {piece.offset}: document {piece.document} (row {piece.row} of "
         f"{piece.rows_of}) from its token {piece.skipped} on, {piece.tokens} tokens"

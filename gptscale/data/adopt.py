@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from gptscale.data.blocks import hash_blocks
-from gptscale.data.foreign import TokenFile, recognise
+from gptscale.data.file_identity import check_name
+from gptscale.data.foreign import TokenFile, map_tokens, recognise
 from gptscale.data.job import earlier_manifest
 from gptscale.data.manifest import SETTINGS_NAME, Dtype, Manifest, Settings, ShardEntry, Split
 from gptscale.data.progress import summary
-from gptscale.data.source_files import check_name
 from gptscale.data.tokenizer import Tokenizer, load_tokenizer
 from gptscale.data.unit import read_receipts
 from gptscale.errors import DataError
@@ -106,7 +106,7 @@ def _common_dtype(files: Sequence[TokenFile]) -> Dtype:
 
 def _entry(split: Split, file: TokenFile, tokenizer: Tokenizer) -> ShardEntry:
     counts = np.zeros(tokenizer.n_vocab, np.int64)
-    tokens = file.open()
+    tokens = map_tokens(file.path, file.dtype, file.offset, file.tokens)
     for start in range(0, file.tokens, _TOKENS_AT_ONCE):
         piece = tokens[start : start + _TOKENS_AT_ONCE]
         if (largest := int(piece.max())) >= tokenizer.n_vocab:

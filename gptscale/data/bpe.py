@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gptscale.data.cuts import cuts_before_words
 from gptscale.data.texts import Bytes, Offsets, Texts, excerpts_of, flat, join, list_texts, pieces
-from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of, split_ids
+from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of
 from gptscale.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class BpeTokenizer:
         self.n_vocab = encoding.n_vocab
         self.end_of_text = encoding.eot_token
         self.pattern: str | None = encoding._pat_str
-        self.specials = dict(encoding._special_tokens)
+        """How text is cut before merging; None where it is not."""
+        self.specials: dict[str, int] = dict(encoding._special_tokens)
+        """The tokens that no text has."""
         self._judge = encoding
         self._gigatoken_ranks = gigatoken_ranks
 
@@ -61,7 +63,7 @@ class BpeTokenizer:
 
     @cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes of every token, (n_vocab,)."""
+        """UTF-8 bytes of every token, (n_vocab,); 0 for end of text and for ids that no text has."""
         return np.array([len(piece or b"") for piece in self._ordinary])
 
     def encode(self, text: str) -> list[int]:
@@ -75,16 +77,13 @@ class BpeTokenizer:
         except DataError:
             if self._gigatoken_ranks is None:
                 raise
-            return list(self.encode_batch([text])[0].tolist())
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of many texts."""
-        return split_ids(*self.encode_texts(list_texts(texts)))
+            return list(self.encode_texts(list_texts([text]))[0].tolist())
 
     def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
-        """The ids of many texts, by gigatoken if it agrees with tiktoken on excerpts of this batch.
+        """The ids of many texts in one array, and where each text's begin, (n + 1,).
 
-        Warns when it does not; the batch is tiktoken's then. Either way the ids depend on the batch alone.
+        They are gigatoken's if it agrees with tiktoken on excerpts of this batch. Warns when it does not; the batch is
+        tiktoken's then. Either way the ids depend on the batch alone.
         """
         if self._gigatoken_ranks is None:
             return self._encode_slowly(texts)

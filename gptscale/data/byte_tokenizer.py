@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptscale.data.cuts import cuts_before_words
-from gptscale.data.texts import Bytes, Offsets, Texts, flat, list_texts, utf8
-from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of, split_ids
+from gptscale.data.texts import Bytes, Offsets, Texts, flat, utf8
+from gptscale.data.vocabulary import END_OF_TEXT, Ids, bytes_of, identity_of
 
 
 class ByteTokenizer:
@@ -33,10 +33,6 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without an end-of-text token."""
         return list(utf8(text))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of many texts."""
-        return split_ids(*self.encode_texts(list_texts(texts)))
 
     def encode_texts(self, texts: Texts) -> tuple[Ids, Offsets]:
         """The ids of many texts in one array, and where each text's begin, (n + 1,)."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptscale.config.data import SourceConfig
+from gptscale.data.file_kinds import is_compressed
 from gptscale.data.files import FULL
-from gptscale.data.source_files import is_compressed
 from gptscale.errors import DataError
 
 

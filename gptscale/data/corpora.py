@@ -5,58 +5,12 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-
 from gptscale.config.schema import Config
 from gptscale.data.corpus import Corpus, check_corpus, check_split, open_corpus
-from gptscale.data.loader import Ints, Sampler, count_samples
 from gptscale.data.manifest import Split, hash_json
 from gptscale.data.mixture import Mixture, mixture_of
+from gptscale.data.sampler import MixedSampler, Sampler, count_samples
 from gptscale.data.stream import TokenStream
-
-
-@dataclass(frozen=True)
-class MixedSampler:
-    """Which tokens of the joined stream a position of the run begins at; each corpus keeps its own order and epochs."""
-
-    names: tuple[str, ...]
-    mixture: Mixture
-    samplers: tuple[Sampler, ...]
-    first_tokens: tuple[int, ...]
-    """Where each corpus begins in the joined stream."""
-
-    @property
-    def samples(self) -> int:
-        """Samples of all corpora."""
-        return sum(sampler.samples for sampler in self.samplers)
-
-    def starts(self, positions: Ints) -> Ints:
-        """The first token of the sample at each position, (n,)."""
-        corpora, earlier = self.mixture.locate(positions)
-        found = np.empty_like(positions)
-        for number, (sampler, first) in enumerate(zip(self.samplers, self.first_tokens, strict=True)):
-            mine = corpora == number
-            found[mine] = first + sampler.starts(earlier[mine])
-        return found
-
-    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
-        """The epoch and the sample at each position, (n,) each, as its own corpus counts them."""
-        corpora, earlier = self.mixture.locate(positions)
-        epochs, index = np.empty_like(positions), np.empty_like(positions)
-        for number, sampler in enumerate(self.samplers):
-            mine = corpora == number
-            epochs[mine], index[mine] = sampler.locate(earlier[mine])
-        return epochs, index
-
-    def epochs(self, position: int) -> dict[str, float]:
-        """Passes over each of several corpora before a position, by name."""
-        if len(self.names) == 1:
-            return {}
-        counts = self.mixture.counts(position)
-        return {
-            f"epoch/{name}": count / sampler.samples
-            for name, count, sampler in zip(self.names, counts, self.samplers, strict=True)
-        }
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gptscale.config.schema import Config
 from gptscale.data.foreign import map_tokens
-from gptscale.data.loader import count_samples
 from gptscale.data.manifest import FILE_NAME, Manifest, ShardEntry, Split, load_manifest
+from gptscale.data.sampler import count_samples
 from gptscale.data.shard import Tokens, open_shard
 from gptscale.data.stream import TokenStream
 from gptscale.data.tokenizer import known_ranks

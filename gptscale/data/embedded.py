@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptscale.config.data import SourceConfig
-from gptscale.data.source_files import hash_texts
+from gptscale.data.file_identity import hash_texts
 from gptscale.data.texts import Texts, list_texts
 from gptscale.errors import DataError
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from gptscale import disk
 from gptscale.errors import DataError
 
@@ -76,20 +78,8 @@ def refusal_is_said(path: Path) -> Iterator[None]:
 
 def _is_leftover(path: Path, host: str, pid: int) -> bool:
     if host == disk.this_host():
-        return not _is_another_process(pid)
+        return pid == os.getpid() or not psutil.pid_exists(pid)
     try:
         return time.time() - path.stat().st_mtime > _FORGOTTEN_S
     except FileNotFoundError:
         return False
-
-
-def _is_another_process(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it lives, as somebody else's
-    return True

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gptscale.data.file_kinds import kind_of
 from gptscale.data.manifest import Dtype
-from gptscale.data.shard import HEADER_BYTES, ShardHeader, Tokens, find_header
-from gptscale.data.source_files import kind_of
+from gptscale.data.shard import HEADER_BYTES, Tokens, find_header
 from gptscale.errors import DataError
 
 _MEGATRON = struct.Struct("<9sQBQQ")
@@ -41,10 +41,6 @@ class TokenFile:
     """Bytes before the first token."""
     tokens: int
 
-    def open(self) -> Tokens:
-        """Map the tokens into memory, (tokens,)."""
-        return map_tokens(self.path, self.dtype, self.offset, self.tokens)
-
 
 def recognise(path: Path) -> TokenFile:
     """What a token file is: Megatron-LM's if it has an index beside it, llm.c's by its header, else nanoGPT's.
@@ -67,9 +63,12 @@ def _recognise(path: Path) -> TokenFile:
     size = path.stat().st_size
     if path.with_suffix(".idx").exists():
         return _megatron(path, size)
-    header = find_header(path)
+    with path.open("rb") as file:
+        header = find_header(file)
     if header is not None:
-        return _with_header(path, size, header)
+        if size != header.file_bytes:
+            raise DataError(f"{path} has {size:,} bytes, but its header says {header.file_bytes:,}; copy it again")
+        return TokenFile(path, f"llm.c ({header.dtype} behind its header)", header.dtype, HEADER_BYTES, header.tokens)
     if (kind := kind_of(path)) is not None or _begins(path, _NUMPY_MAGIC):
         raise DataError(
             f"{path} is {kind or 'an array of NumPy'}, no token file; write its tokens as uint16 and nothing else, as "
@@ -112,12 +111,6 @@ def map_tokens(path: Path, dtype: str, offset: int, tokens: int) -> Tokens:
             "put it back or adopt again"
         )
     return np.memmap(path, dtype=kind, mode="r", offset=offset, shape=(tokens,))
-
-
-def _with_header(path: Path, size: int, header: ShardHeader) -> TokenFile:
-    if size != header.file_bytes:
-        raise DataError(f"{path} has {size:,} bytes, but its header says {header.file_bytes:,}; copy it again")
-    return TokenFile(path, f"llm.c ({header.dtype} behind its header)", header.dtype, HEADER_BYTES, header.tokens)
 
 
 def _megatron(path: Path, size: int) -> TokenFile:

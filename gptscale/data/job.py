@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from gptscale.config.data import DataConfig, SourceConfig
+from gptscale.data.file_identity import Stamps, stamp
 from gptscale.data.files import remove_leftovers
 from gptscale.data.globs import could_find
 from gptscale.data.manifest import (
@@ -21,7 +22,7 @@ from gptscale.data.manifest import (
     load_manifest,
     load_settings,
 )
-from gptscale.data.source_files import Stamps, changed, stamp, stamp_files
+from gptscale.data.source_files import changed, stamp_files
 from gptscale.data.sources import Source, open_source
 from gptscale.data.streamed import Streamed
 from gptscale.data.texts import list_texts
@@ -51,8 +52,7 @@ class Job:
 
     def do(self, unit: Unit) -> tuple[Receipt, bool]:
         """Make a unit unless it is finished; says whether it was made."""
-        found = self.begin(unit)
-        return (found.seal(), True) if isinstance(found, WrittenUnit) else (found, False)
+        return sealed(self.begin(unit))
 
     def begin(self, unit: Unit) -> Receipt | WrittenUnit:
         """The receipt of a unit that is finished; else write it, which its seal will finish."""
@@ -79,6 +79,11 @@ class Job:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, tokenizer=_tokenizer_of(state["data"]))
+
+
+def sealed(found: Receipt | WrittenUnit) -> tuple[Receipt, bool]:
+    """The receipt of what was begun, and whether it was made now."""
+    return (found.seal(), True) if isinstance(found, WrittenUnit) else (found, False)
 
 
 def open_job(data: DataConfig, say: Callable[[str], None] = lambda line: None) -> Job:
@@ -108,7 +113,8 @@ def open_job(data: DataConfig, say: Callable[[str], None] = lambda line: None) -
     else:
         _check_unfinished(begun, settings, data.folder, {receipt.key for receipt in receipts.values() if receipt})
     remove_leftovers(data.folder)
-    _remove_damaged(data.folder, receipts)
+    for number in (number for number, receipt in receipts.items() if receipt is None):  # damaged
+        remove_unit(data.folder, number)
     if earlier is None:
         settings.save(data.folder)
     ours = {number: receipt for number, receipt in receipts.items() if receipt and receipt.key == settings.key}
@@ -222,10 +228,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"data.dir={folder} cannot be made: {error.strerror}; choose another data.dir") from None
-
-
-def _remove_damaged(folder: Path, receipts: dict[int, Receipt | None]) -> None:
-    """Delete the units whose receipts are damaged."""
-    for number, receipt in receipts.items():
-        if receipt is None:
-            remove_unit(folder, number)

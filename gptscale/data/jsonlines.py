@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from gptscale.data.columns import Columns
-from gptscale.data.source_files import changed, rows_by_file, unreadable, unreadable_is_said
+from gptscale.data.row_files import RowFiles
+from gptscale.data.source_files import changed, unreadable, unreadable_is_said
 from gptscale.data.texts import Texts, decode, list_texts
 from gptscale.errors import DataError
 
@@ -40,29 +41,20 @@ class JsonFile:
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(RowFiles):
     """The lines of several files, one after another; a line that holds no text is an empty document."""
 
     files: tuple[JsonFile, ...]
-    first_rows: tuple[int, ...]
-    """The number of each file's first line; the last is the number of all lines."""
-    columns: Columns
-    path: str
-    description: dict[str, Any]
-
-    def __len__(self) -> int:
-        return self.first_rows[-1]
 
     def most_bytes(self) -> int:
         """The files' own."""
         return self.columns.most_bytes(sum(file.path.stat().st_size for file in self.files), len(self))
 
-    def read(self, start: int, stop: int) -> Iterator[Texts]:
-        """The texts of lines start to stop - 1, in batches."""
-        for number, first, last in rows_by_file(self.first_rows, start, stop):
-            parse = partial(parse_lines, file=self.files[number].path, columns=self.columns, path=self.path)
-            with unreadable_is_said(self.path):
-                yield from map(parse, _read_lines(self.files[number], first, last, self.path))
+    def read_file(self, number: int, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of lines start to stop - 1 of one file, in batches."""
+        parse = partial(parse_lines, file=self.files[number].path, columns=self.columns, path=self.path)
+        with unreadable_is_said(self.path):
+            yield from map(parse, _read_lines(self.files[number], start, stop, self.path))
 
 
 def parse_lines(lines: bytes, file: Path, columns: Columns, path: str) -> Texts:
@@ -93,7 +85,7 @@ def open_json_lines(files: Sequence[Path], columns: Columns, path: str, descript
     for file in indexed:
         check_first_line(file.path, columns, path)
     first_rows = tuple(accumulate((file.lines for file in indexed), initial=0))
-    return JsonLines(indexed, first_rows, columns, path, description)
+    return JsonLines(first_rows, columns, path, description, indexed)
 
 
 def is_json_lines(file: Path) -> bool:

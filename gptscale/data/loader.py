@@ -1,28 +1,22 @@
-"""The loader: the micro-batches of every step, for any rank of any number of ranks.
-
-Position p counts the samples handed out in a whole run. It lies in epoch p // n of n samples, and
-`order` says which sample it is, so a step's samples follow from its number: seeking is arithmetic.
-"""
+"""The loader: the micro-batches of every step, for any rank of any number of ranks."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from gptscale.data.buffers import Buffers
-from gptscale.data.order import block_order, order, positions_of
+from gptscale.data.order import positions_of
+from gptscale.data.sampler import Ints, MixedSampler, count_samples
 from gptscale.data.shard import Tokens
 from gptscale.data.stream import TokenStream
 
 IGNORE = -100
 """The target that counts nothing in a loss (PyTorch's ignore_index)."""
-
-Ints = npt.NDArray[np.int64]
 
 _FOUND_AT_ONCE = 4096  # samples
 
@@ -37,55 +31,6 @@ class MicroBatch:
     """The position of the first sample: the same for every number of ranks."""
 
 
-def count_samples(tokens: int, context_length: int, stride: int) -> int:
-    """Windows of context_length + 1 tokens whose starts lie stride apart."""
-    return max(0, (tokens - 1 - context_length) // stride + 1)
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Which tokens a position of the run begins at."""
-
-    samples: int
-    stride: int
-    seed: int
-    block: int | None = None
-    """Samples in a block that is shuffled as one; null shuffles all."""
-
-    def starts(self, positions: Ints) -> Ints:
-        """The first token of the sample at each position, (n,)."""
-        return self.locate(positions)[1] * self.stride
-
-    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
-        """The epoch and the sample at each position, (n,) each."""
-        epochs, within = np.divmod(positions, self.samples)
-        index = np.empty_like(within)
-        for epoch in np.unique(epochs):
-            mine = epochs == epoch
-            if self.block is None:
-                index[mine] = order(self.seed, int(epoch), within[mine], self.samples)
-            else:
-                index[mine] = block_order(self.seed, int(epoch), within[mine], self.samples, self.block)
-        return epochs, index
-
-    def epochs(self, position: int) -> dict[str, float]:
-        """Passes over each of several corpora before a position; nothing for one, whose epochs the run counts."""
-        return {}
-
-
-class Samples(Protocol):
-    """Which tokens of a stream a position of the run begins at: of one corpus or of several."""
-
-    def starts(self, positions: Ints) -> Ints:
-        """The first token of the sample at each position, (n,)."""
-
-    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
-        """The epoch and the sample at each position, (n,) each, as its own corpus counts them."""
-
-    def epochs(self, position: int) -> dict[str, float]:
-        """Passes over each of several corpora before a position, by name."""
-
-
 class StepLoader:
     """Hands out the micro-batches of one step after another to one rank, read ahead in a thread.
 
@@ -98,7 +43,7 @@ class StepLoader:
         self,
         stream: TokenStream,
         *,
-        sampler: Samples,
+        sampler: MixedSampler,
         context_length: int,
         sequences_per_step: int,
         micro_batch_sequences: int,

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptscale.data.columns import Columns, arrow_types
-from gptscale.data.source_files import changed, rows_by_file, unreadable
+from gptscale.data.row_files import RowFiles
+from gptscale.data.source_files import changed, unreadable
 from gptscale.data.texts import Texts
 from gptscale.errors import first_line
 
@@ -23,38 +24,25 @@ _FOOTERS_AT_ONCE = 16  # they are small, and a network file system answers slowl
 
 
 @dataclass(frozen=True)
-class ParquetFiles:
+class ParquetFiles(RowFiles):
     """The rows of several files, one after another."""
 
     files: tuple[Path, ...]
-    first_rows: tuple[int, ...]
-    """The number of each file's first row; the last is the number of all rows."""
     column_bytes: int
     """Of the columns that are read, before compression; a text that a file keeps once for many rows counts once."""
-    columns: Columns
-    path: str
-    description: dict[str, Any]
-
-    def __len__(self) -> int:
-        return self.first_rows[-1]
 
     def most_bytes(self) -> int:
         """What the footers say of the columns."""
         return self.columns.most_bytes(self.column_bytes, len(self))
 
-    def read(self, start: int, stop: int) -> Iterator[Texts]:
-        """The texts of rows start to stop - 1, in batches."""
-        for number, first, last in rows_by_file(self.first_rows, start, stop):
-            with (
-                _unreadable_is_said(self.files[number], self.path),
-                _opened(self.files[number]) as file,
-            ):
-                at = first
-                for batch in _read_rows(file, self.columns.names, first, last):
-                    at += batch.num_rows
-                    yield self.columns.texts(batch)
-                if at < last:
-                    raise changed(self.path, self.files[number])
+    def read_file(self, number: int, start: int, stop: int) -> Iterator[Texts]:
+        """The texts of rows start to stop - 1 of one file, in batches."""
+        with _unreadable_is_said(self.files[number], self.path), _opened(self.files[number]) as file:
+            for batch in _read_rows(file, self.columns.names, start, stop):
+                start += batch.num_rows
+                yield self.columns.texts(batch)
+        if start < stop:
+            raise changed(self.path, self.files[number])
 
 
 def open_parquet(files: Sequence[Path], columns: Columns, path: str, description: dict[str, Any]) -> ParquetFiles:
@@ -69,7 +57,8 @@ def open_parquet(files: Sequence[Path], columns: Columns, path: str, description
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
         counted = list(threads.map(rows_and_bytes, files))
     first_rows = tuple(accumulate((rows for rows, _ in counted), initial=0))
-    return ParquetFiles(tuple(files), first_rows, sum(size for _, size in counted), columns, path, description)
+    column_bytes = sum(size for _, size in counted)
+    return ParquetFiles(first_rows, columns, path, description, tuple(files), column_bytes)
 
 
 def _opened(file: Path) -> Any:

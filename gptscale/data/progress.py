@@ -74,12 +74,12 @@ def _sizes(manifest: Manifest, split: Split) -> str:
     )
 
 
-def _documents(shards: "Sequence[ShardEntry]", how: str) -> int:
+def _documents(shards: Sequence[ShardEntry], how: str) -> int:
     """Those that were split; by the tail, each has a part on both sides."""
     return sum(shard.documents for shard in shards if how != "tail" or shard.split == "train")
 
 
-def _total(shards: "list[ShardEntry] | tuple[ShardEntry, ...]", field: str) -> int:
+def _total(shards: Sequence[ShardEntry], field: str) -> int:
     return sum(getattr(shard, field) for shard in shards)
 
 

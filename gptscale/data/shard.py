@@ -60,7 +60,6 @@ class ShardWriter:
         self._name = dtype
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._temporary = temporary_path(path)
-        self._file: BinaryIO | None = None
 
     def append(self, tokens: Tokens) -> None:
         """Write tokens behind those before."""
@@ -71,75 +70,44 @@ class ShardWriter:
                 "document is that long: cut it into several (of plain text, data.source.documents=paragraph does)"
             )
         with refusal_is_said(self.path):
-            self._opened().write(np.ascontiguousarray(tokens, self.dtype).data)
+            self._file.write(np.ascontiguousarray(tokens, self.dtype).data)
 
     def finish(self, starts: npt.NDArray[np.int64]) -> None:
         """Write the document starts, (documents, 2), then the header, and give the shard its name."""
         _write_starts(starts_path(self.path), starts)
         with refusal_is_said(self.path):
-            file = self._opened()
-            file.seek(0)
-            file.write(ShardHeader(self._name, self.tokens).to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+            self._file.seek(0)
+            self._file.write(ShardHeader(self._name, self.tokens).to_bytes())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
             self._temporary.replace(self.path)
             sync_folder(self.path.parent)
 
     def __enter__(self) -> Self:
+        with refusal_is_said(self.path):
+            self._file: BinaryIO = self._temporary.open("wb")
+            self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # what a full disk left in the buffer cannot be written now either
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def _opened(self) -> BinaryIO:
-        if self._file is None:
-            self._file = self._temporary.open("wb")
-            self._file.write(bytes(HEADER_BYTES))  # its place; the count is known at the end
-        return self._file
+        with suppress(OSError):  # what a full disk left in the buffer cannot be written now either
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
 
-def write_shard(path: Path, tokens: Tokens, starts: npt.NDArray[np.int64]) -> None:
-    """Write tokens (uint16 or uint32) and document starts, (documents, 2): token offset and source row."""
-    with ShardWriter(path, "uint16" if tokens.itemsize == 2 else "uint32") as writer:
-        writer.append(tokens)
-        writer.finish(starts)
-
-
-def read_header(path: Path) -> ShardHeader:
-    """Read and check a shard's header.
-
-    Raises DataError when the file is missing or is no shard.
-    """
-    try:
-        found = find_header(path)
-    except FileNotFoundError:
-        raise DataError(f"shard {path} is missing; run prepare again, which makes it again") from None
-    if found is None:
-        magic, version = _first_fields(path)[:2]
-        raise DataError(
-            f"{path} is no token shard: it begins with magic {magic}, version {version}; "
-            "run prepare again, which makes it again"
-        )
-    return found
-
-
-def find_header(path: Path) -> ShardHeader | None:
-    """The header of a file of llm.c's format; None for another file. Raises OSError."""
-    magic, version, tokens = _first_fields(path)
+def find_header(file: BinaryIO) -> ShardHeader | None:
+    """The header of an open file of llm.c's format; None for another file."""
+    magic, version, tokens = _first_fields(file)
     for dtype, known in _MAGIC_AND_VERSION.items():
         if (magic, version) == known:
             return ShardHeader(dtype, tokens)
     return None
 
 
-def _first_fields(path: Path) -> list[int]:
-    with path.open("rb") as file:
-        head = file.read(12)
-    fields: list[int] = np.frombuffer(head.ljust(12, b"\0"), dtype="<i4").tolist()
+def _first_fields(file: BinaryIO) -> list[int]:
+    file.seek(0)
+    fields: list[int] = np.frombuffer(file.read(12).ljust(12, b"\0"), dtype="<i4").tolist()
     return fields
 
 
@@ -148,17 +116,28 @@ def open_shard(path: Path) -> Tokens:
 
     Raises DataError when the file is missing, no shard, or not as long as its header says.
     """
-    header = read_header(path)
-    found = path.stat().st_size
-    if found != header.file_bytes:
-        raise DataError(
-            f"shard {path} has {found:,} bytes, but its header says {header.file_bytes:,}; "
-            "run prepare again, which makes it again"
-        )
-    dtype = np.dtype(header.dtype).newbyteorder("<")
-    if header.tokens == 0:  # nothing cannot be mapped
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(header.tokens,))
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"shard {path} is missing; run prepare again, which makes it again") from None
+    with file:
+        header = find_header(file)
+        if header is None:
+            magic, version = _first_fields(file)[:2]
+            raise DataError(
+                f"{path} is no token shard: it begins with magic {magic}, version {version}; "
+                "run prepare again, which makes it again"
+            )
+        found = os.fstat(file.fileno()).st_size
+        if found != header.file_bytes:
+            raise DataError(
+                f"shard {path} has {found:,} bytes, but its header says {header.file_bytes:,}; "
+                "run prepare again, which makes it again"
+            )
+        dtype = np.dtype(header.dtype).newbyteorder("<")
+        if header.tokens == 0:  # nothing cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(file, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(header.tokens,))
 
 
 def starts_path(shard: Path) -> Path:

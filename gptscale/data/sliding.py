@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gptscale.data.loader import IGNORE, Ints, MicroBatch, spread
+from gptscale.data.loader import IGNORE, MicroBatch, spread
+from gptscale.data.sampler import Ints
 from gptscale.data.stream import TokenStream
 
 

@@ -14,52 +14,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gptscale.config.data import SourceConfig
 from gptscale.data.cache_room import check_cache_room, refused
 from gptscale.data.columns import ONLY_TEXT, Columns, arrow_types, describe_columns, text_columns
-from gptscale.data.embedded import EMBEDDED, open_embedded
+from gptscale.data.embedded import EMBEDDED, TextList, open_embedded
 from gptscale.data.failures import failures, innermost, is_without_rows, reason, reason_in_text
+from gptscale.data.file_identity import describe_files, root_of
+from gptscale.data.file_kinds import is_compressed
 from gptscale.data.globs import literal_patterns
 from gptscale.data.hub import check_revision, find_revision, not_loaded
-from gptscale.data.jsonlines import is_json_lines, open_json_lines
+from gptscale.data.jsonlines import JsonLines, is_json_lines, open_json_lines
 from gptscale.data.manifest import hash_json
-from gptscale.data.parquet import open_parquet
-from gptscale.data.source_files import (
-    check_read,
-    describe_files,
-    expand,
-    find_files,
-    is_compressed,
-    is_local,
-    root_of,
-    unreadable,
-    unreadable_is_said,
-)
+from gptscale.data.parquet import ParquetFiles, open_parquet
+from gptscale.data.source_files import check_read, expand, find_files, is_local, unreadable, unreadable_is_said
 from gptscale.data.streamed import PARSER, JsonStream, Rows, Streamed, each_row, open_json_stream
 from gptscale.data.texts import Texts
 from gptscale.data.zst import check_whole
 from gptscale.errors import DataError
 
 _BATCH_ROWS = 256
-
-
-class Source(Protocol):
-    """A sequence of documents."""
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What was read: path, kind, and what pins its content (a Hub revision, files with hashes)."""
-
-    def __len__(self) -> int:
-        """Documents in all, empty ones included."""
-
-    def most_bytes(self) -> int:
-        """What the texts of all documents cannot exceed, as far as it is known without reading them."""
-
-    def read(self, start: int, stop: int) -> Iterator[Texts]:
-        """The texts of documents start to stop - 1, in batches."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +55,7 @@ class DatasetsStream(Streamed):
     @cached_property
     def _stream(self) -> Any:
         """Opened once in a process that reads: all the files are looked up then."""
-        return _stream(self.kind, self.options)
+        return _quiet_datasets().load_dataset(self.kind, streaming=True, **self.options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -107,6 +82,10 @@ class Table:
         for first in range(start, stop, _BATCH_ROWS):
             for batch in chosen[first : min(first + _BATCH_ROWS, stop)].to_batches():
                 yield self.columns.texts(batch)
+
+
+Source = Table | ParquetFiles | JsonLines | TextList
+"""Documents that are read by number. Its description says what pins their content: a Hub revision, or files' hashes."""
 
 
 def open_source(cfg: SourceConfig) -> Source | Streamed:
@@ -244,10 +223,6 @@ def _open_stream(
         raise _no_documents(cfg.path)
     columns.check(arrow_types(first.schema), cfg.path)
     return DatasetsStream(stream.num_shards, _marked(columns, stream), cfg.path, about, kind, options)
-
-
-def _stream(kind: str, options: dict[str, Any]) -> Any:
-    return _quiet_datasets().load_dataset(kind, streaming=True, **options)
 
 
 @contextmanager

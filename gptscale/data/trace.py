@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gptscale.data.corpus import Corpus, open_entry
-from gptscale.data.loader import Samples
 from gptscale.data.manifest import ShardEntry
+from gptscale.data.sampler import MixedSampler
 from gptscale.data.shard import read_starts, starts_path
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.data.unit import unit_of
@@ -20,7 +20,7 @@ from gptscale.errors import DataError
 
 
 @dataclass(frozen=True)
-class Piece:
+class Stretch:
     """A stretch of one document in a sample."""
 
     corpus: str
@@ -51,7 +51,7 @@ class TracedSample:
     """First token in the training split; of a mixture, in its corpora one after another."""
     stop: int
     """Behind the last token, which is a target only."""
-    pieces: list[Piece]
+    pieces: list[Stretch]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Documents:
         self._starts = cache(_checked_starts)
         self._tokens = cache(open_entry)
 
-    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+    def pieces(self, start: int, stop: int) -> Iterator[Stretch]:
         """Cut tokens start to stop - 1 of the stream where a document or a shard ends."""
         while start < stop:
             shard = int(np.searchsorted(self._borders, start, side="right")) - 1
@@ -91,7 +91,7 @@ class Documents:
             yield piece
             start += piece.tokens
 
-    def _piece(self, shard: _Shard, offset: int, stop: int) -> Piece:
+    def _piece(self, shard: _Shard, offset: int, stop: int) -> Stretch:
         """What begins at an offset of a shard, up to stop or the document's end."""
         entry = shard.entry
         begins = self._document_starts(shard)
@@ -99,7 +99,7 @@ class Documents:
         own, row = begins[document].tolist()
         end = int(begins[document + 1, 0]) if document + 1 < len(begins) else entry.tokens
         ids = self._tokens(shard.folder, entry, shard.dtype)[offset : min(end, stop)].tolist()
-        return Piece(
+        return Stretch(
             corpus=str(shard.folder),
             shard=entry.file,
             offset=offset,
@@ -134,7 +134,7 @@ def _rows_of(source: dict[str, Any], shard: str) -> str:
 
 
 def trace_positions(
-    sampler: Samples, documents: Documents, positions: npt.NDArray[np.int64], context_length: int
+    sampler: MixedSampler, documents: Documents, positions: npt.NDArray[np.int64], context_length: int
 ) -> Iterator[TracedSample]:
     """The samples at positions of a run, with their documents."""
     epochs, samples = sampler.locate(positions)

@@ -9,7 +9,6 @@ import numpy as np
 from gptscale.data.blocks import wrong_range
 from gptscale.data.manifest import FILE_NAME, Manifest, load_manifest
 from gptscale.data.shard import ShardHeader, starts_path
-from gptscale.data.workers import cores
 from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
@@ -33,13 +32,13 @@ def verify_corpus(folder: Path) -> None:
         raise DataError(problems[0])
 
 
-def find_damage(folder: Path, workers: int | None = None) -> list[str]:
+def find_damage(folder: Path) -> list[str]:
     """Read every file of a corpus in parallel and compare its hash with the manifest's; gives a line for each damage.
 
-    It names the first bytes of the file that are wrong (in steps of 64 MiB). Null takes all cores: hashing leaves
-    Python's lock, so threads do it.
+    It names the first bytes of the file that are wrong (in steps of 64 MiB). Threads do it, since hashing leaves
+    Python's lock.
     """
-    with ThreadPoolExecutor(workers or cores()) as threads:
+    with ThreadPoolExecutor() as threads:
         found = threads.map(damage_of, hashed_files(folder, load_manifest(folder)))
         return [problem for problem in found if problem is not None]
 

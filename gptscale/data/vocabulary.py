@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gptscale.data.texts import Offsets
-
 Ids = npt.NDArray[np.uint32]
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,8 +27,3 @@ def identity_of(name: str, pieces: Sequence[bytes | None], n_vocab: int) -> dict
     """
     lines = (b"%s %d\n" % (base64.b64encode(p), rank) for rank, p in enumerate(pieces) if p is not None)
     return {"name": name, "ranks_sha256": hashlib.sha256(b"".join(lines)).hexdigest(), "n_vocab": n_vocab}
-
-
-def split_ids(ids: Ids, offsets: Offsets) -> list[Ids]:
-    """The ids of each text, from those of all and where each text's begin, (n + 1,)."""
-    return np.split(ids, offsets[1:-1]) if len(offsets) > 1 else []

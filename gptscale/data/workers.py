@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
 from threading import Lock, Thread
 
-from gptscale.data.job import Job
+from gptscale.data.job import Job, sealed
 from gptscale.data.unit import Receipt, Unit, WrittenUnit
 from gptscale.errors import DataError, GptscaleError
 
@@ -137,19 +137,18 @@ def _work(job: Job, pipe: Connection, ours: Connection, theirs: Connection) -> N
 
 def _make_units(job: Job, talk: "_Talk") -> None:
     with ThreadPoolExecutor(1) as disk:
-        sealed = None
+        sealing = None
         while (unit := talk.ask()) is not None:
             found = job.begin(unit)
-            if sealed is not None:
-                sealed.result()
-            sealed = disk.submit(_seal, unit, found, talk)
-        if sealed is not None:
-            sealed.result()
+            if sealing is not None:
+                sealing.result()
+            sealing = disk.submit(_seal, unit, found, talk)
+        if sealing is not None:
+            sealing.result()
 
 
 def _seal(unit: Unit, found: Receipt | WrittenUnit, talk: "_Talk") -> None:
-    made = isinstance(found, WrittenUnit)
-    talk.say((unit, found.seal() if isinstance(found, WrittenUnit) else found, made))
+    talk.say((unit, *sealed(found)))
 
 
 class _Talk:

@@ -61,60 +61,49 @@ class KVCache:
 
 
 class LayerCache:
-    """The part of one block."""
+    """The part of one block: keys and values together, (2, B, H, S, D)."""
 
     def __init__(self, shared: KVCache) -> None:
         self._shared = shared
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+        self._held: Tensor | None = None
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None, bool]:
         """Put the keys and values (B, H, T, D) of this pass in.
 
         Gives those that its queries see, which slots are masked, and whether a query sees no later ones than itself.
         """
-        if self._keys is None or self._values is None:
-            self._keys, self._values = self._room(keys), self._room(values)
+        shared, new = self._shared, torch.stack((keys, values))
+        if self._held is None:
+            self._held = self._room(new)
             return keys, values, None, True
-        self._put(self._keys, keys)
-        self._put(self._values, values)
-        used = self._shared.used
-        return self._keys[:, :, :used], self._values[:, :, :used], self._shared.mask, False
+        if shared.even:
+            self._held[..., shared.used - 1, :] = new[..., 0, :]
+        else:
+            rows = torch.arange(len(keys), device=keys.device)
+            self._held[:, rows, :, shared.slots] = new[..., 0, :].transpose(0, 1)  # what two indices find, (B, 2, H, D)
+        seen_keys, seen_values = self._held[..., : shared.used, :]
+        return seen_keys, seen_values, shared.mask, False
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
-        assert self._keys is not None
-        assert self._values is not None
-        self._keys, self._values = self._selected(self._keys, rows), self._selected(self._values, rows)
+        assert self._held is not None
+        index, used = torch.tensor(rows, device=self._held.device), self._shared.used
+        taken = self._held[..., :used, :].index_select(1, index)
+        if len(rows) == self._held.shape[1]:
+            self._held[..., :used, :] = taken
+        else:
+            self._held = self._room(taken)
 
     def replace(self, rows: Sequence[int], other: "LayerCache") -> None:
         """Let these rows hold what another cache holds, row by row."""
-        assert self._keys is not None
-        assert self._values is not None
-        assert other._keys is not None
-        assert other._values is not None
-        index, length = torch.tensor(rows, device=self._keys.device), other._keys.shape[2]
-        self._keys[index, :, :length], self._values[index, :, :length] = other._keys, other._values
+        assert self._held is not None
+        assert other._held is not None
+        index, length = torch.tensor(rows, device=self._held.device), other._held.shape[3]
+        self._held[:, index, :, :length] = other._held
 
     def _room(self, first: Tensor) -> Tensor:
-        b, h, t, d = first.shape
+        *outer, t, d = first.shape
         # A slot that is masked counts 0 times, and 0 times what stood in memory there may be nan.
-        room = first.new_zeros(b, h, self._shared.capacity, d)
-        room[:, :, :t] = first
+        room = first.new_zeros(*outer, self._shared.capacity, d)
+        room[..., :t, :] = first
         return room
-
-    def _put(self, room: Tensor, new: Tensor) -> None:
-        shared = self._shared
-        if shared.even:
-            room[:, :, shared.used - 1] = new[:, :, 0]
-        else:
-            room[torch.arange(len(room), device=room.device), :, shared.slots] = new[:, :, 0]
-
-    def _selected(self, room: Tensor, rows: Sequence[int]) -> Tensor:
-        used = self._shared.used
-        index = torch.tensor(rows, device=room.device)
-        taken = room[:, :, :used].index_select(0, index)
-        if len(rows) == len(room):
-            room[:, :, :used] = taken
-            return room
-        return self._room(taken)

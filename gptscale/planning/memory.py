@@ -64,13 +64,9 @@ def memory_of(cfg: Config, launch: Launch) -> Memory:
     cached = not launch.is_fsdp2 and cfg.train.precision != "fp16"  # runtime/engine.py: else no cache of casts
     kept = activations(cfg, launch.micro_batch_sequences, copies_stay=cached)
     return Memory(
-        weights=state.weights,
-        gradients=state.gradients,
-        moments=state.moments,
+        **vars(replace(state, host=state.host + copy)),
         activations=kept.kept + kept.block,
         logits=max(0, kept.loss - kept.block),
-        buffers=state.buffers,
-        host=state.host + copy,
     )
 
 

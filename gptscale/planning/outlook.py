@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
-from gptscale.model.flops import flops_per_token
-from gptscale.model.size import model_size
+from gptscale.model.size import flops_per_token, model_size
 from gptscale.planning.advice import nearest_that_fits
 from gptscale.planning.checkpoints import Checkpoints, plan_checkpoints
 from gptscale.planning.launch import ENGINES, Launch, check_launch, legal_gpu_counts, nearest_counts

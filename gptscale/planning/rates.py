@@ -7,7 +7,7 @@ from statistics import median
 
 from gptscale.config.schema import Config
 from gptscale.errors import ConfigError
-from gptscale.model.flops import flops_per_token
+from gptscale.model.size import flops_per_token
 from gptscale.planning.launch import Launch
 from gptscale.planning.memory import CPU
 from gptscale.planning.steptime import Rates, calibrated, moved_bytes

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gptscale.config.schema import Config
-from gptscale.model.flops import flops_per_token, recomputed_flops_per_token
-from gptscale.model.size import model_size
+from gptscale.model.size import flops_per_token, model_size, recomputed_flops_per_token
 from gptscale.planning.activations import activations
 from gptscale.planning.launch import Launch
 from gptscale.planning.state import WEIGHT_BYTES, updated_elements

@@ -4,13 +4,11 @@ import ctypes
 import os
 import re
 import resource
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from ipaddress import ip_address
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -84,19 +82,13 @@ def describe_device(device: torch.device) -> str:
     return device.type
 
 
-def default_device() -> torch.device:
-    """The device for a single process: CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
 def local_device() -> torch.device:
-    """The device of this rank among those of its machine."""
-    device = default_device()
+    """The device of this rank among those of its machine: CUDA, else MPS, else the CPU."""
     if says_yes("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
-    return torch.device("cuda", launched_local_rank()) if device.type == "cuda" else device
+    if torch.cuda.is_available():
+        return torch.device("cuda", launched_local_rank())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 _STATUS = Path("/proc/self/status")
@@ -148,27 +140,3 @@ def keeping_freed_memory(device: torch.device) -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, int(os.environ.get("MALLOC_MMAP_MAX_", "65536")))
         libc.mallopt(_TRIM_THRESHOLD, int(os.environ.get("MALLOC_TRIM_THRESHOLD_", "131072")))
         libc.malloc_trim(0)
-
-
-def addressed_interfaces() -> list[str]:
-    """This machine's network interfaces that have an address; others are down, or nobody's."""
-    internet = (socket.AF_INET, socket.AF_INET6)
-    return [name for name, known in psutil.net_if_addrs().items() if any(each.family in internet for each in known)]
-
-
-def address_towards(host: str) -> str:
-    """This machine's address on the way to a host, to which nothing is sent; empty where that way is the loopback."""
-    try:
-        family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as s:
-            s.connect(there)
-            here = str(s.getsockname()[0])
-    except OSError:  # the name leads nowhere
-        return ""
-    return "" if ip_address(here).is_loopback else here
-
-
-def interface_with(address: str) -> str | None:
-    """This machine's network interface that has an address."""
-    known = psutil.net_if_addrs().items()
-    return next((name for name, addresses in known if any(each.address == address for each in addresses)), None)

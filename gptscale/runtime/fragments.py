@@ -52,14 +52,22 @@ class Piece:
 
 def whole_fragments(model: nn.Module, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
     """One fragment per parameter with its state, for engines that keep every parameter whole on every rank."""
-    fragments = []
-    for name, p in model.named_parameters():
-        state = state_of(p)
-        dense = {kind: t.detach().view(-1) for kind, t in state.items() if t.shape == p.shape}
-        scalars = {kind: t for kind, t in state.items() if t.shape != p.shape}
-        tensors = {"weight": p.detach().view(-1), **dense}
-        fragments.append(Fragment(name, tuple(p.shape), 0, tensors, scalars))
-    return fragments
+    named = model.named_parameters()
+    return [fragment_of(name, p.shape, 0, p, state_of(p), lambda t: t.detach().view(-1)) for name, p in named]
+
+
+def fragment_of(
+    name: str,
+    shape: tuple[int, ...],
+    start: int,
+    weight: Tensor,
+    state: Mapping[str, Tensor],
+    view: Callable[[Tensor], Tensor],
+) -> Fragment:
+    """What a view shows of a weight and of the state that is as large; the rest of the state are scalars."""
+    tensors = {kind: view(t) for kind, t in {"weight": weight, **state}.items() if t.shape == weight.shape}
+    scalars = {kind: t for kind, t in state.items() if t.shape != weight.shape}
+    return Fragment(name, tuple(shape), start, tensors, scalars)
 
 
 def share(fragments: list[Fragment], rank: int, world: int) -> Iterator[Fragment]:

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from gptscale.errors import ConfigError
 from gptscale.runtime import ranks
 from gptscale.runtime.engine import Engine, EngineSettings
-from gptscale.runtime.fragments import Fragment, materialize_state, share
+from gptscale.runtime.fragments import Fragment, fragment_of, materialize_state, share
 from gptscale.runtime.launch import PARALLELISM_ASKED, launched_dp_shard_size, unsaid
 from gptscale.runtime.muon_exchange import has_muon
 from gptscale.runtime.row_muon import RowMuon, first_element, local_rows
@@ -138,7 +138,8 @@ class Fsdp2Engine(Engine):
 
     def _fragments(self, state_of: Callable[[nn.Parameter], Mapping[str, Any]]) -> list[Fragment]:
         named = self.model.named_parameters()
-        return [f for name, p in named if (f := _fragment(name, p, state_of(p))).numel]
+        mine = (fragment_of(name, p.shape, first_element(p), p, state_of(p), local_rows) for name, p in named)
+        return [f for f in mine if f.numel]
 
 
 def _agreed_dp_shard_size() -> int:
@@ -155,11 +156,3 @@ def _agreed_dp_shard_size() -> int:
 def _keeps_gathered() -> bool:
     """Whether the launch wants a block's weights kept from forward to backward: less to send, for more memory."""
     return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() in {"0", "false", "no"}
-
-
-def _fragment(name: str, p: nn.Parameter, state: Mapping[str, Any]) -> Fragment:
-    """This rank's rows of a parameter and of its state."""
-    dense = {kind: t for kind, t in state.items() if isinstance(t, DTensor)}
-    scalars = {kind: t for kind, t in state.items() if kind not in dense}
-    tensors = {kind: local_rows(t) for kind, t in {"weight": p, **dense}.items()}
-    return Fragment(name, tuple(p.shape), first_element(p), tensors, scalars)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptscale.errors import CheckpointError, ConfigError
-from gptscale.runtime.fragments import Fragment, Piece, materialize_state
+from gptscale.runtime.fragments import Fragment, Piece, fragment_of, materialize_state
 
 TESTED_VERSIONS = ("0.19.8",)
 """Releases of DeepSpeed with which every name below was tested; `check_deepspeed` judges others."""
@@ -60,7 +60,8 @@ def zero_fragments(model: nn.Module, zero: Any, stage: int) -> Iterator[Fragment
             for piece in pieces:
                 if piece.flat == number:
                     fragment = _fragment(piece, flat, zero.optimizer.state.get(flat, {}))
-                    yield _copy(fragment) if swapped else fragment
+                    copies = {kind: t.clone() for kind, t in fragment.tensors.items()} if swapped else fragment.tensors
+                    yield replace(fragment, tensors=copies)
 
 
 def put_back(copies: list[Fragment], model: nn.Module, zero: Any, stage: int) -> None:
@@ -164,26 +165,17 @@ def _of_stage_1_and_2(model: nn.Module) -> Iterator[Piece]:
 
 
 def _of_stage_3(model: nn.Module, zero: Any) -> Iterator[Piece]:
-    for name, p in model.named_parameters():
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    for name, p in parameters.items():
         flat, offset, _ = zero.grad_position[zero.get_param_id(p)]
-        start, numel = _range_of_stage_3(p)
-        if numel:
-            yield Piece(name, tuple(p.ds_shape), start, numel, flat, offset)  # type: ignore[attr-defined]
-
-
-def _range_of_stage_3(p: Any) -> tuple[int, int]:
-    """First element and number of elements of a parameter on this rank; the last partitions are padded."""
-    part = p.partition_numel()
-    start = torch.distributed.get_rank(p.ds_process_group) * part
-    return start, max(0, min(p.ds_numel - start, part))
+        part = p.partition_numel()
+        start = torch.distributed.get_rank(p.ds_process_group) * part
+        if (numel := min(p.ds_numel - start, part)) > 0:  # the last partitions are padded
+            yield Piece(name, tuple(p.ds_shape), start, numel, flat, offset)
 
 
 def _fragment(piece: Piece, flat: Tensor, state: dict[str, Tensor]) -> Fragment:
-    dense = {kind: t for kind, t in state.items() if t.shape == flat.shape}
-    scalars = {kind: t for kind, t in state.items() if t.shape != flat.shape}
-    tensors = {kind: t.detach().narrow(0, piece.offset, piece.numel) for kind, t in {"weight": flat, **dense}.items()}
-    return Fragment(piece.name, piece.shape, piece.start, tensors, scalars)
+    def view(t: Tensor) -> Tensor:
+        return t.detach().narrow(0, piece.offset, piece.numel)
 
-
-def _copy(fragment: Fragment) -> Fragment:
-    return replace(fragment, tensors={kind: t.clone() for kind, t in fragment.tensors.items()})
+    return fragment_of(piece.name, piece.shape, piece.start, flat, state, view)

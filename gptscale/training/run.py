@@ -17,8 +17,8 @@ from gptscale.data.loader import StepLoader
 from gptscale.data.order import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.errors import GptscaleError
-from gptscale.model.flops import flops_per_token
 from gptscale.model.gpt import unfilled_model
+from gptscale.model.size import flops_per_token
 from gptscale.runtime import ranks
 from gptscale.runtime.compiled import find_compiled
 from gptscale.runtime.device import describe_device, peak_flops
@@ -26,6 +26,7 @@ from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_rank, launched_world
 from gptscale.runtime.preempt import StopRequest
+from gptscale.runtime.telling import explaining
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.console import Console
 from gptscale.tracking.fenced import Fenced
@@ -60,7 +61,7 @@ def train(cfg: Config) -> bool:
     """
     with StopRequest() as stop:
         ranks.join()
-        with ranks.explaining("lower train.micro_batch_sequences, or shard over more ranks"):
+        with explaining("lower train.micro_batch_sequences, or shard over more ranks"):
             finished = _train_together(cfg, stop)
     if stop.received is signal.SIGINT and not finished:
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from gptscale.data.tokenizer import Tokenizer
 from gptscale.errors import WeightsError, first_line
 from gptscale.weights.files import INDEX, pack, write_tensors
 from gptscale.weights.gpt2 import parameter_shapes, to_layout
-from gptscale.weights.huggingface import FIELDS, FIXED, GELU, OUR_TOKENIZER
+from gptscale.weights.huggingface import FIXED, GELU, GPT2_FIELDS, OUR_TOKENIZER
 from gptscale.weights.others import NANOGPT_FIELDS
 from gptscale.weights.source import Layout, Source, all_finite
 
@@ -78,7 +78,7 @@ def transformers_config(cfg: ModelConfig, end_of_text: int, dtype: str) -> dict[
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        **{theirs: getattr(cfg, ours) for theirs, ours in FIELDS.items()},
+        **{theirs: getattr(cfg, ours) for theirs, ours in GPT2_FIELDS.items()},
         "n_ctx": cfg.context_length,
         "activation_function": gelu,
         **FIXED,

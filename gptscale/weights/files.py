@@ -63,10 +63,6 @@ class TensorReader:
             header = json.loads(raw.read(length))
         return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name[:2] != "__"}
 
-    def whole(self, key: str) -> Tensor:
-        """A tensor in its own shape."""
-        return self._file.get_tensor(key)  # type: ignore[no-any-return, no-untyped-call]
-
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, from the file's header."""
         return tuple(self._file.get_slice(key).get_shape())  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ checkpoints, and those of the book "Build a Large Language Model (From Scratch)"
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,74 +18,37 @@ from gptscale.weights.source import Layout, Source, all_finite
 
 
 class Row(NamedTuple):
-    """One kind of parameter by its names; {} is the block. Three names are its rows in three pieces."""
+    """One layer by its names; {} is the block. Three names are the rows of its tensors in three pieces."""
 
+    kind: Literal["table", "norm", "linear"]
+    """A table has no bias. Transformers and TensorFlow keep the matrix of a linear layer as (inputs, outputs)."""
     ours: str
     transformers: str
     tensorflow: str
     book: str | tuple[str, str, str]
-    matrix: bool = False
-    """Whether transformers and TensorFlow keep it as (inputs, outputs)."""
 
+
+_BOOK_QKV = ("trf_blocks.{}.att.W_query", "trf_blocks.{}.att.W_key", "trf_blocks.{}.att.W_value")
 
 ROWS = (
-    Row("tok_emb.weight", "wte.weight", "wte", "tok_emb.weight"),
-    Row("pos_emb.weight", "wpe.weight", "wpe", "pos_emb.weight"),
-    Row("blocks.{}.norm1.weight", "h.{}.ln_1.weight", "h{}/ln_1/g", "trf_blocks.{}.norm1.scale"),
-    Row("blocks.{}.norm1.bias", "h.{}.ln_1.bias", "h{}/ln_1/b", "trf_blocks.{}.norm1.shift"),
-    Row(
-        "blocks.{}.att.qkv.weight",
-        "h.{}.attn.c_attn.weight",
-        "h{}/attn/c_attn/w",
-        (
-            "trf_blocks.{}.att.W_query.weight",
-            "trf_blocks.{}.att.W_key.weight",
-            "trf_blocks.{}.att.W_value.weight",
-        ),
-        matrix=True,
-    ),
-    Row(
-        "blocks.{}.att.qkv.bias",
-        "h.{}.attn.c_attn.bias",
-        "h{}/attn/c_attn/b",
-        ("trf_blocks.{}.att.W_query.bias", "trf_blocks.{}.att.W_key.bias", "trf_blocks.{}.att.W_value.bias"),
-    ),
-    Row(
-        "blocks.{}.att.out_proj.weight",
-        "h.{}.attn.c_proj.weight",
-        "h{}/attn/c_proj/w",
-        "trf_blocks.{}.att.out_proj.weight",
-        matrix=True,
-    ),
-    Row(
-        "blocks.{}.att.out_proj.bias",
-        "h.{}.attn.c_proj.bias",
-        "h{}/attn/c_proj/b",
-        "trf_blocks.{}.att.out_proj.bias",
-    ),
-    Row("blocks.{}.norm2.weight", "h.{}.ln_2.weight", "h{}/ln_2/g", "trf_blocks.{}.norm2.scale"),
-    Row("blocks.{}.norm2.bias", "h.{}.ln_2.bias", "h{}/ln_2/b", "trf_blocks.{}.norm2.shift"),
-    Row(
-        "blocks.{}.ff.fc.weight",
-        "h.{}.mlp.c_fc.weight",
-        "h{}/mlp/c_fc/w",
-        "trf_blocks.{}.ff.layers.0.weight",
-        matrix=True,
-    ),
-    Row("blocks.{}.ff.fc.bias", "h.{}.mlp.c_fc.bias", "h{}/mlp/c_fc/b", "trf_blocks.{}.ff.layers.0.bias"),
-    Row(
-        "blocks.{}.ff.out_proj.weight",
-        "h.{}.mlp.c_proj.weight",
-        "h{}/mlp/c_proj/w",
-        "trf_blocks.{}.ff.layers.2.weight",
-        matrix=True,
-    ),
-    Row("blocks.{}.ff.out_proj.bias", "h.{}.mlp.c_proj.bias", "h{}/mlp/c_proj/b", "trf_blocks.{}.ff.layers.2.bias"),
-    Row("final_norm.weight", "ln_f.weight", "ln_f/g", "final_norm.scale"),
-    Row("final_norm.bias", "ln_f.bias", "ln_f/b", "final_norm.shift"),
-    Row("out_head.weight", "lm_head.weight", "lm_head", "out_head.weight"),
+    Row("table", "tok_emb", "wte", "wte", "tok_emb"),
+    Row("table", "pos_emb", "wpe", "wpe", "pos_emb"),
+    Row("norm", "blocks.{}.norm1", "h.{}.ln_1", "h{}/ln_1", "trf_blocks.{}.norm1"),
+    Row("linear", "blocks.{}.att.qkv", "h.{}.attn.c_attn", "h{}/attn/c_attn", _BOOK_QKV),
+    Row("linear", "blocks.{}.att.out_proj", "h.{}.attn.c_proj", "h{}/attn/c_proj", "trf_blocks.{}.att.out_proj"),
+    Row("norm", "blocks.{}.norm2", "h.{}.ln_2", "h{}/ln_2", "trf_blocks.{}.norm2"),
+    Row("linear", "blocks.{}.ff.fc", "h.{}.mlp.c_fc", "h{}/mlp/c_fc", "trf_blocks.{}.ff.layers.0"),
+    Row("linear", "blocks.{}.ff.out_proj", "h.{}.mlp.c_proj", "h{}/mlp/c_proj", "trf_blocks.{}.ff.layers.2"),
+    Row("norm", "final_norm", "ln_f", "ln_f", "final_norm"),
+    Row("table", "out_head", "lm_head", "lm_head", "out_head"),
 )
 """TensorFlow's checkpoints have no head of their own; its name there is ours."""
+
+ENDINGS = {
+    "tensorflow": {"table": ("", ""), "norm": ("/g", "/b"), "linear": ("/w", "/b")},
+    "book": {"norm": (".scale", ".shift")},
+}
+"""What stands behind a layer's name for its weight and its bias, where that is not .weight and .bias."""
 
 COLUMNS = {"gptscale": "ours", "nanogpt": "transformers"}
 """Layouts that have their names from another column; the others are called as theirs."""
@@ -106,13 +69,17 @@ class Place:
 
 def name_table(n_layers: int, layout: Layout) -> dict[str, Place]:
     """Every parameter that a model with so many blocks can have, with its place, by our names."""
-    places = {}
+    places, column = {}, COLUMNS.get(layout, layout)
     for row in ROWS:
-        names = getattr(row, COLUMNS.get(layout, layout))
+        names = getattr(row, column)
         names = (names,) if isinstance(names, str) else names
+        weight, bias = ENDINGS.get(column, {}).get(row.kind, (".weight", ".bias"))
+        transposed = row.kind == "linear" and layout in TRANSPOSED
         for block in range(n_layers) if "{}" in row.ours else (0,):
-            theirs = tuple(name.format(block) for name in names)
-            places[row.ours.format(block)] = Place(theirs, row.matrix and layout in TRANSPOSED)
+            ours, theirs = row.ours.format(block), [name.format(block) for name in names]
+            places[f"{ours}.weight"] = Place(tuple(name + weight for name in theirs), transposed)
+            if row.kind != "table":
+                places[f"{ours}.bias"] = Place(tuple(name + bias for name in theirs), transposed=False)
     return places
 
 

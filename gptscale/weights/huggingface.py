@@ -8,20 +8,13 @@ import torch
 
 from gptscale.errors import WeightsError
 from gptscale.weights import files, pickles
-from gptscale.weights.others import parameters
-from gptscale.weights.source import Source, Tensors, check_counts, said_tokenizer, without_prefixes
+from gptscale.weights.source import FIELDS, Source, Tensors, counts, own_parameters, said_tokenizer
 
 CONFIG = "config.json"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 OUR_TOKENIZER = "gptscale_tokenizer"
 """Where config.json of an export says which tokenizer it is to be imported with."""
-FIELDS = {
-    "vocab_size": "vocab_size",
-    "n_positions": "context_length",
-    "n_embd": "emb_dim",
-    "n_head": "n_heads",
-    "n_layer": "n_layers",
-}
+GPT2_FIELDS = {"vocab_size": "vocab_size", "n_positions": "context_length", **FIELDS}
 """config.json by our names."""
 GELU = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 FIXED = {
@@ -38,7 +31,7 @@ def open_folder(folder: Path, origin: str | None = None) -> Source:
     origin = origin or str(folder)
     config = _config(folder)
     fields = _fields(origin, config)
-    tensors: Tensors = parameters(without_prefixes(_tensors(folder), "transformer."))
+    tensors: Tensors = own_parameters(_tensors(folder), "transformer.")
     notes: tuple[str, ...] = ()
     if fields["tie_embeddings"]:
         fields["tie_embeddings"], tensors = _tied(tensors)
@@ -73,9 +66,9 @@ def _fields(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     """The model section that computes what the config does."""
     if (found := config.get("model_type")) != "gpt2":
         raise WeightsError(f"{origin} is a {found}, not a gpt2; GPTModel computes GPT-2's architecture only")
-    if missing := FIELDS.keys() - config.keys():
+    if missing := GPT2_FIELDS.keys() - config.keys():
         raise WeightsError(f"{origin}: {CONFIG} lacks {sorted(missing)[0]}; copy it again")
-    check_counts(f"{origin}: {CONFIG}", config, FIELDS)
+    sizes = counts(f"{origin}: {CONFIG}", config, GPT2_FIELDS)
     for name, value in {**FIXED, "n_inner": 4 * config["n_embd"]}.items():
         if (asked := config.get(name)) not in (None, value):
             raise WeightsError(f"{origin} has {name}={asked}, but GPTModel computes with {value} only")
@@ -83,7 +76,7 @@ def _fields(origin: str, config: dict[str, Any]) -> dict[str, Any]:
     if activation not in GELU:
         raise WeightsError(f"{origin} has activation_function={activation}; GPTModel knows {', '.join(GELU)}")
     return {
-        **{ours: config[theirs] for theirs, ours in FIELDS.items()},
+        **sizes,
         "qkv_bias": True,
         "norm_bias": True,
         "tie_embeddings": config.get("tie_word_embeddings", True),

@@ -1,6 +1,5 @@
 """Checkpoints of one file: those of "Build a Large Language Model (From Scratch)", and nanoGPT's."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,10 @@ import torch
 from gptscale.config.presets import GPT2_SIZES
 from gptscale.errors import WeightsError
 from gptscale.weights.pickles import read_pickle, stored_tensors
-from gptscale.weights.source import Source, Tensors, check_counts, said_tokenizer, without_prefixes
+from gptscale.weights.source import FIELDS, Source, Tensors, counts, own_parameters, said_tokenizer
 
-NANOGPT_FIELDS = {
-    "vocab_size": "vocab_size",
-    "block_size": "context_length",
-    "n_embd": "emb_dim",
-    "n_head": "n_heads",
-    "n_layer": "n_layers",
-}
+NANOGPT_FIELDS = {"vocab_size": "vocab_size", "block_size": "context_length", **FIELDS}
 """nanoGPT's model_args by our names."""
-
-BUFFERS = re.compile(r".*\.(att\.mask|attn\.bias|attn\.masked_bias)")
-"""Causal masks, which older checkpoints hold beside their parameters."""
 
 
 def open_file(path: Path) -> Source:
@@ -33,7 +23,7 @@ def open_file(path: Path) -> Source:
     state = content.get("model_state_dict", content)
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: model_state_dict is a {type(state).__name__}; save model.state_dict()")
-    tensors = parameters(without_prefixes(stored_tensors(path, state), "module.", "_orig_mod."))
+    tensors = own_parameters(stored_tensors(path, state), "module.", "_orig_mod.")
     if "tok_emb.weight" in tensors and "trf_blocks.0.norm1.scale" in tensors:
         return _book(path, tensors)
     raise WeightsError(
@@ -42,19 +32,13 @@ def open_file(path: Path) -> Source:
     )
 
 
-def parameters(tensors: Tensors) -> dict[str, Any]:
-    """The tensors without masks."""
-    return {name: stored for name, stored in tensors.items() if not BUFFERS.fullmatch(name)}
-
-
 def _nanogpt(path: Path, state: dict[str, Any], said: dict[str, Any], config: dict[str, Any]) -> Source:
     """nanoGPT always ties its head, and takes exact GELU; an export of ours says which GELU it was trained with."""
-    tensors = parameters(without_prefixes(stored_tensors(path, state), "module.", "_orig_mod.", "transformer."))
+    tensors = own_parameters(stored_tensors(path, state), "module.", "_orig_mod.", "transformer.")
     tensors.pop("lm_head.weight", None)
     if missing := NANOGPT_FIELDS.keys() - said.keys():
         raise WeightsError(f"{path}: its model_args lack {sorted(missing)[0]}; is it a ckpt.pt of nanoGPT's train.py?")
-    check_counts(f"{path}: model_args", said, NANOGPT_FIELDS)
-    fields = {ours: said[theirs] for theirs, ours in NANOGPT_FIELDS.items()}
+    fields: dict[str, Any] = counts(f"{path}: model_args", said, NANOGPT_FIELDS)
     bias = bool(said.get("bias", True))
     fields |= {"qkv_bias": bias, "norm_bias": bias, "tie_embeddings": True, "gelu": config.get("gelu", "erf")}
     tokenizer = said_tokenizer(config.get("tokenizer"))

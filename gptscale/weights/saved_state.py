@@ -13,7 +13,7 @@ from gptscale.errors import CheckpointError
 from gptscale.model.gpt import GPTModel, unfilled_model
 from gptscale.runtime.saved_state import MOMENTS, SavedState, read_torch_file
 from gptscale.runtime.zero_saved import read_zero_state, zero_folder
-from gptscale.weights.files import open_tensors
+from gptscale.weights.files import stored_tensors
 from gptscale.weights.source import all_finite
 
 
@@ -46,9 +46,8 @@ def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The model's tensors, from safetensors where there are any, in one file or several."""
     safe = [*folder.glob("model.safetensors"), *folder.glob("model-*-of-*.safetensors")]
     for path in safe:
-        with open_tensors(path) as reader:
-            for key in reader.keys():  # noqa: SIM118  (a reader is no dict)
-                yield key, reader.whole(key).float()
+        for key, stored in stored_tensors(path, "pread").items():
+            yield key, stored.read().float()
     if not safe:
         parts = sorted(folder.glob("pytorch_model-*-of-*.bin")) or [folder / "pytorch_model.bin"]
         for path in parts:

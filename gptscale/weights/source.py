@@ -1,6 +1,7 @@
 """Weights that lie somewhere else: what a source says of its model, and its tensors, read one at a time."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor
 
 from gptscale.errors import WeightsError
+
+FIELDS = {"n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers"}
+"""What OpenAI, transformers and nanoGPT call alike, by our names."""
+
+BUFFERS = re.compile(r".*\.(att\.mask|attn\.bias|attn\.masked_bias)")
+"""Causal masks, which older checkpoints hold beside their parameters."""
 
 Layout = Literal["gptscale", "transformers", "nanogpt", "tensorflow", "book"]
 
@@ -60,11 +67,12 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.stack(values.aminmax()).isfinite().all())
 
 
-def check_counts(origin: str, said: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Raise WeightsError unless a source's own settings of these names are whole numbers above 0."""
+def counts(origin: str, said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+    """A source's own settings by our names. Raises WeightsError unless they are whole numbers above 0."""
     for name in names:
         if type(said[name]) is not int or said[name] < 1:
             raise WeightsError(f"{origin} says {name}={said[name]!r}, which is no whole number above 0; copy it again")
+    return {ours: said[theirs] for theirs, ours in names.items()}
 
 
 def said_tokenizer(said: Any) -> str | None:
@@ -72,9 +80,8 @@ def said_tokenizer(said: Any) -> str | None:
     return said if isinstance(said, str) and said else None
 
 
-def without_prefixes(tensors: Tensors, *prefixes: str) -> dict[str, Stored]:
-    """The tensors by their bare names; wrappers such as torch.compile put their own before them."""
-    bare = dict(tensors)
+def own_parameters(tensors: Tensors, *prefixes: str) -> dict[str, Stored]:
+    """The tensors without masks, by their bare names; wrappers such as torch.compile put their own before them."""
     for prefix in prefixes:
-        bare = {name.removeprefix(prefix): stored for name, stored in bare.items()}
-    return bare
+        tensors = {name.removeprefix(prefix): stored for name, stored in tensors.items()}
+    return {name: stored for name, stored in tensors.items() if not BUFFERS.fullmatch(name)}

@@ -8,16 +8,10 @@ from typing import Any
 import torch
 
 from gptscale.errors import WeightsError, first_line
-from gptscale.weights.source import Source, Stored, check_counts
+from gptscale.weights.source import FIELDS, Source, Stored, counts
 
 HPARAMS = "hparams.json"
-FIELDS = {
-    "n_vocab": "vocab_size",
-    "n_ctx": "context_length",
-    "n_embd": "emb_dim",
-    "n_head": "n_heads",
-    "n_layer": "n_layers",
-}
+OPENAI_FIELDS = {"n_vocab": "vocab_size", "n_ctx": "context_length", **FIELDS}
 """hparams.json by our names."""
 
 
@@ -50,8 +44,7 @@ def _reader(folder: Path) -> Any:
 def _hparams(folder: Path) -> dict[str, Any]:
     try:
         said = json.loads((folder / HPARAMS).read_text(encoding="utf-8"))
-        check_counts(str(folder / HPARAMS), said, FIELDS)
-        return {ours: said[theirs] for theirs, ours in FIELDS.items()}
+        return counts(str(folder / HPARAMS), said, OPENAI_FIELDS)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{folder / HPARAMS} is not GPT-2's ({error!r}); copy it again") from None
 

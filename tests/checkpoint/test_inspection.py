@@ -1,10 +1,14 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptscale.checkpoint import inspection
 from gptscale.checkpoint.inspection import inspect_checkpoint
+from gptscale.checkpoint.layout import step_dir
 from gptscale.config.schema import Config
+from gptscale.errors import CheckpointError
 from tests.checkpoint.by_hand import FILES, write_checkpoint
 
 
@@ -32,3 +36,22 @@ def test_only_settings_that_differ_from_the_defaults_are_shown(
     assert settings["optim.lr_peak"] == 1e-2
     assert settings["data.source.path"] == values["data"]["source"]["path"]
     assert not {"optim.beta1", "model.qkv_bias", "wandb.mode"} & settings.keys()
+
+
+def test_a_checkpoint_that_a_training_replaces_while_it_is_inspected_makes_way_for_the_next(
+    tmp_path: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newest = (
+        write_checkpoint(step_dir(tmp_path, step), step=step, config=cfg.model_dump(mode="json")) for step in (5, 6)
+    )
+    real = inspection.open_tensors
+
+    def replaced(path: Path) -> Any:
+        shutil.rmtree(newest, ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(inspection, "open_tensors", replaced)
+    assert inspect_checkpoint(tmp_path).step == 5
+    shutil.rmtree(older)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        inspect_checkpoint(tmp_path)

@@ -11,8 +11,8 @@ import pytest
 from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.corpora import check_corpora, open_corpora
-from gptscale.data.loader import Sampler
 from gptscale.data.prepare import prepare
+from gptscale.data.sampler import Sampler
 from gptscale.errors import ConfigError, DataError
 
 Make = Callable[..., Config]

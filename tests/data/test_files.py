@@ -97,12 +97,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
 
 
-def test_somebody_elses_process_lives_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def kill(pid: int, signal: int) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", kill)
-    (tmp_path / f".a.{this_host()}.12.00ff00ff.tmp").write_bytes(b"half")
+def test_somebody_elses_process_lives_too(tmp_path: Path) -> None:
+    (tmp_path / f".a.{this_host()}.1.00ff00ff.tmp").write_bytes(b"half")  # the first process is root's
     remove_leftovers(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -11,13 +11,12 @@ import torch
 from gptscale.data.loader import (
     IGNORE,
     MicroBatch,
-    Sampler,
     StepLoader,
-    count_samples,
     eval_batches,
     evenly_spaced_windows,
 )
 from gptscale.data.order import order
+from gptscale.data.sampler import Sampler, count_samples
 from gptscale.data.stream import TokenStream
 
 # Token i has the value i, so a sample's first token says where it starts.

@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 
 from gptscale.config.data import SourceConfig
-from gptscale.data import source_files
-from gptscale.data.source_files import (
-    describe_files,
-    expand,
-    find_files,
-    hash_texts,
-    is_local,
-    stamp,
-    stamp_files,
-    unreadable_is_said,
-)
+from gptscale.data import file_identity
+from gptscale.data.file_identity import describe_files, hash_texts, stamp
+from gptscale.data.source_files import expand, find_files, is_local, stamp_files, unreadable_is_said
 from gptscale.errors import DataError
 
 
@@ -172,7 +164,7 @@ def test_files_are_known_by_name_size_and_content(folder: Path) -> None:
 
 
 def test_files_of_many_bytes_are_known_by_size_and_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_files, "HASHED_BYTES", 4)
+    monkeypatch.setattr(file_identity, "HASHED_BYTES", 4)
     path = folder / "b.txt"
     expected = {"name": "b.txt", "bytes": 5, "mtime_ns": path.stat().st_mtime_ns}
     assert describe_files([path], folder) == [expected]

@@ -21,7 +21,7 @@ import pytest
 import zstandard
 
 from gptscale.config.data import SourceConfig
-from gptscale.data import source_files
+from gptscale.data import file_identity
 from gptscale.data.columns import text_columns
 from gptscale.data.job import _pinned
 from gptscale.data.manifest import Settings
@@ -487,7 +487,7 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / "a.txt").write_text("x")
-    monkeypatch.setattr(source_files, "hash_file", forbidden)
+    monkeypatch.setattr(file_identity, "hash_file", forbidden)
     with pytest.raises(DataError, match=r"data.source.path=.*a.txt cannot be read: Permission denied$"):
         source(tmp_path / "a.txt")
     with pytest.raises(DataError, match=r"data.source.path=[^ ]* cannot be read: Permission denied \(.*/a.txt\)$"):

@@ -9,9 +9,10 @@ import pytest
 
 from gptscale.data import corpus as corpora
 from gptscale.data.corpus import open_corpus
-from gptscale.data.loader import Sampler, StepLoader, count_samples
+from gptscale.data.loader import StepLoader
 from gptscale.data.manifest import load_manifest
 from gptscale.data.prepare import prepare
+from gptscale.data.sampler import Sampler, count_samples
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import DataError

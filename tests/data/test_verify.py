@@ -68,15 +68,12 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("workers", [1, 3, None])
-def test_a_whole_corpus_is_read_to_its_last_byte_and_all_that_is_damaged_is_named(
-    cfg: Config, workers: int | None
-) -> None:
-    assert find_damage(cfg.data.dir, workers) == []
+def test_a_whole_corpus_is_read_to_its_last_byte_and_all_that_is_damaged_is_named(cfg: Config) -> None:
+    assert find_damage(cfg.data.dir) == []
     files = sorted(path for path in cfg.data.dir.iterdir() if path.suffix in (".bin", ".npy"))
     for path in files:
         damage(path, -1)
-    problems = find_damage(cfg.data.dir, workers)
+    problems = find_damage(cfg.data.dir)
     assert len(problems) == len(files)
     assert all(sum(f"{path} is damaged in its bytes" in problem for problem in problems) == 1 for path in files)
 

@@ -141,6 +141,6 @@ def saved_state(checkpoint: Path) -> dict[str, torch.Tensor]:
             pieces = []
             for r in record.ranges:
                 with open_tensors(checkpoint / r.file) as reader:
-                    pieces.append(reader.whole(f"{kind}/{name}@{r.start}"))
+                    pieces.extend(reader.pieces(f"{kind}/{name}@{r.start}"))
             state[f"{kind}/{name}"] = torch.cat(pieces)
     return state

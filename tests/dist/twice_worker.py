@@ -14,6 +14,6 @@ if __name__ == "__main__":
     for life in range(LIVES):
         assert train(load_config(sys.argv[2], [f"train.steps={life + 1}0"]))
         if life < LIVES - 1:  # after the last one the first rank ends, and the store with it
-            assert ranks._store is not None
-            assert not ranks._store.check([note])  # what a group left in its store is no word of the next
-            ranks._store.set(note, "yes")
+            assert ranks.store is not None
+            assert not ranks.store.check([note])  # what a group left in its store is no word of the next
+            ranks.store.set(note, "yes")

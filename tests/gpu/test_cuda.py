@@ -14,8 +14,9 @@ import torch
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.load import dump_config, load_config, parse_config
 from gptscale.data.embedded import TextList
-from gptscale.data.loader import Sampler, StepLoader
+from gptscale.data.loader import StepLoader
 from gptscale.data.prepare import prepare
+from gptscale.data.sampler import Sampler
 from gptscale.data.stream import TokenStream
 from gptscale.model.loss import summed_cross_entropy
 from tests.conftest import small_text, small_values

@@ -2,7 +2,7 @@ import pytest
 
 from gptscale.config.schema import ModelConfig
 from gptscale.model.gpt import GPTModel
-from gptscale.model.size import model_size
+from gptscale.model.size import flops_per_token, model_size, recomputed_flops_per_token
 
 SMALL = {"vocab_size": 101, "context_length": 24, "emb_dim": 48, "n_heads": 4, "n_layers": 3}
 
@@ -28,3 +28,14 @@ def test_a_model_has_the_elements_that_its_config_comes_to(change: dict[str, int
 )
 def test_the_sizes_of_gpt2_are_the_published_ones(preset: str, parameters: int) -> None:
     assert model_size(ModelConfig(preset=preset)).parameters == parameters
+
+
+def test_flops_of_gpt2_small_equal_the_count_on_paper() -> None:
+    # Matrices: 12 layers * 12 * 768^2 = 84,934,656; head 50,257 * 768 = 38,597,376; 6 * sum = 741,192,192.
+    # Attention: 12 * 12 * 768 * 1024 = 113,246,208.
+    assert flops_per_token(ModelConfig(preset="124M")) == 741_192_192 + 113_246_208
+
+
+def test_computing_the_blocks_again_is_a_third_of_what_they_cost() -> None:
+    # Without the head: 6 * 84,934,656 for the matrices and 113,246,208 for attention, of which a third is forward.
+    assert recomputed_flops_per_token(ModelConfig(preset="124M")) == (6 * 84_934_656 + 113_246_208) // 3

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from gptscale.errors import ConfigError, TrainingError
-from gptscale.runtime import ranks
+from gptscale.runtime import interfaces
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine, EngineSettings
 from gptscale.runtime.fragments import materialize_state
@@ -177,7 +177,7 @@ def test_gloo_takes_the_interface_that_nccl_was_told_if_there_is_one(
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", told)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    ranks._let_gloo_follow_nccl()
+    interfaces.let_gloo_follow_nccl()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == taken
 
 

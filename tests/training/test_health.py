@@ -13,9 +13,9 @@ from gptscale.checkpoint.layout import list_checkpoints, read_manifest, step_dir
 from gptscale.config.load import parse_config
 from gptscale.config.watching import HealthConfig
 from gptscale.data.corpus import open_corpus
-from gptscale.data.loader import Sampler, count_samples
 from gptscale.data.order import positions_of
 from gptscale.data.prepare import prepare
+from gptscale.data.sampler import Sampler, count_samples
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import JsonlSink, read_log

@@ -11,7 +11,8 @@ from gptscale.config.load import parse_config
 from gptscale.config.schema import Config
 from gptscale.data.corpora import open_corpora
 from gptscale.data.corpus import open_corpus
-from gptscale.data.loader import StepLoader, count_samples
+from gptscale.data.loader import StepLoader
+from gptscale.data.sampler import count_samples
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
