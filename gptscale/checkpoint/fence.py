@@ -91,8 +91,10 @@ class Fence:
                 "the same command again to go on from its last checkpoint. Without it, that begins anew"
             )
         if newest > self.number:
+            note = (_folder(self.run_dir) / f"{newest:06d}").read_text(errors="replace").strip()
+            holder = note or "which has just begun"
             raise TakenOverError(
-                f"run.dir={self.run_dir} was taken over by a later start ({_holder(self.run_dir)}); this one has "
+                f"run.dir={self.run_dir} was taken over by a later start ({holder}); this one has "
                 "written nothing since and ends. If it was started twice by mistake, the later one goes on alone"
             )
 
@@ -173,8 +175,3 @@ def refresh(folder: Path) -> None:
     probe = folder / f".probe-{token_hex(4)}"
     probe.touch()
     probe.unlink()
-
-
-def _holder(run_dir: Path) -> str:
-    newest = _folder(run_dir) / f"{_newest(run_dir, fresh=False):06d}"
-    return newest.read_text(errors="replace").strip() or "which has just begun"

@@ -43,7 +43,9 @@ def write_part(folder: Path, file: str, fragments: Iterable[Fragment]) -> PartRe
     for fragment in fragments:
         for kind, view in fragment.tensors.items():
             tensors[tensor_key(kind, fragment.name, fragment.start)] = view
-        parameters[fragment.name] = _record(fragment, file)
+        scalars = {kind: float(value) for kind, value in fragment.scalars.items()}
+        where = Range(fragment.start, fragment.numel, file)
+        parameters[fragment.name] = ParameterRecord(list(fragment.shape), list(fragment.tensors), scalars, [where])
     return PartRecord(file, FileRecord(*write_tensors(folder / file, tensors)), parameters)
 
 
@@ -108,12 +110,6 @@ def check_names(folder: Path, manifest: CheckpointManifest, names: Iterable[str]
             f"{folder} does not fit model: {only[0]} is only in {whose} ({len(only)} such parameters); "
             "use the model section that it was trained with, or another run.dir"
         )
-
-
-def _record(fragment: Fragment, file: str) -> ParameterRecord:
-    scalars = {kind: float(value) for kind, value in fragment.scalars.items()}
-    where = Range(fragment.start, fragment.numel, file)
-    return ParameterRecord(list(fragment.shape), list(fragment.tensors), scalars, [where])
 
 
 def tiling_problems(folder: Path, manifest: CheckpointManifest) -> list[str]:

@@ -140,7 +140,7 @@ def _measured(folder: Path, machine_gpus: int) -> "Measured":
     from gptscale.planning.launch import Launch
     from gptscale.planning.rates import measured
     from gptscale.tracking.jsonl import LOG_FILE, read_log
-    from gptscale.tracking.starts import last_start
+    from gptscale.tracking.provenance import last_start
 
     start = last_start(folder)
     if not start or not (folder / "config.yaml").is_file():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gptscale.data.tokenizer import Tokenizer
 from gptscale.errors import DataError
@@ -159,13 +160,10 @@ def _tokens(context: str, ending: str, tokenizer: Tokenizer) -> tuple[list[int],
 
 def _rows(pairs: Sequence[tuple[list[int], int]], context_length: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, T), in which only the endings count; filled up on the right."""
-    kept = [(tokens[-(context_length + 1) :], count) for tokens, count in pairs]
-    width = max(len(tokens) for tokens, _ in kept) - 1
-    inputs = torch.zeros(len(kept), width, dtype=torch.int64)
-    targets = torch.full_like(inputs, IGNORE)
-    for row, (tokens, count) in enumerate(kept):
-        last = len(tokens) - 1
-        inputs[row, :last] = torch.tensor(tokens[:-1])
-        first = max(0, last - count)
-        targets[row, first:last] = torch.tensor(tokens[first + 1 :])
-    return inputs, targets
+    inputs, targets = [], []
+    for tokens, count in pairs:
+        kept = torch.tensor(tokens[-(context_length + 1) :])
+        inputs.append(kept[:-1])
+        targets.append(kept[1:].clone())
+        targets[-1][: max(0, len(kept) - 1 - count)] = IGNORE
+    return pad_sequence(inputs, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORE)

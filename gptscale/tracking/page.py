@@ -12,7 +12,7 @@ from gptscale.disk import write_whole
 from gptscale.errors import GptscaleError, TrainingError
 from gptscale.tracking.jsonl import LOG_FILE, SAMPLES_FILE, plain, read_log, read_samples
 from gptscale.tracking.lines import evaluated_sets, size
-from gptscale.tracking.starts import recorded_starts
+from gptscale.tracking.provenance import recorded_starts
 
 TEMPLATE = Path(__file__).with_name("page.html")
 

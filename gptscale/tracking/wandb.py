@@ -26,7 +26,7 @@ from gptscale.config.schema import Config
 from gptscale.errors import TrainingError, first_line
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.jsonl import HISTOGRAMS_FILE, LOG_FILE, SAMPLES_FILE, read_histograms, read_log, read_samples
-from gptscale.tracking.starts import last_start
+from gptscale.tracking.provenance import last_start
 from gptscale.tracking.tracker import Histograms, Record, View
 
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import collective_timeout_s
 from gptscale.tracking.jsonl import cut_back
-from gptscale.training.provenance import write_provenance
+from gptscale.tracking.provenance import write_provenance
 
 DONE = "done"
 """The marker of a run that has reached its last step; launchers go by it, since an exit code can mean many things."""

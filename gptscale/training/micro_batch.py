@@ -12,7 +12,7 @@ from gptscale.runtime import ranks
 from gptscale.runtime.device import free_bytes, local_device
 from gptscale.runtime.launch import launched_dp_shard_size, launched_engine, launched_rank, launched_world
 from gptscale.runtime.zero_config import launched_zero
-from gptscale.tracking.starts import last_start
+from gptscale.tracking.provenance import last_start
 
 
 def with_micro_batch(cfg: Config) -> Config:

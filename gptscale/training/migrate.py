@@ -13,9 +13,9 @@ from gptscale.errors import TrainingError
 from gptscale.runtime import ranks
 from gptscale.runtime.fragments import Fragment
 from gptscale.runtime.saved_state import SavedState
+from gptscale.tracking.provenance import package_versions
 from gptscale.training.folder import take_alone
 from gptscale.training.plan import make_plan
-from gptscale.training.provenance import package_versions
 from gptscale.training.schedule import lr_at
 from gptscale.training.state import TrainState
 from gptscale.weights.saved_state import read_saved_state

@@ -25,9 +25,6 @@ FIXED = (
 )
 """With other values a resume would read some samples twice and others never, or find no state."""
 
-ALLOWABLE = {"tokens_per_step"}
-"""What resume.allow can name."""
-
 
 def resume(cfg: Config, data_fingerprint: str, engine: Engine, plan: Plan) -> tuple[TrainState, Plan]:
     """Where the newest good checkpoint left off, its tensors put in place, and the plan from there on.
@@ -102,7 +99,7 @@ def _check_same_run(cfg: Config, manifest: CheckpointManifest) -> None:
         if field == "stride" and (before or wanted):  # null is the context's length
             before, wanted = before or manifest.config["model"]["context_length"], cfg.stride
         if before != wanted and field not in cfg.resume.allow:
-            allow = f", allow it with resume.allow=[{field}]" if field in ALLOWABLE else ""
+            allow = f", allow it with resume.allow=[{field}]" if field == "tokens_per_step" else ""
             raise TrainingError(
                 f"{cfg.run.dir} was started with {section}.{field}={before}, not {wanted}; "
                 f"set it back{allow}, or start a new run in another run.dir"

@@ -31,6 +31,7 @@ from gptscale.tracking.beside import Beside
 from gptscale.tracking.console import Console
 from gptscale.tracking.fenced import Fenced
 from gptscale.tracking.jsonl import JsonlSink
+from gptscale.tracking.provenance import package_versions
 from gptscale.tracking.tensorboard import TensorboardSink
 from gptscale.tracking.tracker import Tracker
 from gptscale.tracking.wandb import wandb_beside
@@ -45,7 +46,6 @@ from gptscale.training.micro_batch import with_micro_batch
 from gptscale.training.optimizer import build_optimizer
 from gptscale.training.plan import Plan, make_plan
 from gptscale.training.profile import StepProfile
-from gptscale.training.provenance import package_versions
 from gptscale.training.resume import check_goes_on, resume
 from gptscale.training.save_cost import SaveCost
 from gptscale.training.segments import likely_segment

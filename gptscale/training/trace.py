@@ -13,7 +13,7 @@ from gptscale.data.order import positions_of
 from gptscale.data.tokenizer import load_tokenizer
 from gptscale.data.trace import Documents, TracedSample, trace_positions
 from gptscale.errors import TrainingError
-from gptscale.tracking.starts import last_start
+from gptscale.tracking.provenance import last_start
 from gptscale.training.plan import make_plan
 from gptscale.training.segments import newest_state, segments_of
 

@@ -11,7 +11,7 @@ import torch
 
 from gptscale.checkpoint.layout import read_manifest, step_dir
 from gptscale.config.schema import Config
-from gptscale.tracking.starts import recorded_starts
+from gptscale.tracking.provenance import recorded_starts
 from gptscale.weights.files import open_tensors
 from tests.dist.conftest import ENGINES, OFFLOAD, changed, forked, launch
 from tests.dist.crossing_worker import STEPS

@@ -19,7 +19,7 @@ from gptscale.data.sampler import Sampler, count_samples
 from gptscale.errors import TrainingError
 from gptscale.runtime.engine import Engine
 from gptscale.tracking.jsonl import JsonlSink, read_log
-from gptscale.tracking.starts import recorded_starts
+from gptscale.tracking.provenance import recorded_starts
 from gptscale.training import loop
 from gptscale.training.deadline import Deadline
 from gptscale.training.health import Health

@@ -11,7 +11,8 @@ from typing import Any
 import gptscale
 from gptscale.disk import write_whole
 from gptscale.runtime.rows import output_of
-from gptscale.tracking.starts import PROVENANCE_FILE
+
+PROVENANCE_FILE = "provenance.json"
 
 PACKAGES = (
     "torch",
@@ -25,12 +26,38 @@ PACKAGES = (
     "wandb",
 )
 
+_DAMAGE = (ValueError, KeyError, TypeError, RecursionError)
+"""What reading a damaged file raises."""
+
 
 def write_provenance(run_dir: Path, **facts: Any) -> None:
-    """Add this start to the run folder's provenance.json. Raises OSError."""
+    """Add this start to the run folder's provenance.json; a damaged one is set aside, since no run should stop for it.
+
+    Raises OSError.
+    """
     path = run_dir / PROVENANCE_FILE
-    starts = [*_earlier_starts(path), {**_environment(), **facts}]
+    try:
+        earlier = _starts(path)
+    except FileNotFoundError:
+        earlier = []
+    except _DAMAGE:
+        path.rename(path.with_suffix(".damaged"))
+        earlier = []
+    starts = [*earlier, {**_environment(), **facts}]
     write_whole(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+
+
+def recorded_starts(run_dir: Path) -> list[dict[str, Any]]:
+    """One entry for each start, the first one first; none if they cannot be read, since nothing should fail for it."""
+    try:
+        return [dict(start) for start in _starts(run_dir / PROVENANCE_FILE)]
+    except (OSError, *_DAMAGE):
+        return []
+
+
+def last_start(run_dir: Path) -> dict[str, Any]:
+    """What the last start wrote down; empty if there is nothing to read."""
+    return (recorded_starts(run_dir) or [{}])[-1]
 
 
 def package_versions() -> dict[str, str | None]:
@@ -38,15 +65,8 @@ def package_versions() -> dict[str, str | None]:
     return {"gptscale": gptscale.__version__, **{name: _version(name) for name in PACKAGES}}
 
 
-def _earlier_starts(path: Path) -> list[Any]:
-    """The entries so far; a damaged file is set aside, since no run should stop for it."""
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError, RecursionError):
-        path.rename(path.with_suffix(".damaged"))
-        return []
+def _starts(path: Path) -> list[Any]:
+    return list(json.loads(path.read_text(encoding="utf-8"))["starts"])
 
 
 def _environment() -> dict[str, Any]:
@@ -57,8 +77,8 @@ def _environment() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "packages": package_versions(),
-        "git_commit": _git("rev-parse", "HEAD") or None,
-        "git_changes": _git("status", "--porcelain").splitlines(),
+        "git_commit": output_of("git", "rev-parse", "HEAD").strip() or None,
+        "git_changes": output_of("git", "status", "--porcelain").strip().splitlines(),
     }
 
 
@@ -67,8 +87,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git(*args: str) -> str:
-    """What git says of the working folder; nothing outside a repository or without git."""
-    return output_of("git", *args).strip()
