@@ -42,9 +42,9 @@ def run_evaluate(
     _check_options(split or "val", sequences, stride)
     if sets and (split or data_dir):
         raise ConfigError(f"--set names what is evaluated; leave out {'--split' if split else '--data-dir'}")
-    ranks.join()
     results: dict[str, Any] = {}
     with explaining("let nothing else use the device, or set ACCELERATE_USE_CPU=true"):
+        ranks.join()
         questions = ranks.agree(lambda: read_questions(cloze)) if cloze is not None else []
         subject = Subject(checkpoint, best=best, sequences=sequences, stride=stride)
         if cloze is None or split or sets or sequences or data_dir or stride:  # a cloze file alone needs no corpus

@@ -1,9 +1,11 @@
 """What ranks tell of an error: one that all have once, and one that a single rank has so that the others are silent."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -82,26 +84,63 @@ def _explained(error: Exception, out_of_memory: str) -> Exception:
     """
     if isinstance(error, GptscaleError):
         return error
-    broken, silent = _is_broken_exchange(error), ""
+    broken, first, silent = _is_broken_exchange(error), True, ""
     if ranks.store is not None and launched_world() > 1:
-        with suppress(RuntimeError):  # the store is gone with its host
-            if broken:
-                ranks.store.set(f"{LOST}-{launched_rank()}", "yes")
-            if ranks.store.add(FAILURE, 1) > 1 and broken:  # in one exchange: many may find out at the same moment
-                _wait_for(NAMED)  # the first to end may end all
-                return PeerError("another rank failed; it says why")
-            silent = _silent_ranks() if broken else ""
-            ranks.store.set(NAMED, "yes")
+        first, silent = _compared_in_time(error)
+    if broken and not first:
+        return PeerError("another rank failed; it says why")
     if lack := _lack_of_memory(error):
         return RankError(f"rank {launched_rank()} ran out of memory: {lack}; {out_of_memory}")
     return RankError(_lost(error, silent)) if broken else error
 
 
-def _wait_for(*notes: str) -> bool:
-    """Whether notes of other ranks come within seconds."""
+def note_lost(error: BaseException | None) -> None:
+    """Say that this rank is there though it lost the others, if that is what the error tells.
+
+    Where closing may take longer than the others wait, as W&B's does, this comes before it.
+    """
+    if isinstance(error, Exception) and _is_broken_exchange(error) and ranks.store is not None and launched_world() > 1:
+        with suppress(RuntimeError):  # the store is gone with its host
+            ranks.store.set(f"{LOST}-{launched_rank()}", "yes")
+
+
+def _compared_in_time(error: Exception) -> tuple[bool, str]:
+    """As `_compare_notes`, or without the others' notes where the store is gone, or does not answer.
+
+    It answers no more, and torch waits for it for ever, where the process that holds it or its machine is frozen.
+    """
+    found = [(True, f"; no word from {os.environ.get('MASTER_ADDR')}, where the ranks meet")]
+
+    def compare() -> None:
+        try:
+            found[0] = _compare_notes(error)
+        except RuntimeError:  # the store is gone with its host
+            found[0] = (True, "")
+
+    asking = Thread(target=compare, daemon=True)
+    asking.start()
+    asking.join(3 * TELLING_S)
+    return found[0]
+
+
+def _compare_notes(error: Exception) -> tuple[bool, str]:
+    """Whether this rank is the first to fail alone, and if so who is silent."""
+    assert ranks.store is not None
+    note_lost(error)
+    if ranks.store.add(FAILURE, 1) > 1:  # in one exchange: many may find out at the same moment
+        if _is_broken_exchange(error):
+            _wait_for([NAMED], 2 * TELLING_S)  # the first to end may end all, and it waits and looks that long
+        return False, ""
+    silent = _silent_ranks() if _has_waited(error) else ""
+    ranks.store.set(NAMED, "yes")
+    return True, silent
+
+
+def _wait_for(notes: list[str], seconds: float) -> bool:
+    """Whether notes of other ranks come in time."""
     assert ranks.store is not None
     try:
-        ranks.store.wait(list(notes), timedelta(seconds=TELLING_S))
+        ranks.store.wait(notes, timedelta(seconds=seconds))
     except RuntimeError:
         return False
     return True
@@ -111,12 +150,19 @@ def _silent_ranks() -> str:
     """Who does not say within seconds that it lost the others too: it hangs or is gone. Named with its machine."""
     assert ranks.store is not None
     notes = [f"{LOST}-{rank}" for rank in range(launched_world())]
-    if _wait_for(*notes):
+    if _wait_for(notes, TELLING_S):
         return ""
     silent = [rank for rank, note in enumerate(notes) if not ranks.store.check([note])]
-    named = [f"rank {rank} on {ranks.store.get(f'{ranks.HOST}-{rank}').decode()}" for rank in silent[:MOST_NAMED]]
+    named = ", ".join(_named(rank) for rank in silent[:MOST_NAMED])
     more = f" and {len(silent) - MOST_NAMED} more" if silent[MOST_NAMED:] else ""
-    return f"; no word from {', '.join(named)}{more}"
+    return f"; no word from {named}{more}"
+
+
+def _named(rank: int) -> str:
+    assert ranks.store is not None
+    if not ranks.store.check([f"{ranks.HOST}-{rank}"]):  # for which `get` would wait
+        return f"rank {rank}, which never came"
+    return f"rank {rank} on {ranks.store.get(f'{ranks.HOST}-{rank}').decode()}"
 
 
 def _lack_of_memory(error: Exception) -> str | None:
@@ -143,3 +189,8 @@ def _is_broken_exchange(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in text for sign in signs)
     )
+
+
+def _has_waited(error: Exception) -> bool:
+    """Whether those who wait for the same ranks hear of it too. NCCL's errors may be of this rank's device alone."""
+    return _is_broken_exchange(error) and "nccl" not in str(error).lower()

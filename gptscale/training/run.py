@@ -26,7 +26,7 @@ from gptscale.runtime.distributed import start_engine
 from gptscale.runtime.engine import Engine
 from gptscale.runtime.launch import launched_rank, launched_world
 from gptscale.runtime.preempt import StopRequest
-from gptscale.runtime.telling import explaining
+from gptscale.runtime.telling import explaining, note_lost
 from gptscale.tracking.beside import Beside
 from gptscale.tracking.console import Console
 from gptscale.tracking.fenced import Fenced
@@ -59,10 +59,9 @@ def train(cfg: Config) -> bool:
     Under a launcher every process calls this. A stop signal ends it early, with a checkpoint; after
     Ctrl-C that is a KeyboardInterrupt.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, explaining("lower train.micro_batch_sequences, or shard over more ranks"):
         ranks.join()
-        with explaining("lower train.micro_batch_sequences, or shard over more ranks"):
-            finished = _train_together(cfg, stop)
+        finished = _train_together(cfg, stop)
     if stop.received is signal.SIGINT and not finished:
         raise KeyboardInterrupt
     return finished
@@ -160,6 +159,7 @@ def _live(start: Start, plan: Plan, state: TrainState, cause: Rollback | None) -
             record_rollback(run, state, cause)
         gc.freeze()  # what is here stays to the end; the collector need not look at it again and again
         stack.callback(gc.unfreeze)
+        stack.push(lambda kind, error, trace: note_lost(error))
         try:
             return fit(run, state)
         except Rollback as spike:

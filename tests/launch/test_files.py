@@ -92,6 +92,21 @@ def test_the_training_job_takes_its_counts_from_slurm() -> None:
     assert "srun --export=ALL --kill-on-bad-exit=1" in job
 
 
+def test_the_ranks_of_a_job_may_open_as_many_files_as_the_machine_allows(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/bash\nulimit -Sn\n")
+    python.chmod(0o755)
+    slurm = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    done = subprocess.run(
+        ["bash", "-c", "ulimit -Sn 100; ulimit -Hn 200; exec launch/slurm/node.sh c.yaml"],
+        cwd=ROOT,
+        env=os.environ | slurm | {"PYTHON": str(python)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "200\n"), done.stderr
+
+
 def test_the_container_file_copies_what_is_there_and_what_an_installation_needs() -> None:
     text = (ROOT / "launch/Dockerfile").read_text()
     copied = {word for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for word in line.split()}
@@ -209,3 +224,24 @@ def test_a_pod_ends_well_only_if_the_run_is_done(
             pod.terminate()
         assert pod.stdout.read() == ("told\n" if told else "")
         assert pod.wait(10) == expected
+
+
+def test_a_pod_that_is_told_to_end_at_its_start_tells_its_launcher(tmp_path: Path) -> None:
+    torchrun, slowly = tmp_path / "torchrun", tmp_path / "slowly"
+    torchrun.write_text(
+        "#!/bin/bash\ntrap 'echo told; exit 0' TERM\necho here\nfor _ in {1..60}; do sleep 0.05; done\n"
+    )
+    torchrun.chmod(0o755)
+    slowly.write_text("trap 'case $BASH_COMMAND in trap*) sleep 1; esac' DEBUG\n")  # whatever sets a trap comes late
+    with subprocess.Popen(
+        kubernetes_container(kubernetes_job())["command"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "BASH_ENV": str(slowly)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as pod:
+        assert pod.stdout is not None
+        assert pod.stdout.readline() == "here\n"
+        pod.terminate()
+        assert pod.stdout.read() == "told\n"
+        assert pod.wait(10) == 1

@@ -1,6 +1,9 @@
 """Errors of several ranks, told once."""
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -94,3 +97,96 @@ def test_of_ranks_that_lose_the_others_the_first_alone_says_so_and_names_who_doe
     assert [type(error) for error in lost] == [RankError, *[PeerError] * (broken - 1)]
     named = ", ".join(f"rank {rank} on node{rank // 4}" for rank in (1, 3, 4, 5, 6, 7, 8, 9))
     assert f"([gloo] Connection closed by peer); no word from {named} and 2 more; if one of them" in str(lost[0])
+
+
+def lost_by(world: int, store: HashStore, monkeypatch: pytest.MonkeyPatch, telling_s: float = 0.2) -> None:
+    """Let this be a rank of so many that meet in a store."""
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    monkeypatch.setattr(ranks, "store", store)
+    monkeypatch.setattr(telling, "TELLING_S", telling_s)
+
+
+def test_no_rank_ends_while_the_first_still_looks_who_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = threading.Event()
+
+    class Slow(HashStore):
+        """As where a thousand ranks are asked for."""
+
+        def check(self, keys: list[str]) -> bool:
+            looks.set()
+            time.sleep(0.05)
+            return super().check(keys)
+
+    lost_by(2, store := Slow(), monkeypatch, telling_s=0.5)
+    error = RuntimeError("[gloo] Connection closed by peer")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(telling._explained, error, "")
+        while not super(Slow, store).check([telling.FAILURE]):
+            time.sleep(0.001)
+        second = threads.submit(telling._explained, error, "")
+        assert isinstance(second.result(), PeerError)
+        assert looks.is_set()
+        assert super(Slow, store).check([telling.NAMED])
+        assert "; no word from rank 1, which never came; if one" in str(first.result())  # and `get` would wait for it
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NCCL error in: x.cpp:77"), RuntimeError("CUDA error: out of memory")])
+def test_what_breaks_on_this_rank_alone_is_not_laid_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    lost_by(4, HashStore(), monkeypatch, telling_s=5.0)
+    began = time.monotonic()
+    assert "no word" not in str(telling._explained(error, ""))  # the others wait, and do not know of it yet
+    assert time.monotonic() - began < 4  # nor does this rank wait for them
+
+
+def test_a_rank_whose_store_is_frozen_says_so_and_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    thaws = threading.Event()
+
+    class Frozen(HashStore):
+        def add(self, key: str, amount: int) -> int:
+            thaws.wait(20)
+            return super().add(key, amount)
+
+    lost_by(2, Frozen(), monkeypatch, telling_s=0.05)
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    lost = telling._explained(RuntimeError("[gloo] Timed out"), "")
+    thaws.set()
+    assert str(lost).startswith(
+        "rank 0 lost the other ranks ([gloo] Timed out); no word from node0, where the ranks meet;"
+    )
+
+
+def test_a_store_that_is_gone_leaves_the_error_of_the_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(HashStore):
+        def add(self, key: str, amount: int) -> int:
+            raise RuntimeError("Broken pipe")
+
+    lost_by(2, Gone(), monkeypatch)
+    assert "lost the other ranks ([gloo] Timed out); if one of them" in str(
+        telling._explained(RuntimeError("[gloo] Timed out"), "")
+    )
+
+
+@pytest.mark.parametrize("where", ["rendezvous", "connecting"])
+def test_a_rank_that_never_comes_is_one_line_for_those_that_did(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def late(*args: object, **options: object) -> object:
+        raise dist.DistStoreError("Timed out after 6 seconds waiting for clients. 1/2 clients joined.")
+
+    lost_by(2, HashStore(), monkeypatch)
+    monkeypatch.setattr(ranks, "store", None)
+    meet: Callable[..., object] = late if where == "rendezvous" else lambda *_, **__: iter([[HashStore()]])
+    monkeypatch.setattr(ranks, "_meeting", None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    for name in ("init_process_group", "is_initialized"):
+        monkeypatch.setattr(ranks.dist, name, late if name.startswith("init") else lambda: False)
+    for name, instead in (("has_cuda", lambda: False), ("rendezvous", meet), ("_allow_connections", lambda: None)):
+        monkeypatch.setattr(ranks, name, instead)
+    who = "" if where == "rendezvous" else "; no word from rank 1, which never came"
+    with (
+        pytest.raises(RankError, match=rf"rank 0 lost .*1/2 clients joined\.\){who}; if one of them was only slow"),
+        telling.explaining(""),
+    ):
+        ranks.join()

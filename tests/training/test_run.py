@@ -19,7 +19,7 @@ from gptscale.checkpoint.store import Store
 from gptscale.config.load import parse_config
 from gptscale.config.schema import CheckpointConfig, Config
 from gptscale.data.corpora import open_corpora
-from gptscale.errors import CheckpointError, TrainingError
+from gptscale.errors import CheckpointError, RankError, TrainingError
 from gptscale.evaluation.loss import Evaluation
 from gptscale.model.gpt import GPTModel
 from gptscale.runtime import compiled
@@ -30,6 +30,7 @@ from gptscale.training import initial, look, loop, meter, run, summary
 from gptscale.training.folder import take_alone
 from gptscale.training.health import Rollback, Spike
 from gptscale.training.look import Look
+from gptscale.training.plan import Segment
 from gptscale.training.run import train
 from gptscale.training.save_cost import SaveCost
 from gptscale.training.state import TrainState
@@ -547,3 +548,45 @@ def test_weights_of_another_tokenizer_are_said(
     train(parse_config(values, "test"))
     said = " names the tokenizer gpt2, and this run has data.tokenizer=bytes" in capsys.readouterr().out
     assert said == (tokenizer == "gpt2")
+
+
+def test_a_rank_that_lost_the_others_says_so_before_it_closes_what_may_take_long(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    close = Tracker.close
+
+    def slow(tracker: Tracker, failed: bool = False) -> None:
+        done.append("closed")
+        close(tracker, failed)
+
+    def ended(*args: Any) -> bool:
+        raise RuntimeError("[gloo] Timed out")
+
+    monkeypatch.setattr(run, "fit", ended)
+    monkeypatch.setattr(run, "note_lost", lambda error: done.append(str(error)))
+    monkeypatch.setattr(Tracker, "close", slow)
+    with pytest.raises(RankError, match="lost the other ranks"):
+        train(cfg)
+    assert done == ["[gloo] Timed out", "closed"]  # else the first to end would call it silent
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_newest_checkpoint_says_before_the_start_is_read_by_the_first_rank_alone(
+    cfg: Config, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    read: list[str] = []
+    first = Segment(4, 16, cfg.train.tokens_per_step)
+
+    def planned(cfg: Config, samples: int, world: int, segment: Segment) -> None:
+        assert segment == first
+        raise TrainingError("so far")
+
+    monkeypatch.setattr(run, "launched_rank", lambda: rank)
+    monkeypatch.setattr(run, "check_goes_on", lambda *args: read.append("settings"))
+    monkeypatch.setattr(run, "likely_segment", lambda *args: (read.append("segment"), first)[1])
+    monkeypatch.setattr(run.ranks, "gather", lambda mine: [first if rank else mine, None if rank == 0 else mine])
+    monkeypatch.setattr(run, "make_plan", planned)
+    with pytest.raises(TrainingError, match="so far"):
+        train(cfg)
+    assert read == (["settings", "segment"] if rank == 0 else [])  # not a thousand ranks at one file
