@@ -5,7 +5,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from errno import EDQUOT, ENAMETOOLONG, ENOSPC
+from errno import EDQUOT, ELOOP, ENAMETOOLONG, ENOSPC
 from io import TextIOWrapper
 from typing import NoReturn
 
@@ -132,6 +132,8 @@ def _refusal(error: Exception) -> str | None:
         return f"{error.filename or 'the output'} cannot be written: {error.strerror}; free some space there"
     if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
         return f"{error.filename or 'a path'}: {error.strerror}; choose a shorter one"
+    if isinstance(error, OSError) and error.errno == ELOOP:
+        return f"{error.filename or 'a path'}: {error.strerror}, so it leads nowhere; put the file there in its place"
     if not isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError) or error.filename is None:
         return None
     mend = "let this user read and write it" if isinstance(error, PermissionError) else "move away what is there"

@@ -22,6 +22,10 @@ ROOT = Path(__file__).parents[2]
     [
         (errno.EACCES, "a/b.bin: Permission denied; let this user read and write it, or choose another path"),
         (errno.ENOTDIR, "a/b.bin: Not a directory; move away what is there, or choose another path"),
+        (
+            errno.ELOOP,
+            "a/b.bin: Too many levels of symbolic links, so it leads nowhere; put the file there in its place",
+        ),
     ],
 )
 def test_a_path_that_the_system_refuses_is_one_line(number: int, line: str) -> None:

@@ -92,18 +92,19 @@ def test_every_sample_comes_once_in_an_epoch_from_every_resume_point(world: int,
     # 18 steps of 5 samples are 5 epochs of 18; steps are cut where a run stopped and went on
     sampler = Sampler(samples=SAMPLES, stride=3, seed=7, block=block)
     steps = [load(rank=rank, world=world, sampler=sampler, total_steps=18) for rank in range(world)]
-    for resumed in range(18):
-        found: list[int] = []
-        for first, last in [(0, resumed), (resumed, 18)]:
-            ranks = [
-                load(rank=r, world=world, sampler=sampler, first_step=first, total_steps=last) for r in range(world)
-            ]
-            parts = {b.first_position: rows([b]) for rank in ranks for step in rank for b in step if rows([b])}
-            found += [start for position in sorted(parts) for start in parts[position]]
-        for epoch in range(5):
-            assert sorted(found[epoch * 18 : epoch * 18 + 18]) == list(range(0, 54, 3))
-        whole = {b.first_position: rows([b]) for rank in steps for step in rank for b in step if rows([b])}
-        assert found == [start for position in sorted(whole) for start in whole[position]]
+    whole = in_order([step for rank in steps for step in rank])
+    for epoch in range(5):
+        assert sorted(whole[epoch * 18 : epoch * 18 + 18]) == list(range(0, 54, 3))
+    for resumed in range(1, 18):
+        before = in_order([step for rank in steps for step in rank[:resumed]])
+        after = [load(rank=r, world=world, sampler=sampler, first_step=resumed, total_steps=18) for r in range(world)]
+        assert before + in_order([step for rank in after for step in rank]) == whole
+
+
+def in_order(steps: list[list[MicroBatch]]) -> list[int]:
+    """The first tokens of all ranks' samples, by position."""
+    found = {batch.first_position: rows([batch]) for step in steps for batch in step if rows([batch])}
+    return [start for position in sorted(found) for start in found[position]]
 
 
 def test_micro_batches_are_the_same_ones_for_any_number_of_ranks() -> None:

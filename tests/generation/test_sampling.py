@@ -39,6 +39,10 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p: float, expected: list[in
     assert kept(keep_top_p(LOGITS, p)) == [bool(e) for e in expected]
 
 
+def test_top_p_takes_no_more_once_p_is_reached_exactly() -> None:
+    assert sum(kept(keep_top_p(torch.zeros(1, 4), 0.5))) == 2  # of four quarters
+
+
 def test_top_p_finds_the_likeliest_in_any_order() -> None:
     assert kept(keep_top_p(LOGITS.flip(-1), 0.6)) == [False, False, True, True]
 
@@ -47,6 +51,11 @@ def test_a_number_draws_the_token_at_which_the_summed_probability_passes_it() ->
     # 0.5, 0.75, 0.9 and 1 are the sums
     uniforms = [0.0, 0.49, 0.51, 0.74, 0.76, 0.89, 0.91, 1 - 2**-53]
     assert chosen(Sampling(), uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_number_on_a_border_draws_the_token_behind_it_and_zero_none_that_is_cut_off() -> None:
+    # the sums 0, 1/2 and 1 are exact
+    assert draw(torch.tensor([[-torch.inf, 0.0, 0.0]] * 3), [0.0, 0.25, 0.5]) == [1, 1, 2]
 
 
 def test_a_temperature_of_two_takes_the_root_of_each_probability() -> None:

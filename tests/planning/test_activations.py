@@ -1,5 +1,6 @@
 """The formula of activations against what autograd keeps and what the allocator gives out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_gpt2_small_in_bf16_is_what_the_derivation_says() -> None:
     values["model"] = {"preset": "124M"}
     values["train"] |= {"precision": "bf16", "tokens_per_step": 1024, "micro_batch_sequences": 1}
     assert activations(parse_config(values), 1).kept == 1024 * (12 * 27_712 + 4_624) + 169_869_312
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("ddp", "fp16"), ("fsdp2", "fp16"), ("fsdp2", "bf16")])
+def test_no_copies_of_weights_are_held_for_the_loss_where_autocast_has_no_cache(
+    gpt2: Callable[..., Config], engine: str, precision: str
+) -> None:
+    cached = memory_of(gpt2(activation_checkpointing=True), Launch("ddp", 8, 16)).logits
+    found = memory_of(gpt2(activation_checkpointing=True, precision=precision), Launch(engine, 8, 16)).logits
+    assert cached - found == 2 * 12 * (12 * 768**2)  # 12 blocks in 16 bits
