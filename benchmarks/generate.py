@@ -29,7 +29,7 @@ from gptscale.generation.decode import Decoder
 from gptscale.generation.layout import by_columns
 from gptscale.generation.sampling import Sampling
 from gptscale.model.gpt import GPTModel
-from gptscale.runtime.device import default_device, describe_device, synchronize
+from gptscale.runtime.device import describe_device, local_device, synchronize
 from gptscale.weights.export import write_transformers
 from gptscale.weights.source import Source, Stored
 
@@ -52,7 +52,7 @@ def main() -> int:
     cfg = ModelConfig(preset=asked.preset if len(shape) < 3 else None, **shape)
     if PROMPT_TOKENS + asked.new_tokens > cfg.context_length:
         parser.error(f"--new-tokens can be {cfg.context_length - PROMPT_TOKENS} at most")
-    device, dtype = default_device(), getattr(torch, asked.dtype)
+    device, dtype = local_device(), getattr(torch, asked.dtype)
     model = by_columns(GPTModel(cfg, seed=0).to(device, dtype).eval())
     prompt = torch.randint(cfg.vocab_size, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
     ways: dict[str, Way] = {

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from mistakes import positive, told
 
-from gptscale.runtime.device import default_device, describe_device, synchronize
+from gptscale.runtime.device import describe_device, local_device, synchronize
 
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 WARM_UP_ROUNDS = 2
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=lambda text: positive(f"{float(text):.0f}"), default="100e6")
     parser.add_argument("--rounds", type=positive, default=9)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device().type)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=local_device().type)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():

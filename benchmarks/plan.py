@@ -21,7 +21,7 @@ from gptscale.config.schema import Config
 from gptscale.planning.launch import Launch
 from gptscale.planning.rates import Measured, calibrated_mfu, measured, plan_rates, processor
 from gptscale.planning.steptime import step_time
-from gptscale.runtime.device import default_device, describe_device
+from gptscale.runtime.device import describe_device, local_device
 from gptscale.runtime.gpus import gpu_of_product
 from gptscale.tracking.jsonl import LOG_FILE, read_log
 
@@ -52,7 +52,7 @@ def main() -> int:
     configs = {name: load_config(arguments.config, [*fixed, *changed]) for name, changed in changes.items()}
     prepare(configs[BASE])
     runs = interleaved(configs, arguments.rounds)
-    print(f"\n{describe_device(default_device())}, medians of {arguments.rounds} rounds\n")
+    print(f"\n{describe_device(local_device())}, medians of {arguments.rounds} rounds\n")
     print(f"{'':24}measured   predicted / measured (least to most)")
     worst = 0.0
     for name, found in runs.items():
@@ -93,7 +93,7 @@ def trained(cfg: Config, folder: Path) -> Measured:
     with contextlib.redirect_stdout(io.StringIO()):
         if not train(cfg):
             raise SystemExit("stopped by a signal")
-    return measured(folder, cfg, describe_device(default_device()), Launch("none", 1), read_log(folder / LOG_FILE))
+    return measured(folder, cfg, describe_device(local_device()), Launch("none", 1), read_log(folder / LOG_FILE))
 
 
 def step_s(run: Measured) -> float:

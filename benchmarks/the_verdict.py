@@ -17,7 +17,7 @@ from pathlib import Path
 from mistakes import file, told
 
 from gptscale import load_config, prepare, train
-from gptscale.runtime.device import default_device, describe_device
+from gptscale.runtime.device import describe_device, local_device
 from gptscale.tracking.jsonl import read_log
 
 CONFIG = Path(__file__).parent.parent / "configs" / "the-verdict.yaml"
@@ -41,7 +41,7 @@ def main() -> int:
         if not train(cfg):
             return 1  # stopped by a signal
         records = [r for r in read_log(cfg.run.dir / "log.jsonl") if "val/loss" in r]
-    print(f"\non {describe_device(default_device())}, {cfg.train.precision}, seed {cfg.run.seed}\n")
+    print(f"\non {describe_device(local_device())}, {cfg.train.precision}, seed {cfg.run.seed}\n")
     print("epoch  training  validation")
     for r in records:
         print(f"{r['epoch']:5.0f}  {r['eval_train/loss']:8.3f}  {r['val/loss']:10.3f}")
