@@ -9,6 +9,7 @@ import numpy as np
 from gptscale.data.blocks import wrong_range
 from gptscale.data.manifest import FILE_NAME, Manifest, load_manifest
 from gptscale.data.shard import ShardHeader, starts_path
+from gptscale.data.workers import cores
 from gptscale.disk import hash_file
 from gptscale.errors import DataError
 
@@ -35,10 +36,10 @@ def verify_corpus(folder: Path) -> None:
 def find_damage(folder: Path) -> list[str]:
     """Read every file of a corpus in parallel and compare its hash with the manifest's; gives a line for each damage.
 
-    It names the first bytes of the file that are wrong (in steps of 64 MiB). Threads do it, since hashing leaves
-    Python's lock.
+    It names the first bytes of the file that are wrong (in steps of 64 MiB). A thread on each core does it, since
+    hashing leaves Python's lock.
     """
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(cores()) as threads:
         found = threads.map(damage_of, hashed_files(folder, load_manifest(folder)))
         return [problem for problem in found if problem is not None]
 

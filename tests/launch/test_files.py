@@ -228,9 +228,8 @@ def test_a_pod_ends_well_only_if_the_run_is_done(
 
 def test_a_pod_that_is_told_to_end_at_its_start_tells_its_launcher(tmp_path: Path) -> None:
     torchrun, slowly = tmp_path / "torchrun", tmp_path / "slowly"
-    torchrun.write_text(
-        "#!/bin/bash\ntrap 'echo told; exit 0' TERM\necho here\nfor _ in {1..60}; do sleep 0.05; done\n"
-    )
+    wait = "for _ in 1 2 3 4 5 6; do sleep 0.5; done"  # in no bash, which would be slowed down as well
+    torchrun.write_text(f"#!/bin/sh\ntrap 'echo told; exit 0' TERM\necho here\n{wait}\n")
     torchrun.chmod(0o755)
     slowly.write_text("trap 'case $BASH_COMMAND in trap*) sleep 1; esac' DEBUG\n")  # whatever sets a trap comes late
     with subprocess.Popen(
